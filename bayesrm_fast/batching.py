@@ -1,0 +1,85 @@
+"""Token-budget batches in length order, and rows padded into tensors."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bayesrm_fast.errors import InputError
+from bayesrm_fast.text import TokenizedText
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """Rows padded to one length.
+
+    A segment is `rows_per_segment` consecutive rows: 1 for single sequences, 2 for preference pairs.
+    """
+
+    input_ids: Tensor  # shape: (B, T), int64
+    attention_mask: Tensor  # shape: (B, T), int64, 1 on real tokens
+    token_type_ids: Tensor | None  # shape: (B, T), int64
+    pad_token_id: int
+    rows_per_segment: int
+
+    def model_inputs(self) -> dict[str, Tensor]:
+        """The keyword arguments of a transformers forward."""
+        inputs = {"input_ids": self.input_ids, "attention_mask": self.attention_mask}
+        return inputs if self.token_type_ids is None else inputs | {"token_type_ids": self.token_type_ids}
+
+
+def plan_batches(segments: Sequence[Sequence[TokenizedText]], max_tokens: int) -> list[list[int]]:
+    """Group segments so that no batch holds more than `max_tokens` tokens, padding included.
+
+    Segments of like length share a batch. A segment longer than the budget gets a batch of its own. The plan depends
+    on the lengths alone.
+
+    Returns:
+        Positions in `segments`, each exactly once, batch by batch; the longest come first, so that a run which does
+        not fit in memory fails at its start.
+    """
+    lengths = [max(len(row.input_ids) for row in segment) for segment in segments]
+    plan: list[list[int]] = []
+    for position in sorted(range(len(segments)), key=lambda i: (-lengths[i], i)):
+        longest = lengths[plan[-1][0]] if plan else 0
+        if plan and (len(plan[-1]) + 1) * longest * len(segments[position]) <= max_tokens:
+            plan[-1].append(position)
+        else:
+            plan.append([position])
+    return plan
+
+
+def collate(
+    segments: Sequence[Sequence[TokenizedText]], pad_token_id: int | None, vocab_size: int, device: torch.device
+) -> TokenBatch:
+    """Pad segments into one batch, on the right.
+
+    The side is not the tokenizer's to choose: a decoder's causal mask makes right padding exact at every position,
+    and an encoder is scored at its first token. Where there is no padding token (`pad_token_id` is None), the padding
+    is an id that no row of the batch contains, so that a model which finds a row's last real token by comparing ids
+    finds it.
+
+    Raises:
+        InputError: there is no padding token and the batch contains the whole vocabulary.
+    """
+    rows = [row for segment in segments for row in segment]
+    longest = max(len(row.input_ids) for row in rows)
+    if pad_token_id is None:
+        present = {token for row in rows for token in row.input_ids}
+        pad_token_id = next((i for i in range(vocab_size) if i not in present), None)
+        if pad_token_id is None:
+            raise InputError("neither model nor tokenizer has a padding token; set tokenizer.pad_token")
+    fill = pad_token_id
+
+    def padded(values: list[list[int]], fill: int) -> Tensor:
+        return torch.tensor([v + [fill] * (longest - len(v)) for v in values], device=device)
+
+    has_types = rows[0].token_type_ids is not None
+    return TokenBatch(
+        input_ids=padded([row.input_ids for row in rows], fill),
+        attention_mask=padded([[1] * len(row.input_ids) for row in rows], 0),
+        token_type_ids=padded([row.token_type_ids or [] for row in rows], 0) if has_types else None,
+        pad_token_id=fill,
+        rows_per_segment=len(segments[0]),
+    )

@@ -1,0 +1,140 @@
+"""Adapters on disk: loading one with its base model, and writing one whole or not at all."""
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import snapshot_download
+from peft import PeftConfig, PeftModel
+from safetensors import SafetensorError, safe_open
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerBase
+
+from bayesrm_fast.errors import InputError
+from bayesrm_fast.posterior import RECORD_FILE, TENSORS_FILE, KroneckerPosterior
+
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_TENSORS = "adapter_model.safetensors"
+
+
+def local_folder(path_or_name: str | os.PathLike[str]) -> Path:
+    """The folder itself, or a hub repository's adapter files, downloaded.
+
+    Raises:
+        InputError: neither a folder nor a repository that can be had.
+    """
+    folder = Path(path_or_name)
+    if folder.is_dir():
+        return folder
+    if folder.exists() or folder.is_absolute() or len(folder.parts) != 2:
+        raise InputError(f"{folder} is not a folder")
+    try:
+        return Path(snapshot_download(str(path_or_name), allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt"]))
+    except Exception as error:  # the hub's errors are many, and what they mean here is one thing
+        raise InputError(f"{folder} is not a folder, and no such repository could be downloaded") from error
+
+
+def load_adapter(folder: Path, **model_options: Any) -> tuple[PeftModel, PreTrainedTokenizerBase]:
+    """Load a LoRA adapter on its base model, and its tokenizer.
+
+    Args:
+        folder: what `PeftModel.save_pretrained` wrote.
+        model_options: for `AutoModelForSequenceClassification.from_pretrained`.
+
+    Raises:
+        InputError: no adapter, an unreadable one, or a score head that neither adapter nor base model holds.
+    """
+    if not (folder / ADAPTER_CONFIG).is_file():
+        if (folder / "config.json").is_file():
+            raise InputError(f"{folder} holds a model without an adapter; a peft LoRA adapter is needed")
+        raise InputError(f"{folder} has no {ADAPTER_CONFIG}; it is not a peft adapter")
+    try:
+        config = PeftConfig.from_pretrained(str(folder))
+    except (ValueError, TypeError, KeyError) as error:
+        raise InputError(f"{folder / ADAPTER_CONFIG} cannot be read: {error}") from error
+    head_shapes = _head_shapes(folder / ADAPTER_TENSORS)
+    base = config.base_model_name_or_path
+    try:
+        labels = head_shapes[-1][0] if head_shapes else AutoConfig.from_pretrained(base).num_labels
+        model, loading = AutoModelForSequenceClassification.from_pretrained(
+            base, num_labels=labels, output_loading_info=True, **model_options
+        )
+    except OSError as error:
+        raise InputError(f"the adapter's base model {base} cannot be loaded: {str(error).splitlines()[0]}") from error
+    absent = [name for name in loading["missing_keys"] if name.split(".")[0] in ("score", "classifier")]
+    if absent and not head_shapes:
+        raise InputError(f"neither {base} nor the adapter in {folder} holds the score head {absent[0]}")
+    adapted = PeftModel.from_pretrained(model, str(folder))
+    has_tokenizer = (folder / "tokenizer_config.json").is_file()
+    tokenizer = AutoTokenizer.from_pretrained(str(folder) if has_tokenizer else base)
+    return adapted.eval(), tokenizer
+
+
+def _head_shapes(path: Path) -> list[list[int]]:
+    """Shapes of the score head's weights in an adapter's file, in the file's order; empty where it has none."""
+    try:
+        with safe_open(path, framework="pt") as tensors:
+            names = [
+                name
+                for name in sorted(tensors.keys())
+                if name.endswith("weight") and "lora_" not in name and {"score", "classifier"} & set(name.split("."))
+            ]
+            shapes = [tensors.get_slice(name).get_shape() for name in names]
+    except FileNotFoundError as error:
+        raise InputError(f"{path} is missing") from error
+    except SafetensorError as error:
+        raise InputError(f"{path} is truncated or not a safetensors file: {error}") from error
+    return [shape for shape in shapes if len(shape) == 2]
+
+
+def check_writable(folder: Path) -> None:
+    """Raise InputError unless a folder can be made, or written to where it exists; leaves nothing behind."""
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} exists and is not a folder")
+    parent = next(ancestor for ancestor in (folder, *folder.absolute().parents) if ancestor.exists())
+    try:
+        with tempfile.TemporaryFile(dir=parent):
+            pass
+    except OSError as error:
+        raise InputError(f"{folder} cannot be written: {error.strerror}") from error
+
+
+def save_adapter(
+    folder: Path,
+    model: PeftModel,
+    adapter: str,
+    tokenizer: PreTrainedTokenizerBase,
+    posterior: KroneckerPosterior | None,
+) -> None:
+    """Write adapter, tokenizer and posterior into a folder.
+
+    Everything is written beside it first and then moved in, the posterior's record last: a folder that was not there
+    appears whole or not at all.
+
+    Raises:
+        InputError: the folder cannot be written.
+    """
+    check_writable(folder)
+    try:
+        folder.absolute().parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.absolute().parent, prefix=f".{folder.name}.") as beside:
+            staging = Path(beside) / "staging"
+            model.save_pretrained(str(staging), selected_adapters=[adapter], save_embedding_layers=False)
+            if adapter != "default":  # peft gives any other name a folder of its own
+                for file in (staging / adapter).iterdir():
+                    shutil.move(file, staging / file.name)
+                (staging / adapter).rmdir()
+            (staging / "README.md").unlink(missing_ok=True)
+            tokenizer.save_pretrained(str(staging))
+            if posterior is not None:
+                posterior.save(staging)
+            if folder.exists():
+                last = {TENSORS_FILE: 1, RECORD_FILE: 2}
+                for file in sorted(staging.iterdir(), key=lambda f: last.get(f.name, 0)):
+                    os.replace(file, folder / file.name)
+            else:
+                os.rename(staging, folder)
+    except OSError as error:
+        raise InputError(f"{folder} cannot be written: {error.strerror or error}") from error
+

@@ -1,0 +1,43 @@
+"""Shape and dtype checks that the operations share; each error names the argument."""
+
+import torch
+from torch import Tensor
+
+FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def require_shape(name: str, tensor: Tensor, shape: tuple[int | None, ...]) -> None:
+    """Raise ValueError unless `tensor` is floating point and has `shape` (None matches any size)."""
+    if tensor.dtype not in FLOATING:
+        raise ValueError(f"{name} must be floating point, not {tensor.dtype}")
+    matches = tensor.dim() == len(shape) and all(
+        want is None or want == have for want, have in zip(shape, tensor.shape, strict=True)
+    )
+    if not matches:
+        wanted = ", ".join("*" if want is None else str(want) for want in shape)
+        raise ValueError(f"{name} must have shape [{wanted}], not {list(tensor.shape)}")
+
+
+def require_segments(p: Tensor, q: Tensor, offsets: Tensor) -> None:
+    """Raise ValueError unless `p [T, r]`, `q [T, d]` and `offsets [N+1]` describe segments of the same tokens.
+
+    The values of `offsets` are checked where they can be read without waiting for a device.
+    """
+    require_shape("p", p, (None, None))
+    require_shape("q", q, (p.shape[0], None))
+    if offsets.dim() != 1 or offsets.shape[0] < 1 or offsets.dtype != torch.int64:
+        raise ValueError(f"offsets must be int64 of shape [N+1], not {offsets.dtype} {list(offsets.shape)}")
+    devices = {p.device, q.device, offsets.device}
+    if len(devices) > 1:
+        raise ValueError(f"p, q and offsets must be on one device, not on {sorted(map(str, devices))}")
+    if offsets.device.type == "cpu":
+        if offsets[0] != 0 or offsets[-1] != p.shape[0]:
+            raise ValueError(f"offsets must run from 0 to {p.shape[0]}, not {int(offsets[0])} to {int(offsets[-1])}")
+        if bool((offsets[1:] < offsets[:-1]).any()):
+            raise ValueError("offsets must not decrease")
+
+
+def require_bases(p: Tensor, q: Tensor, basis_p: Tensor, basis_q: Tensor) -> None:
+    """Raise ValueError unless `basis_p [r, r]` and `basis_q [d, k]` fit `p [T, r]` and `q [T, d]`."""
+    require_shape("basis_p", basis_p, (p.shape[1], p.shape[1]))
+    require_shape("basis_q", basis_q, (q.shape[1], None))

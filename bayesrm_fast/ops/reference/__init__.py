@@ -1,0 +1,1 @@
+"""The operations in plain torch, written to be read beside the formula."""

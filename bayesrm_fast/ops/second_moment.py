@@ -1,0 +1,29 @@
+"""Second moments of token vectors, whole or sketched."""
+
+from torch import Tensor
+
+from bayesrm_fast.ops.checks import require_shape
+from bayesrm_fast.ops.reference import second_moment as reference
+
+
+def second_moment(
+    q: Tensor,  # shape: (T, d)
+    out: Tensor,  # shape: (d, d), or (d, l) with omega
+    omega: Tensor | None = None,  # shape: (d, l)
+) -> Tensor:
+    """Add `QᵀQ`, or its sketch `Qᵀ(QΩ)`, to `out` and return `out`.
+
+    Args:
+        q: one vector per token, any floating dtype.
+        out: the accumulator. Products are formed in float32 (float64 if q is) and added in the dtype of `out`:
+            with a float64 accumulator the sum does not depend on the order of the batches beyond one product's rounding.
+        omega: test matrix of a Nyström sketch.
+
+    Raises:
+        ValueError: a shape or dtype does not fit, by the argument's name.
+    """
+    require_shape("q", q, (None, None))
+    if omega is not None:
+        require_shape("omega", omega, (q.shape[1], None))
+    require_shape("out", out, (q.shape[1], q.shape[1] if omega is None else omega.shape[1]))
+    return reference.second_moment(q, out, omega)

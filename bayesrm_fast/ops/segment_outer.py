@@ -1,0 +1,28 @@
+"""Per-segment sums of outer products: the gradient of every sequence at one site."""
+
+from torch import Tensor
+
+from bayesrm_fast.ops.checks import require_segments
+from bayesrm_fast.ops.reference import segment_outer as reference
+
+
+def segment_outer(
+    p: Tensor,  # shape: (T, r)
+    q: Tensor,  # shape: (T, d)
+    offsets: Tensor,  # shape: (N + 1,), int64
+) -> Tensor:  # shape: (N, r, d)
+    """Sum `p_t q_tᵀ` over the tokens t of each segment.
+
+    Args:
+        p: small side of each token, any floating dtype.
+        q: large side of each token, any floating dtype.
+        offsets: segment n holds the tokens `offsets[n] <= t < offsets[n + 1]`; int64, from 0 to T, never decreasing.
+
+    Returns:
+        `G`, float64 where p or q is float64 and float32 otherwise. An empty segment gives zeros.
+
+    Raises:
+        ValueError: a shape, dtype or device does not fit, by the argument's name.
+    """
+    require_segments(p, q, offsets)
+    return reference.segment_outer(p, q, offsets)

@@ -1,0 +1,293 @@
+"""What a user holds: a reward model with a posterior over its LoRA weights."""
+
+import importlib.metadata
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from peft import PeftModel
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from bayesrm_fast.checkpoints import load_adapter, local_folder, save_adapter
+from bayesrm_fast.errors import InputError
+from bayesrm_fast.fitting import FitOptions, Precision, fit_posterior
+from bayesrm_fast.passes import Passes, Progress, Segment
+from bayesrm_fast.posterior import RECORD_FILE, FitRecord, KroneckerPosterior
+from bayesrm_fast.scoring import JointRewards, PairScores, RewardScores, joint_rewards, score_segments
+from bayesrm_fast.selection import BestOfN, check_penalty, first_best, penalised
+from bayesrm_fast.sites import Tap, adapter_hash, find_head, find_head_tap, find_lora_taps
+from bayesrm_fast.taps import TappedModel
+from bayesrm_fast.text import PreferencePair, Text, TextEncoder, check_text, default_max_length, preference_pairs
+
+BATCH_TOKENS = {"cpu": 4096}
+BATCH_TOKENS_ELSEWHERE = 32768
+VERSIONED = ("bayesrm_fast", "torch", "transformers", "peft")
+
+
+class BayesianRewardModel:
+    """A peft LoRA adapter of a sequence classifier, with a Laplace posterior over its LoRA weights.
+
+    Args:
+        model: a `PeftModel` with one active LoRA adapter; used where it is and left as it was found.
+        tokenizer: a fast tokenizer. With a chat template it renders conversations by it; otherwise see `TextEncoder`.
+        output_weights: weight of each of the model's outputs in the reward, `[num_labels]`. Needed where the model has
+            several outputs; 1 where it has one.
+        max_length: tokens at which a row is cut (`TextEncoder` says how). Default: what tokenizer and model accept, at
+            most 4,096.
+        max_batch_tokens: tokens of one batch, padding included. Default: 4,096 on a CPU, 32,768 elsewhere.
+
+    Raises:
+        InputError: an adapter that cannot be served; the message lists the layers.
+    """
+
+    def __init__(
+        self,
+        model: PeftModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        output_weights: Sequence[float] | Tensor | None = None,
+        max_length: int | None = None,
+        max_batch_tokens: int | None = None,
+    ) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.posterior: KroneckerPosterior | None = None
+        """The fitted posterior, None before `fit`. Its `prior_precision` may be set."""
+        self._lora = find_lora_taps(model)
+        config = model.config.get_text_config()
+        self.output_weights = _checked_output_weights(output_weights, model.config.num_labels)
+        positions = getattr(config, "max_position_embeddings", None)
+        self.encoder = TextEncoder(tokenizer, max_length or default_max_length(tokenizer, positions))
+        device = next(model.parameters()).device
+        if max_batch_tokens is not None and max_batch_tokens < 1:
+            raise InputError(f"max_batch_tokens must be positive, not {max_batch_tokens}")
+        self._passes_options = {
+            "pad_token_id": tokenizer.pad_token_id if config.pad_token_id is None else config.pad_token_id,
+            "vocab_size": config.vocab_size,
+            "max_batch_tokens": max_batch_tokens or BATCH_TOKENS.get(device.type, BATCH_TOKENS_ELSEWHERE),
+            "device": device,
+        }
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        output_weights: Sequence[float] | None = None,
+        max_length: int | None = None,
+        max_batch_tokens: int | None = None,
+        device: str | torch.device | None = None,
+        **model_options: Any,
+    ) -> Self:
+        """Load an adapter, and the posterior where one is saved beside it.
+
+        Args:
+            path: folder or hub name of a peft LoRA adapter; its base model is loaded too.
+            output_weights, max_length, max_batch_tokens: as for the class. A saved posterior brings its own
+                `output_weights` and `max_length`.
+            device: where the model goes. Default: a GPU where there is one. Ignored with `device_map`.
+            model_options: for `AutoModelForSequenceClassification.from_pretrained`, such as `dtype`,
+                `quantization_config`, `device_map`, `attn_implementation` or `trust_remote_code`.
+
+        Raises:
+            InputError: an adapter that cannot be served, or a posterior of other adapter weights.
+        """
+        folder = local_folder(path)
+        posterior = KroneckerPosterior.load(folder) if (folder / RECORD_FILE).exists() else None
+        if posterior is not None:
+            saved = posterior.record.output_weights
+            if output_weights is not None and [float(w) for w in output_weights] != saved:
+                raise InputError(f"the posterior in {folder} was fitted with output_weights={saved}")
+            output_weights = saved
+            max_length = max_length or posterior.record.max_length
+        model, tokenizer = load_adapter(folder, **model_options)
+        if "device_map" not in model_options:
+            model = model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        loaded = cls(
+            model,
+            tokenizer,
+            output_weights=output_weights,
+            max_length=max_length,
+            max_batch_tokens=max_batch_tokens,
+        )
+        if posterior is not None:
+            if posterior.record.adapter_sha256 != loaded._adapter_hash():
+                raise InputError(f"the posterior in {folder} was fitted on other adapter weights than those beside it")
+            loaded.posterior = posterior.to(loaded._passes_options["device"])
+        return loaded
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        """Write the adapter, the tokenizer and the posterior; a new folder appears whole or not at all.
+
+        Raises:
+            InputError: the folder cannot be written.
+        """
+        save_adapter(Path(folder), self.model, self._lora[0].adapter, self.tokenizer, self.posterior)
+
+    def fit(
+        self,
+        pairs: Iterable[Any],
+        structure: str = "ekfac",
+        rank: int | None = 64,
+        prior_precision: Precision = "evidence",
+        *,
+        include_head: bool = False,
+        validation_pairs: Iterable[Any] | None = None,
+        progress: Progress | None = None,
+    ) -> Self:
+        """Fit the posterior on preference pairs; an earlier one is kept until the new one is whole.
+
+        Args:
+            pairs: `PreferencePair`, mappings with `prompt`, `chosen` and `rejected`, or a `datasets.Dataset`.
+            structure: "kfac" (one pass over the pairs) or "ekfac" (two, with measured eigenvalues).
+            rank: eigenvectors kept of each large side; the rest gets its exact mean eigenvalue. None keeps all.
+            prior_precision: λ; "evidence" maximises the Laplace evidence; "validation" takes the λ with the smallest
+                NLL on held-out pairs.
+            include_head: put the score head's weight into the posterior too.
+            validation_pairs: the held-out pairs. Default: every tenth of `pairs`, kept out of the fit.
+            progress: called with the pairs done and their total over all passes.
+
+        Raises:
+            InputError: pairs or options that cannot be served.
+        """
+        options = FitOptions(structure, rank, prior_precision)
+        if validation_pairs is not None and prior_precision != "validation":
+            raise InputError("validation_pairs are used by prior_precision='validation' alone")
+        segments = self._pair_segments(preference_pairs(pairs))
+        validation = None
+        if validation_pairs is not None:
+            validation = self._pair_segments(preference_pairs(validation_pairs, "validation_pairs"))
+        self._lora = find_lora_taps(self.model)
+        record = FitRecord(
+            structure=structure,
+            rank=rank,
+            pairs=len(segments),
+            log_likelihood=0.0,
+            squared_norm=0.0,
+            base_model=str(self.model.peft_config[self._lora[0].adapter].base_model_name_or_path),
+            adapter_sha256=self._adapter_hash(),
+            include_head=include_head,
+            output_weights=self.output_weights.tolist(),
+            max_length=self.encoder.max_length,
+            versions={name: _version(name) for name in VERSIONED},
+        )
+        passes = self._passes(include_head)
+        self.posterior = fit_posterior(passes, segments, validation, options, record, progress)
+        return self
+
+    def score(
+        self, prompts: Sequence[Text], responses: Sequence[Text], *, progress: Progress | None = None
+    ) -> RewardScores:
+        """Reward and variance of `responses[i]` to `prompts[i]`.
+
+        Raises:
+            InputError: no rows, lists of different lengths, or text that cannot be read.
+        """
+        segments = [(row,) for row in self._encode(prompts, responses)]
+        mean, variance = score_segments(self._posterior_passes(), segments, self._fitted, progress)
+        return RewardScores(mean, variance, _truncated(segments))
+
+    def score_pairs(self, pairs: Iterable[Any], *, progress: Progress | None = None) -> PairScores:
+        """Mean and variance of `r_chosen − r_rejected`, and the probability that the chosen response is preferred.
+
+        Raises:
+            InputError: pairs that cannot be read.
+        """
+        segments = self._pair_segments(preference_pairs(pairs))
+        mean, variance = score_segments(self._posterior_passes(), segments, self._fitted, progress)
+        return PairScores(mean, variance, _truncated(segments))
+
+    def covariance(self, prompt: Text, responses: Sequence[Text]) -> JointRewards:
+        """Joint Gaussian over the rewards of one prompt's candidates.
+
+        Memory: n times as many float32 numbers as the posterior has weights.
+
+        Raises:
+            InputError: no candidates, or text that cannot be read.
+        """
+        segments = [(row,) for row in self._encode([prompt] * len(responses), responses)]
+        mean, covariance = joint_rewards(self._posterior_passes(), segments, self._fitted)
+        return JointRewards(mean, covariance, _truncated(segments))
+
+    def best_of_n(
+        self, prompt: Text, responses: Sequence[Text], penalty: str = "std", k: float = 1.0
+    ) -> BestOfN:
+        """The candidate with the largest penalised reward, `mean − k·std`, `mean − k·variance` or the mean alone.
+
+        Args:
+            prompt: one prompt.
+            responses: its candidates.
+            penalty: "none", "std" or "variance".
+            k: weight of the penalty, at least 0.
+
+        Raises:
+            InputError: no candidates, text that cannot be read, or a penalty that is unknown.
+        """
+        check_penalty(penalty, k)
+        scores = self.score([prompt] * len(responses), responses)
+        values = penalised(scores.mean, scores.variance, penalty, k)
+        index = first_best(values)
+        return BestOfN(index, responses[index], values, scores.mean, scores.variance, scores.truncated)
+
+    @property
+    def _fitted(self) -> KroneckerPosterior:
+        if self.posterior is None:
+            raise InputError("there is no posterior: call fit, or load a folder that holds one")
+        return self.posterior
+
+    def _posterior_passes(self) -> Passes:
+        return self._passes(self._fitted.record.include_head)
+
+    def _passes(self, include_head: bool) -> Passes:
+        taps: list[Tap] = list(self._lora)
+        if include_head:
+            taps.append(find_head_tap(self.model, self._lora))
+        return Passes(TappedModel(self.model, taps, self.output_weights), **self._passes_options)
+
+    def _adapter_hash(self) -> str:
+        head = find_head(self.model)
+        return adapter_hash([*self._lora, *([head] if head else [])])
+
+    def _encode(self, prompts: Sequence[Text], responses: Sequence[Text]) -> list[Any]:
+        for name, texts in (("prompts", prompts), ("responses", responses)):
+            if isinstance(texts, str) or not isinstance(texts, Sequence):
+                raise InputError(f"{name} must be a list, not {type(texts).__name__}")
+        if len(prompts) != len(responses):
+            raise InputError(f"there are {len(prompts)} prompts but {len(responses)} responses")
+        if not prompts:
+            raise InputError("there is nothing to score: the list is empty")
+        for i, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
+            check_text(prompt, f"prompts[{i}]")
+            check_text(response, f"responses[{i}]")
+        return self.encoder.encode(prompts, responses)
+
+    def _pair_segments(self, pairs: Sequence[PreferencePair]) -> list[Segment]:
+        prompts = [pair.prompt for pair in pairs]
+        chosen = self.encoder.encode(prompts, [pair.chosen for pair in pairs])
+        rejected = self.encoder.encode(prompts, [pair.rejected for pair in pairs])
+        return list(zip(chosen, rejected, strict=True))
+
+
+def _checked_output_weights(weights: Sequence[float] | Tensor | None, labels: int) -> Tensor:
+    if weights is None:
+        if labels != 1:
+            raise InputError(f"the model has {labels} outputs: give output_weights, the weight of each in the reward")
+        return torch.ones(1)
+    checked = torch.as_tensor(weights, dtype=torch.float32)
+    if checked.shape != (labels,) or not checked.isfinite().all():
+        raise InputError(f"output_weights must be {labels} finite numbers, one for each output of the model")
+    return checked
+
+
+def _truncated(segments: Sequence[Segment]) -> Tensor:
+    return torch.tensor([any(row.truncated for row in segment) for segment in segments])
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"

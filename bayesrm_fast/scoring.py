@@ -1,0 +1,116 @@
+"""Rewards with their uncertainty."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from bayesrm_fast.passes import Passes, Progress, Segment, pair_cotangent, row_cotangent
+from bayesrm_fast.posterior import FeatureConsumer, KroneckerPosterior, VarianceConsumer
+from bayesrm_fast.prior import probit_probability
+
+if TYPE_CHECKING:
+    import pandas
+
+
+@dataclass(frozen=True)
+class RewardScores:
+    """Rewards of N rows; float32 on the CPU (float64 for a float64 model).
+
+    Attributes:
+        mean: MAP rewards `[N]`.
+        variance: posterior variances `[N]`, in squared units of the reward.
+        truncated: which rows `max_length` cut, `[N]`, bool.
+    """
+
+    mean: Tensor
+    variance: Tensor
+    truncated: Tensor
+
+    @property
+    def std(self) -> Tensor:
+        """Posterior standard deviations `[N]`, in units of the reward."""
+        return self.variance.sqrt()
+
+    def columns(self) -> dict[str, Tensor]:
+        """What a table of the scores shows."""
+        return {"mean": self.mean, "variance": self.variance, "std": self.std, "truncated": self.truncated}
+
+    def to_pandas(self) -> "pandas.DataFrame":
+        """A row for each score; needs pandas."""
+        import pandas
+
+        return pandas.DataFrame({name: column.numpy() for name, column in self.columns().items()})
+
+
+@dataclass(frozen=True)
+class PairScores(RewardScores):
+    """Differences of rewards, chosen minus rejected, of N pairs."""
+
+    @property
+    def probability(self) -> Tensor:
+        """Probability `[N]` that the first response is preferred, the variance taken into account."""
+        return probit_probability(self.mean, self.variance)
+
+    def columns(self) -> dict[str, Tensor]:
+        """What a table of the scores shows."""
+        return super().columns() | {"probability": self.probability}
+
+
+@dataclass(frozen=True)
+class JointRewards:
+    """Joint Gaussian over the rewards of n candidates of one prompt.
+
+    Attributes:
+        mean: `[n]`.
+        covariance: `[n, n]`, positive semi-definite.
+        truncated: which rows `max_length` cut, `[n]`, bool.
+    """
+
+    mean: Tensor
+    covariance: Tensor
+    truncated: Tensor
+
+
+def score_segments(
+    passes: Passes, segments: Sequence[Segment], posterior: KroneckerPosterior, progress: Progress | None
+) -> tuple[Tensor, Tensor]:  # shapes: (N,), (N,)
+    """Mean and variance of each segment: a row's reward, or the difference of a pair's two rewards."""
+    paired = len(segments[0]) == 2
+    means, variances, order = [], [], []
+    for positions, rewards, consumer in passes.over(
+        segments, pair_cotangent if paired else row_cotangent, lambda n: VarianceConsumer(posterior, n), progress
+    ):
+        order += positions
+        means.append((rewards[:, 0] - rewards[:, 1] if paired else rewards[:, 0]).cpu())
+        variances.append(consumer.variance.cpu())
+    return _restore(torch.cat(means), order), _restore(torch.cat(variances), order)
+
+
+def joint_rewards(
+    passes: Passes, segments: Sequence[Segment], posterior: KroneckerPosterior
+) -> tuple[Tensor, Tensor]:  # shapes: (n,), (n, n)
+    """Mean and covariance of the segments' rewards.
+
+    Holds n times as many numbers as the posterior has weights while it runs.
+    """
+    means, features, order = [], [], []
+    for positions, rewards, consumer in passes.over(segments, row_cotangent, lambda _: FeatureConsumer(posterior)):
+        order += positions
+        means.append(rewards[:, 0].cpu())
+        features.append({name: rows.cpu() for name, rows in consumer.features.items()})
+    mean = _restore(torch.cat(means), order)
+    covariance = torch.zeros(len(order), len(order), dtype=torch.float64)
+    for name in list(features[0]):
+        rows = _restore(torch.cat([batch.pop(name) for batch in features]), order)
+        covariance += rows @ rows.T
+    return mean, covariance.to(mean.dtype)
+
+
+def _restore(values: Tensor, order: Sequence[int]) -> Tensor:
+    """Rows that were gathered in `order`, in the caller's order."""
+    restored = torch.empty_like(values)
+    restored[list(order)] = values
+    return restored
