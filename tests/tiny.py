@@ -81,7 +81,19 @@ def tiny_base(architecture, num_labels=1, dtype=torch.float32, **overrides):
         for parameter in model.parameters():
             if parameter.dim() > 1:
                 parameter.mul_(6.0)
+    if dtype == torch.float64 and architecture == "llama":
+        _use_full_precision_norms(model)
     return model.to(dtype).eval()
+
+
+def _use_full_precision_norms(model):
+    """transformers' RMSNorm rounds to float32 whatever the model's dtype, which hides float64 agreement."""
+    for module in list(model.modules()):
+        for name, child in list(module.named_children()):
+            if type(child).__name__ == "LlamaRMSNorm":
+                norm = torch.nn.RMSNorm(child.weight.shape[0], eps=child.variance_epsilon)
+                norm.weight = child.weight
+                setattr(module, name, norm)
 
 
 def tiny_adapter(architecture, *, dtype=torch.float32, num_labels=1, base=None, adapter_name="default", **lora):
