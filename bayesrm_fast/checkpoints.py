@@ -30,7 +30,9 @@ def local_folder(path_or_name: str | os.PathLike[str]) -> Path:
     if folder.exists() or folder.is_absolute() or len(folder.parts) != 2:
         raise InputError(f"{folder} is not a folder")
     try:
-        return Path(snapshot_download(str(path_or_name), allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt"]))
+        return Path(
+            snapshot_download(str(path_or_name), allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt"])
+        )
     except Exception as error:  # the hub's errors are many, and what they mean here is one thing
         raise InputError(f"{folder} is not a folder, and no such repository could be downloaded") from error
 
@@ -137,4 +139,3 @@ def save_adapter(
                 os.rename(staging, folder)
     except OSError as error:
         raise InputError(f"{folder} cannot be written: {error.strerror or error}") from error
-

@@ -115,9 +115,7 @@ class KroneckerMoments:
         self.input_owner = dict(input_owner)
         self.small = {site.name: SecondMoment(site.r, None, device) for site in sites}
         self.large = {
-            site.name: SecondMoment(site.d, rank, device)
-            for site in sites
-            if self.large_owner(site.name) == site.name
+            site.name: SecondMoment(site.d, rank, device) for site in sites if self.large_owner(site.name) == site.name
         }
         self.tokens = {site.name: 0 for site in sites}
 

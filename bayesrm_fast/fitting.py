@@ -16,6 +16,7 @@ from bayesrm_fast.prior import GRID, PriorChoice, VarianceCurveConsumer, by_evid
 from bayesrm_fast.sites import LoraTap
 
 STRUCTURES = ("kfac", "ekfac")
+SEARCHES = ("evidence", "validation")
 HELD_OUT_EVERY = 10
 """Without validation pairs of its own, `prior_precision="validation"` keeps every tenth pair out of the fit."""
 
@@ -45,7 +46,7 @@ class FitOptions:
         if self.rank is not None and (not isinstance(self.rank, int) or isinstance(self.rank, bool) or self.rank < 1):
             raise InputError(f"rank must be a whole number of at least 1, or None for full rank, not {self.rank!r}")
         if isinstance(self.prior_precision, str):
-            if self.prior_precision not in ("evidence", "validation"):
+            if self.prior_precision not in SEARCHES:
                 raise InputError(
                     f"prior_precision must be a number, 'evidence' or 'validation', not {self.prior_precision!r}"
                 )

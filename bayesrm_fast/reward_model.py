@@ -24,6 +24,9 @@ from bayesrm_fast.text import PreferencePair, Text, TextEncoder, check_text, def
 
 BATCH_TOKENS = {"cpu": 4096}
 BATCH_TOKENS_ELSEWHERE = 32768
+_outside_inference_mode = torch.inference_mode(mode=False)
+"""A caller's inference mode would forbid the backward pass that a variance needs."""
+
 VERSIONED = ("bayesrm_fast", "torch", "transformers", "peft")
 
 
@@ -127,6 +130,7 @@ class BayesianRewardModel:
         """
         save_adapter(Path(folder), self.model, self._lora[0].adapter, self.tokenizer, self.posterior)
 
+    @_outside_inference_mode
     def fit(
         self,
         pairs: Iterable[Any],
@@ -178,6 +182,7 @@ class BayesianRewardModel:
         self.posterior = fit_posterior(passes, segments, validation, options, record, progress)
         return self
 
+    @_outside_inference_mode
     def score(
         self, prompts: Sequence[Text], responses: Sequence[Text], *, progress: Progress | None = None
     ) -> RewardScores:
@@ -187,9 +192,10 @@ class BayesianRewardModel:
             InputError: no rows, lists of different lengths, or text that cannot be read.
         """
         segments = [(row,) for row in self._encode(prompts, responses)]
-        mean, variance = score_segments(self._posterior_passes(), segments, self._fitted, progress)
+        mean, variance = score_segments(self.passes(), segments, self._fitted, progress)
         return RewardScores(mean, variance, _truncated(segments))
 
+    @_outside_inference_mode
     def score_pairs(self, pairs: Iterable[Any], *, progress: Progress | None = None) -> PairScores:
         """Mean and variance of `r_chosen − r_rejected`, and the probability that the chosen response is preferred.
 
@@ -197,9 +203,10 @@ class BayesianRewardModel:
             InputError: pairs that cannot be read.
         """
         segments = self._pair_segments(preference_pairs(pairs))
-        mean, variance = score_segments(self._posterior_passes(), segments, self._fitted, progress)
+        mean, variance = score_segments(self.passes(), segments, self._fitted, progress)
         return PairScores(mean, variance, _truncated(segments))
 
+    @_outside_inference_mode
     def covariance(self, prompt: Text, responses: Sequence[Text]) -> JointRewards:
         """Joint Gaussian over the rewards of one prompt's candidates.
 
@@ -209,12 +216,10 @@ class BayesianRewardModel:
             InputError: no candidates, or text that cannot be read.
         """
         segments = [(row,) for row in self._encode([prompt] * len(responses), responses)]
-        mean, covariance = joint_rewards(self._posterior_passes(), segments, self._fitted)
+        mean, covariance = joint_rewards(self.passes(), segments, self._fitted)
         return JointRewards(mean, covariance, _truncated(segments))
 
-    def best_of_n(
-        self, prompt: Text, responses: Sequence[Text], penalty: str = "std", k: float = 1.0
-    ) -> BestOfN:
+    def best_of_n(self, prompt: Text, responses: Sequence[Text], penalty: str = "std", k: float = 1.0) -> BestOfN:
         """The candidate with the largest penalised reward, `mean − k·std`, `mean − k·variance` or the mean alone.
 
         Args:
@@ -238,7 +243,8 @@ class BayesianRewardModel:
             raise InputError("there is no posterior: call fit, or load a folder that holds one")
         return self.posterior
 
-    def _posterior_passes(self) -> Passes:
+    def passes(self) -> Passes:
+        """The tapped model that feeds the fitted posterior: for consumers of one's own."""
         return self._passes(self._fitted.record.include_head)
 
     def _passes(self, include_head: bool) -> Passes:

@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from peft.tuners.lora import LoraLayer
@@ -43,12 +43,12 @@ class LoraTap:
     @property
     def down(self) -> Tensor:  # shape: (r, d_in)
         """A."""
-        return self.layer.lora_A[self.adapter].weight
+        return cast(Tensor, self.layer.lora_A[self.adapter].weight)
 
     @property
     def up(self) -> Tensor:  # shape: (d_out, r)
         """B."""
-        return self.layer.lora_B[self.adapter].weight
+        return cast(Tensor, self.layer.lora_B[self.adapter].weight)
 
     @property
     def scaling(self) -> float:
@@ -58,7 +58,7 @@ class LoraTap:
     @property
     def module(self) -> nn.Module:
         """The module whose call is tapped."""
-        return self.layer
+        return cast(nn.Module, self.layer)
 
     @property
     def sites(self) -> tuple[Site, ...]:
@@ -107,7 +107,9 @@ def find_lora_taps(model: nn.Module) -> list[LoraTap]:
     _refuse(foreign, "an adapter that is not LoRA")
     lora = [(name, layer) for name, layer in layers if isinstance(layer, LoraLayer)]
     if not lora:
-        raise InputError("the model has no LoRA adapter; fit a posterior on a peft LoRA adapter of a sequence classifier")
+        raise InputError(
+            "the model has no LoRA adapter; fit a posterior on a peft LoRA adapter of a sequence classifier"
+        )
     _refuse([n for n, layer in lora if layer.merged], "a merged adapter (call unmerge_adapter first)")
     _refuse([n for n, layer in lora if layer.disable_adapters], "a disabled adapter (enable it first)")
     _refuse([n for n, layer in lora if isinstance(layer, Embedding)], "LoRA on an embedding")
@@ -135,7 +137,12 @@ def find_lora_taps(model: nn.Module) -> list[LoraTap]:
     plain = [t for t in taps if all(type(side[t.adapter]) is nn.Linear for side in (t.layer.lora_A, t.layer.lora_B))]
     _refuse([t.name for t in taps if t not in plain], "a kind of LoRA layer that is unknown here")
     _refuse(
-        [site.name for t in taps for site, weight in zip(t.sites, t.weights, strict=True) if not weight.isfinite().all()],
+        [
+            site.name
+            for t in taps
+            for site, weight in zip(t.sites, t.weights, strict=True)
+            if not weight.isfinite().all()
+        ],
         "weights that are NaN or infinite",
     )
     _refuse_other_trained_weights(model, taps)
@@ -184,7 +191,7 @@ def find_head_tap(model: nn.Module, lora: list[LoraTap]) -> HeadTap:
         InputError: the model's head is no linear layer that can be recognised, or it is itself adapted by LoRA.
     """
     head = find_head(model)
-    if head is None or any(head.module in tap.layer.modules() for tap in lora):
+    if head is None or any(head.module in tap.module.modules() for tap in lora):
         raise InputError("include_head needs a score head that is a plain linear layer without LoRA")
     return head
 

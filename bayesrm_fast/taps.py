@@ -76,7 +76,7 @@ class TappedModel:
             InputError: a tapped layer is not called exactly once, or not on the batch's tokens; in float16, gradients
                 that overflow at every scale.
         """
-        with _undisturbed(self.model, batch.pad_token_id), torch.inference_mode(False), torch.enable_grad():
+        with _undisturbed(self.model, batch.pad_token_id), torch.enable_grad():
             run = _Pass(batch)
             # The hooks stay for the backward pass, because gradient checkpointing runs the layers again there.
             with run.tapping(self.taps):
@@ -98,9 +98,10 @@ class TappedModel:
         inputs = batch.model_inputs()
         if getattr(self.model.config, "use_cache", None):
             inputs["use_cache"] = False  # type: ignore[assignment]
-        logits = self.model(**inputs).logits
+        logits: Tensor = self.model(**inputs).logits
         dtype = torch.promote_types(logits.dtype, torch.float32)
-        return logits.to(dtype) @ self.output_weights.to(logits.device, dtype)
+        # A copy, because weights made under inference mode could not be kept for the backward pass.
+        return logits.to(dtype) @ self.output_weights.to(logits.device, dtype, copy=True)
 
 
 def _backward(run: "_Pass", rewards: Tensor, cotangents: Tensor, consumer: Consumer) -> None:
@@ -113,7 +114,7 @@ def _backward(run: "_Pass", rewards: Tensor, cotangents: Tensor, consumer: Consu
     scale = FIRST_FP16_SCALE
     while scale >= SMALLEST_FP16_SCALE:
         held: list[tuple[Tap, Tensor, Tensor]] = []
-        run.receive = lambda tap, a, g, held=held: held.append((tap, a, g))
+        run.receive = _appending_to(held)
         torch.autograd.grad(rewards, run.root, cotangents * scale, allow_unused=True, retain_graph=True)
         if all(bool(g.isfinite().all()) for _, _, g in held):
             for tap, a, g in held:
@@ -121,6 +122,10 @@ def _backward(run: "_Pass", rewards: Tensor, cotangents: Tensor, consumer: Consu
             return
         scale /= 16
     raise InputError("float16 gradients overflow; load the model in bfloat16 or float32")
+
+
+def _appending_to(held: list[tuple[Tap, Tensor, Tensor]]) -> Callable[[Tap, Tensor, Tensor], None]:
+    return lambda tap, a, g: held.append((tap, a, g))
 
 
 @dataclass
@@ -254,7 +259,11 @@ def _undisturbed(model: nn.Module, pad_token_id: int) -> Iterator[None]:
     training = [module for module in model.modules() if module.training]
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     padding = config.pad_token_id
-    checkpointed = [m for m in model.modules() if getattr(m, "gradient_checkpointing", False) and hasattr(m, "_gradient_checkpointing_func")]
+    checkpointed = [
+        m
+        for m in model.modules()
+        if getattr(m, "gradient_checkpointing", False) and hasattr(m, "_gradient_checkpointing_func")
+    ]
     functions = [module._gradient_checkpointing_func for module in checkpointed]
     try:
         for module in training:
@@ -265,7 +274,7 @@ def _undisturbed(model: nn.Module, pad_token_id: int) -> Iterator[None]:
         for module in checkpointed:
             # transformers recomputes a layer only while the layer itself is in training mode.
             module.training = True
-            module._gradient_checkpointing_func = _checkpoint_in_evaluation(module)
+            module._gradient_checkpointing_func = _checkpoint_in_evaluation(module)  # type: ignore[assignment]
         yield
     finally:
         for module, function in zip(checkpointed, functions, strict=True):

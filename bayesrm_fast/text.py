@@ -155,7 +155,11 @@ class TextEncoder:
         self.tokenizer = tokenizer
         self.max_length = max_length
         self.joining = (
-            "chat template" if tokenizer.chat_template else "pair" if tokenizer.sep_token_id is not None else "blank line"
+            "chat template"
+            if tokenizer.chat_template
+            else "pair"
+            if tokenizer.sep_token_id is not None
+            else "blank line"
         )
 
     def encode(self, prompts: Sequence[Text], responses: Sequence[Text], source: str = "") -> list[TokenizedText]:
@@ -172,9 +176,9 @@ class TextEncoder:
             encoded = self._tokenize([_as_plain(p) for p in prompts], [_as_plain(r) for r in responses])
             boundaries = None
         elif self.joining == "chat template":
-            fronts, texts = zip(*(self._render(p, r) for p, r in zip(prompts, responses, strict=True)), strict=True)
-            encoded = self._tokenize(list(texts), add_special_tokens=False)
-            boundaries = [len(front) for front in fronts]
+            rendered = [self._render(p, r) for p, r in zip(prompts, responses, strict=True)]
+            encoded = self._tokenize([whole for _, whole in rendered], add_special_tokens=False)
+            boundaries = [shared for shared, _ in rendered]
         else:
             fronts = [_as_plain(prompt) + "\n\n" for prompt in prompts]
             encoded = self._tokenize([f + _as_plain(r) for f, r in zip(fronts, responses, strict=True)])
@@ -188,17 +192,17 @@ class TextEncoder:
             texts, partners, add_special_tokens=add_special_tokens, truncation=False, padding=False, verbose=False
         )
 
-    def _render(self, prompt: Text, response: Text) -> tuple[str, str]:
-        """The rendered prompt, up to where the response starts, and the whole rendered text."""
-        asked = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
-        given = [{"role": "assistant", "content": response}] if isinstance(response, str) else list(response)
+    def _render(self, prompt: Text, response: Text) -> tuple[int, str]:
+        """Where in the rendered text the response starts, and the text."""
+        asked: Any = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+        given: Any = [{"role": "assistant", "content": response}] if isinstance(response, str) else list(response)
         try:
-            whole = self.tokenizer.apply_chat_template(asked + given, tokenize=False)
-            front = self.tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
+            whole = str(self.tokenizer.apply_chat_template(asked + given, tokenize=False))
+            front = str(self.tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True))
         except Exception as error:  # jinja's errors are those of whoever wrote the template
             raise InputError(f"the tokenizer's chat template does not take these messages: {error}") from error
         shared = next((i for i, (a, b) in enumerate(zip(front, whole, strict=False)) if a != b), len(front))
-        return whole[:shared], whole
+        return shared, whole
 
     def _cut(self, encoding: Any, boundary: int | None) -> TokenizedText:
         ids, types = encoding.ids, encoding.type_ids
@@ -230,6 +234,4 @@ def _as_plain(text: Text) -> str:
 
 def default_max_length(tokenizer: PreTrainedTokenizerBase, max_position_embeddings: int | None) -> int:
     """The longest row that both tokenizer and model accept, at most `LONGEST_DEFAULT`."""
-    return min(tokenizer.model_max_length, max_position_embeddings or LONGEST_DEFAULT, LONGEST_DEFAULT)
-
-
+    return min(int(tokenizer.model_max_length), max_position_embeddings or LONGEST_DEFAULT, LONGEST_DEFAULT)

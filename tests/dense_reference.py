@@ -66,7 +66,9 @@ class DensePosterior:
         for row, sign in ((chosen, 1.0), (rejected, -1.0)):
             seen = {}
             handles = [
-                module.register_forward_hook(lambda m, x, y, name=name: seen.update({name: (x[0].detach(), y)}))
+                module.register_forward_hook(
+                    lambda m, x, y, name=name, seen=seen: seen.update({name: (x[0].detach(), y)})
+                )
                 for name, (module, _) in self.modules.items()
             ]
             reward = self.reward(row)

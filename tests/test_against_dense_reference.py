@@ -50,9 +50,7 @@ def assert_all_numbers_agree(rm, dense, pairs, structure, rank, relative):
     np.testing.assert_allclose(
         rm.score_pairs(pairs).variance.numpy(), dense.pair_variance(structure, rank, precision), rtol=relative
     )
-    assert rm.posterior.log_evidence() == pytest.approx(
-        dense.log_evidence(structure, rank, precision), rel=relative
-    )
+    assert rm.posterior.log_evidence() == pytest.approx(dense.log_evidence(structure, rank, precision), rel=relative)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])

@@ -5,10 +5,11 @@ from peft import LoraConfig, get_peft_model
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedTokenizerFast
 
-WORDS = [
-    *"a ability able about above accept across act action add after again against age ago air all almost alone".split(),
-    *"along already also always among and animal another answer any appear apple are area arm around arrive art".split(),
-]
+TEXT = (
+    "a ability able about above accept across act action add after again against age ago air all almost alone along "
+    "already also always among and animal another answer any appear apple are area arm around arrive art"
+)
+WORDS = TEXT.split()
 
 DECODERS = ["llama", "mistral", "qwen2", "qwen3", "gemma2", "gpt_neox", "gpt2", "opt"]
 ENCODERS = ["bert", "roberta", "deberta-v2"]
@@ -100,7 +101,9 @@ def tiny_adapter(architecture, *, dtype=torch.float32, num_labels=1, base=None, 
     """A LoRA adapter with weights that are not zero."""
     base = tiny_base(architecture, num_labels, dtype) if base is None else base
     options = dict(r=3, lora_alpha=6, task_type="SEQ_CLS") | lora
-    options.setdefault("target_modules", TARGETS.get(architecture, ["q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"]))
+    options.setdefault(
+        "target_modules", TARGETS.get(architecture, ["q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"])
+    )
     model = get_peft_model(base, LoraConfig(**options), adapter_name=adapter_name)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():

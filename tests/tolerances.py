@@ -10,5 +10,6 @@ RELATIVE = {
 }
 
 # A float64 model of transformers still rounds to float32 inside (RMSNorm, the softmax of eager attention): two batches
-# that differ by one float64 rounding may differ there by one float32 rounding, 6e-8, before a backward pass and a square.
+# that differ by one float64 rounding may differ there by one float32 rounding, 6e-8, before a backward pass and a
+# square.
 FLOAT32_INSIDE = 1e-5

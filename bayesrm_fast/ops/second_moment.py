@@ -15,8 +15,8 @@ def second_moment(
 
     Args:
         q: one vector per token, any floating dtype.
-        out: the accumulator. Products are formed in float32 (float64 if q is) and added in the dtype of `out`:
-            with a float64 accumulator the sum does not depend on the order of the batches beyond one product's rounding.
+        out: the accumulator. Products are formed in float32 (float64 if q is) and added in the dtype of `out`: in
+            float64 the sum depends on the order of the batches by no more than one product's rounding.
         omega: test matrix of a Nyström sketch.
 
     Raises:

@@ -1,0 +1,317 @@
+"""The command `bayesrm`."""
+
+import hashlib
+import json
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+import transformers
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from bayesrm_fast.__main__ import describe_machine
+from bayesrm_fast.checkpoints import check_writable
+from bayesrm_fast.errors import InputError
+from bayesrm_fast.files import ResumableOutput, check_output, read_rows, write_rows
+from bayesrm_fast.fitting import SEARCHES, FitOptions, Precision
+from bayesrm_fast.posterior import read_record
+from bayesrm_fast.reward_model import BayesianRewardModel
+from bayesrm_fast.selection import check_penalty
+from bayesrm_fast.text import Candidates, PreferencePair, candidate_sets, preference_pairs
+from bayesrm_fast.training import TrainOptions, train_adapter
+
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Reward models with uncertainty."
+)
+stdout = Console()
+stderr = Console(stderr=True)
+
+CHUNK = 64
+"""Rows of an input file that are scored together; a resumed run continues at a multiple of it."""
+
+SHOWN_AFTER = 2.0
+"""Seconds before a progress bar appears."""
+
+Model = Annotated[Path, typer.Argument(help="Folder of an adapter, with its posterior where one is needed.")]
+Pairs = Annotated[Path, typer.Argument(help="JSONL, JSONL.gz or Parquet with prompt, chosen, rejected.")]
+Output = Annotated[Path, typer.Argument(help="Results, as .jsonl, .jsonl.gz or .parquet.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")]
+MaxLength = Annotated[int | None, typer.Option(help="Tokens at which a row is cut.")]
+MaxBatchTokens = Annotated[int | None, typer.Option(help="Tokens of a batch, padding included.")]
+
+
+def main() -> None:
+    """Run the command line; bad input ends with one line and exit code 2."""
+    warnings.showwarning = _show_warning
+    try:
+        app()
+    except InputError as error:
+        stderr.print(f"bayesrm: {error}", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(2)
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+    if issubclass(category, UserWarning) and not issubclass(category, FutureWarning):
+        stderr.print(f"warning: {message}", markup=False, highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar with rate and remaining time, on a terminal only and only for what takes longer than two seconds."""
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]:.1f}/s"),
+        TimeRemainingColumn(),
+        console=stderr,
+        disable=not stderr.is_terminal,
+        transient=True,
+    )
+    task = bar.add_task(what, rate=0.0)
+    start = time.monotonic()
+
+    def tell(done: int, total: int) -> None:
+        elapsed = time.monotonic() - start
+        if elapsed > SHOWN_AFTER:
+            bar.start()
+        bar.update(task, completed=done, total=total, rate=done / max(elapsed, 1e-9))
+
+    try:
+        yield tell
+    finally:
+        bar.stop()
+
+
+def _quiet_transformers() -> None:
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+
+
+def _load(model: Path, **options: Any) -> BayesianRewardModel:
+    _quiet_transformers()
+    return BayesianRewardModel.from_pretrained(model, **options)
+
+
+@app.command()
+def train(
+    pairs: Pairs,
+    output: Annotated[Path, typer.Argument(help="Folder for the adapter.")],
+    base: Annotated[str, typer.Option(help="Name or folder of the model to adapt.")],
+    lora_rank: Annotated[int, typer.Option(min=1, help="r of every adapted layer.")] = 8,
+    lora_alpha: Annotated[int, typer.Option(help="The adapter's scaling is alpha / r.")] = 16,
+    target: Annotated[list[str] | None, typer.Option(help="Name of the layers to adapt; may be repeated.")] = None,
+    epochs: Annotated[float, typer.Option(help="Passes over the pairs.")] = 1.0,
+    learning_rate: Annotated[float, typer.Option(help="Peak of the linear schedule.")] = 1e-4,
+    batch_size: Annotated[int, typer.Option(min=1, help="Pairs of a step.")] = 8,
+    max_length: MaxLength = None,
+    seed: Annotated[int, typer.Option(help="Of initialisation and order.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Train a LoRA reward model with trl and save a normal peft adapter."""
+    check_writable(output)
+    rows = preference_pairs(read_rows(pairs), str(pairs))
+    _quiet_transformers()
+    options = TrainOptions(lora_rank, lora_alpha, target, epochs, learning_rate, batch_size, max_length, seed)
+    with _progress("training") as tell:
+        log = train_adapter(base, rows, output, options, tell)
+    last = log[-1] if log else {}
+    _summary(
+        {"output": str(output), "pairs": len(rows), "loss": last.get("loss"), "accuracy": last.get("accuracy")}, as_json
+    )
+
+
+@app.command()
+def fit(
+    adapter: Model,
+    pairs: Pairs,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder for adapter and posterior. Default: the adapter's own.")
+    ] = None,
+    structure: Annotated[str, typer.Option(help="kfac or ekfac.")] = "ekfac",
+    rank: Annotated[str, typer.Option(help="Eigenvectors kept of each large side, or full.")] = "64",
+    prior_precision: Annotated[str, typer.Option(help="A number, evidence or validation.")] = "evidence",
+    include_head: Annotated[bool, typer.Option(help="Put the score head into the posterior.")] = False,
+    output_weights: Annotated[str | None, typer.Option(help="Weight of each output, separated by commas.")] = None,
+    max_length: MaxLength = None,
+    max_batch_tokens: MaxBatchTokens = None,
+    as_json: AsJson = False,
+) -> None:
+    """Fit the posterior of an adapter on preference pairs and save it beside the adapter."""
+    folder = output or adapter
+    options = FitOptions(
+        structure,
+        None if rank == "full" else _whole_number("rank", rank),
+        cast(
+            Precision, prior_precision if prior_precision in SEARCHES else _number("prior-precision", prior_precision)
+        ),
+    )
+    weights = None if output_weights is None else [_number("output-weights", w) for w in output_weights.split(",")]
+    check_writable(folder)
+    rows = preference_pairs(read_rows(pairs), str(pairs))
+
+    model = _load(adapter, output_weights=weights, max_length=max_length, max_batch_tokens=max_batch_tokens)
+    with _progress("fitting") as tell:
+        model.fit(
+            rows, options.structure, options.rank, options.prior_precision, include_head=include_head, progress=tell
+        )
+    model.save_pretrained(folder)
+    _summary({"output": str(folder), **_posterior_summary(folder)}, as_json)
+
+
+@app.command()
+def score(
+    model: Model,
+    input_file: Annotated[Path, typer.Argument(metavar="INPUT", help="Rows of prompt, responses or of pairs.")],
+    output: Output,
+    resume: Annotated[bool, typer.Option(help="Continue a run that was killed.")] = False,
+    max_batch_tokens: MaxBatchTokens = None,
+    as_json: AsJson = False,
+) -> None:
+    """Reward, variance and std of every response, or of the difference of every pair."""
+    check_output(output)
+    rows = read_rows(input_file)
+    paired = "responses" not in rows[0] and "chosen" in rows[0]
+    records: Sequence[Any] = (preference_pairs if paired else candidate_sets)(rows, str(input_file))
+    loaded = _load(model, max_batch_tokens=max_batch_tokens)
+    job = _job(loaded, input_file, max_batch_tokens)
+    results = ResumableOutput(output, job, CHUNK, resume)
+    with _progress("scoring") as tell:
+        for start in range(len(results.rows), len(records), CHUNK):
+            chunk = records[start : start + CHUNK]
+            results.add(_score_pairs(loaded, chunk) if paired else _score_candidates(loaded, chunk))
+            tell(start + len(chunk), len(records))
+    results.finish()
+    cut = sum(any(row["truncated"]) if isinstance(row["truncated"], list) else row["truncated"] for row in results.rows)
+    _summary({"output": str(output), "rows": len(results.rows), "rows_with_cut_text": cut}, as_json)
+
+
+@app.command("best-of-n")
+def best_of_n(
+    model: Model,
+    input_file: Annotated[Path, typer.Argument(metavar="INPUT", help="Rows of prompt, responses.")],
+    output: Output,
+    penalty: Annotated[str, typer.Option(help="none, std or variance.")] = "std",
+    k: Annotated[float, typer.Option("--k", help="Weight of the penalty.")] = 1.0,
+    max_batch_tokens: MaxBatchTokens = None,
+    as_json: AsJson = False,
+) -> None:
+    """Pick the best response of every prompt by its penalised reward."""
+    check_penalty(penalty, k)
+    check_output(output)
+    records = candidate_sets(read_rows(input_file), str(input_file))
+    loaded = _load(model, max_batch_tokens=max_batch_tokens)
+    chosen = []
+    changed = 0
+    with _progress("choosing") as tell:
+        for record in records:
+            best = loaded.best_of_n(record.prompt, record.responses, penalty=penalty, k=k)
+            i = best.index
+            changed += int(best.mean.argmax()) != i
+            chosen.append(
+                {
+                    "prompt": record.prompt,
+                    "index": i,
+                    "response": best.response,
+                    "score": best.scores[i].item(),
+                    "mean": best.mean[i].item(),
+                    "std": best.variance[i].sqrt().item(),
+                }
+            )
+            tell(len(chosen), len(records))
+    write_rows(output, chosen)
+    _summary({"output": str(output), "prompts": len(chosen), "choices_changed_by_the_penalty": changed}, as_json)
+
+
+@app.command()
+def info(
+    model: Annotated[
+        Path | None, typer.Argument(help="Folder with a posterior; none tells about this machine.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """What a saved posterior is, or what this machine can do."""
+    if model is None:
+        _summary(describe_machine(), as_json)
+        return
+
+    record = read_record(model)
+    if as_json:
+        stdout.print_json(json.dumps(record))
+        return
+    shown = _posterior_summary(model)
+    shown |= {name: record[name] for name in ("base_model", "include_head", "max_length", "adapter_sha256")}
+    shown |= {"versions": ", ".join(f"{name} {version}" for name, version in record["versions"].items())}
+    shown |= {"sites": f"{len(record['sites'])}, of {record['parameters']} weights"}
+    _summary(shown, False)
+
+
+def _posterior_summary(folder: Path) -> dict[str, Any]:
+
+    record = read_record(folder)
+    names = ("structure", "rank", "pairs", "prior_precision", "log_evidence", "effective_parameters")
+    return {name: record[name] for name in names} | {"prior_chosen_by": record["prior"]["method"]}
+
+
+def _job(loaded: BayesianRewardModel, input_file: Path, max_batch_tokens: int | None) -> dict[str, Any]:
+    return {
+        "input_sha256": hashlib.sha256(input_file.read_bytes()).hexdigest(),
+        "adapter_sha256": loaded.posterior.record.adapter_sha256 if loaded.posterior else None,
+        "prior_precision": loaded.posterior.prior_precision if loaded.posterior else None,
+        "structure": loaded.posterior.record.structure if loaded.posterior else None,
+        "rank": loaded.posterior.record.rank if loaded.posterior else None,
+        "max_batch_tokens": max_batch_tokens,
+    }
+
+
+def _score_candidates(loaded: BayesianRewardModel, records: Sequence[Candidates]) -> list[dict[str, Any]]:
+    prompts = [record.prompt for record in records for _ in record.responses]
+    scores = loaded.score(prompts, [response for record in records for response in record.responses])
+    columns = {name: values.tolist() for name, values in scores.columns().items()}
+    rows, start = [], 0
+    for record in records:
+        stop = start + len(record.responses)
+        rows.append({"prompt": record.prompt, **{name: values[start:stop] for name, values in columns.items()}})
+        start = stop
+    return rows
+
+
+def _score_pairs(loaded: BayesianRewardModel, records: Sequence[PreferencePair]) -> list[dict[str, Any]]:
+    scores = loaded.score_pairs(records)
+    columns = {name: values.tolist() for name, values in scores.columns().items()}
+    return [
+        {"prompt": record.prompt, **{name: values[i] for name, values in columns.items()}}
+        for i, record in enumerate(records)
+    ]
+
+
+def _number(option: str, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError as error:
+        raise InputError(f"--{option} must be a number, not {text!r}") from error
+
+
+def _whole_number(option: str, text: str) -> int:
+    try:
+        return int(text)
+    except ValueError as error:
+        raise InputError(f"--{option} must be a whole number, not {text!r}") from error
+
+
+def _summary(values: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        stdout.print_json(json.dumps(values))
+        return
+    table = Table(show_header=False, box=None, pad_edge=False)
+    for name, value in values.items():
+        shown = f"{value:.6g}" if isinstance(value, float) else str(value)
+        table.add_row(name.replace("_", " "), shown)
+    stdout.print(table)
