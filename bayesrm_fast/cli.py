@@ -100,6 +100,12 @@ def _load(model: Path, **options: Any) -> BayesianRewardModel:
     return BayesianRewardModel.from_pretrained(model, **options)
 
 
+def _load_fitted(model: Path, max_batch_tokens: int | None) -> BayesianRewardModel:
+    loaded = _load(model, max_batch_tokens=max_batch_tokens)
+    loaded.fitted  # noqa: B018  (raises where there is none, before anything is written)
+    return loaded
+
+
 @app.command()
 def train(
     pairs: Pairs,
@@ -180,7 +186,7 @@ def score(
     rows = read_rows(input_file)
     paired = "responses" not in rows[0] and "chosen" in rows[0]
     records: Sequence[Any] = (preference_pairs if paired else candidate_sets)(rows, str(input_file))
-    loaded = _load(model, max_batch_tokens=max_batch_tokens)
+    loaded = _load_fitted(model, max_batch_tokens)
     job = _job(loaded, input_file, max_batch_tokens)
     results = ResumableOutput(output, job, CHUNK, resume)
     with _progress("scoring") as tell:
@@ -207,7 +213,7 @@ def best_of_n(
     check_penalty(penalty, k)
     check_output(output)
     records = candidate_sets(read_rows(input_file), str(input_file))
-    loaded = _load(model, max_batch_tokens=max_batch_tokens)
+    loaded = _load_fitted(model, max_batch_tokens)
     chosen = []
     changed = 0
     with _progress("choosing") as tell:
@@ -261,12 +267,14 @@ def _posterior_summary(folder: Path) -> dict[str, Any]:
 
 
 def _job(loaded: BayesianRewardModel, input_file: Path, max_batch_tokens: int | None) -> dict[str, Any]:
+    record = loaded.fitted.record
     return {
         "input_sha256": hashlib.sha256(input_file.read_bytes()).hexdigest(),
-        "adapter_sha256": loaded.posterior.record.adapter_sha256 if loaded.posterior else None,
-        "prior_precision": loaded.posterior.prior_precision if loaded.posterior else None,
-        "structure": loaded.posterior.record.structure if loaded.posterior else None,
-        "rank": loaded.posterior.record.rank if loaded.posterior else None,
+        "adapter_sha256": record.adapter_sha256,
+        "structure": record.structure,
+        "rank": record.rank,
+        "prior_precision": loaded.fitted.prior_precision,
+        "max_length": loaded.encoder.max_length,
         "max_batch_tokens": max_batch_tokens,
     }
 

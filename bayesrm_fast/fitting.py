@@ -90,7 +90,7 @@ def fit_posterior(
     short = [site for site in sites if rank is not None and rank > site.d]
     if short:
         warnings.warn(
-            f"rank {rank} is larger than the {min(s.d for s in short)} columns of {short[0].name}"
+            f"rank {rank} is larger than the {short[0].d} columns of {short[0].name}"
             f"{f' and {len(short) - 1} other sites' if len(short) > 1 else ''}; full rank is used there",
             stacklevel=3,
         )

@@ -192,7 +192,7 @@ class BayesianRewardModel:
             InputError: no rows, lists of different lengths, or text that cannot be read.
         """
         segments = [(row,) for row in self._encode(prompts, responses)]
-        mean, variance = score_segments(self.passes(), segments, self._fitted, progress)
+        mean, variance = score_segments(self.passes(), segments, self.fitted, progress)
         return RewardScores(mean, variance, _truncated(segments))
 
     @_outside_inference_mode
@@ -203,7 +203,7 @@ class BayesianRewardModel:
             InputError: pairs that cannot be read.
         """
         segments = self._pair_segments(preference_pairs(pairs))
-        mean, variance = score_segments(self.passes(), segments, self._fitted, progress)
+        mean, variance = score_segments(self.passes(), segments, self.fitted, progress)
         return PairScores(mean, variance, _truncated(segments))
 
     @_outside_inference_mode
@@ -216,7 +216,7 @@ class BayesianRewardModel:
             InputError: no candidates, or text that cannot be read.
         """
         segments = [(row,) for row in self._encode([prompt] * len(responses), responses)]
-        mean, covariance = joint_rewards(self.passes(), segments, self._fitted)
+        mean, covariance = joint_rewards(self.passes(), segments, self.fitted)
         return JointRewards(mean, covariance, _truncated(segments))
 
     def best_of_n(self, prompt: Text, responses: Sequence[Text], penalty: str = "std", k: float = 1.0) -> BestOfN:
@@ -238,14 +238,15 @@ class BayesianRewardModel:
         return BestOfN(index, responses[index], values, scores.mean, scores.variance, scores.truncated)
 
     @property
-    def _fitted(self) -> KroneckerPosterior:
+    def fitted(self) -> KroneckerPosterior:
+        """The posterior; raises InputError where there is none."""
         if self.posterior is None:
             raise InputError("there is no posterior: call fit, or load a folder that holds one")
         return self.posterior
 
     def passes(self) -> Passes:
         """The tapped model that feeds the fitted posterior: for consumers of one's own."""
-        return self._passes(self._fitted.record.include_head)
+        return self._passes(self.fitted.record.include_head)
 
     def _passes(self, include_head: bool) -> Passes:
         taps: list[Tap] = list(self._lora)

@@ -53,7 +53,7 @@ class Scale:
     epochs: float
 
 
-FULL = Scale(pairs_per_prompt=3, train_prompts=360, dev_prompts=120, candidates=57, max_length=256, epochs=2)
+FULL = Scale(pairs_per_prompt=2, train_prompts=360, dev_prompts=120, candidates=57, max_length=128, epochs=2)
 QUICK = Scale(pairs_per_prompt=1, train_prompts=60, dev_prompts=6, candidates=57, max_length=64, epochs=1)
 
 

@@ -1,6 +1,43 @@
-"""Test-wide settings."""
+"""Test-wide settings and fixtures."""
 
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+import torch
+from tiny import tiny_adapter, tiny_base, tiny_pairs, tiny_tokenizer
+
+from bayesrm_fast import BayesianRewardModel
+
+torch.set_num_threads(1)  # pytest runs one process a core
+
+
+@pytest.fixture(scope="session")
+def base_folder(tmp_path_factory):
+    """A tiny base model on disk, with its tokenizer."""
+    folder = tmp_path_factory.mktemp("base")
+    tiny_base("llama").save_pretrained(folder)
+    tiny_tokenizer("llama").save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def adapter_folder(base_folder, tmp_path_factory):
+    """A saved adapter of `base_folder`, without a posterior."""
+    from transformers import AutoModelForSequenceClassification
+
+    folder = tmp_path_factory.mktemp("adapter")
+    base = AutoModelForSequenceClassification.from_pretrained(base_folder)
+    tiny_adapter("llama", base=base).save_pretrained(folder)
+    tiny_tokenizer("llama").save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def model_folder(adapter_folder, tmp_path_factory):
+    """An adapter with a fitted posterior; not to be written to."""
+    folder = tmp_path_factory.mktemp("fitted") / "model"
+    BayesianRewardModel.from_pretrained(adapter_folder, device="cpu").fit(tiny_pairs(), rank=4).save_pretrained(folder)
+    return folder

@@ -1,0 +1,12 @@
+"""Named ragged shapes: lengths of the segments, r, d, k."""
+
+CASES = {
+    "one segment": ([7], 3, 16, 5),
+    "ragged": ([3, 1, 12, 5], 4, 33, 8),
+    "empty segments": ([0, 4, 0, 0, 2, 0], 2, 17, 3),
+    "no segments": ([], 2, 8, 3),
+    "only empty segments": ([0, 0], 2, 8, 3),
+    "length one": ([1, 1, 1], 1, 9, 9),
+    "full rank": ([6, 6], 8, 12, 12),
+    "many tiny segments": ([2] * 50, 3, 10, 4),
+}

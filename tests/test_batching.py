@@ -1,0 +1,44 @@
+"""Batches within a budget, rows in tensors."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bayesrm_fast import InputError
+from bayesrm_fast.batching import collate, plan_batches
+from bayesrm_fast.text import TokenizedText
+
+CPU = torch.device("cpu")
+
+
+def row(*ids, types=None):
+    return TokenizedText(list(ids), types, False)
+
+
+@given(
+    lengths=st.lists(st.lists(st.integers(1, 30), min_size=2, max_size=2), min_size=1, max_size=30),
+    budget=st.integers(1, 200),
+)
+def test_every_segment_once_and_no_batch_beyond_the_budget(lengths, budget):
+    segments = [tuple(row(*[1] * n) for n in pair) for pair in lengths]
+    plan = plan_batches(segments, budget)
+    assert sorted(i for batch in plan for i in batch) == list(range(len(segments)))
+    for batch in plan:
+        tokens = max(max(lengths[i]) for i in batch) * 2 * len(batch)
+        assert tokens <= budget or len(batch) == 1
+
+
+def test_rows_are_padded_on_the_right():
+    batch = collate([(row(5, 6, 7, types=[0, 0, 1]),), (row(8, types=[0]),)], 3, 10, CPU)
+    assert batch.input_ids.tolist() == [[5, 6, 7], [8, 3, 3]]
+    assert batch.attention_mask.tolist() == [[1, 1, 1], [1, 0, 0]]
+    assert batch.token_type_ids.tolist() == [[0, 0, 1], [0, 0, 0]]
+    assert (batch.pad_token_id, batch.rows_per_segment) == (3, 1)
+
+
+def test_without_a_padding_token_an_id_that_no_row_holds_pads():
+    batch = collate([(row(0, 1, 2),), (row(4),)], None, 10, CPU)
+    assert batch.pad_token_id == 3
+    with pytest.raises(InputError, match="padding token"):
+        collate([(row(0, 1, 2),), (row(3),)], None, 4, CPU)

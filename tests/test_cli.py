@@ -1,0 +1,172 @@
+"""The installed command, from outside."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from tiny import tiny_pairs, words
+
+from bayesrm_fast.files import read_rows, write_rows
+
+COMMAND = Path(sys.executable).with_name("bayesrm")
+
+
+def bayesrm(*arguments, code=0):
+    done = subprocess.run([COMMAND, *map(str, arguments)], capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
+    return done
+
+
+def summary(*arguments):
+    return json.loads(bayesrm(*arguments, "--json").stdout)
+
+
+@pytest.fixture
+def pairs_file(tmp_path):
+    write_rows(tmp_path / "pairs.jsonl", tiny_pairs())
+    return tmp_path / "pairs.jsonl"
+
+
+@pytest.fixture
+def candidates_file(tmp_path):
+    rows = [{"prompt": words(3, i), "responses": [words(4 + j, 10 * i + j) for j in range(3)]} for i in range(5)]
+    write_rows(tmp_path / "candidates.jsonl.gz", rows)
+    return tmp_path / "candidates.jsonl.gz"
+
+
+def test_the_whole_job(base_folder, pairs_file, candidates_file, tmp_path):
+    pytest.importorskip("trl", reason="the extra `train` is not installed")
+    adapter = tmp_path / "adapter"
+    options = ("--target", "q_proj", "--target", "v_proj", "--batch-size", "2")
+    trained = summary("train", pairs_file, adapter, "--base", base_folder, *options)
+    assert trained["pairs"] == 6
+    fitted = summary("fit", adapter, pairs_file, "--rank", "4")
+    assert (fitted["structure"], fitted["rank"], fitted["pairs"]) == ("ekfac", 4, 6)
+    scored = summary("score", adapter, candidates_file, tmp_path / "scores.parquet")
+    assert scored["rows"] == 5
+    rows = read_rows(tmp_path / "scores.parquet")
+    assert [len(row["std"]) for row in rows] == [3] * 5
+    chosen = summary("best-of-n", adapter, candidates_file, tmp_path / "best.jsonl", "--k", "0.5")
+    assert chosen["prompts"] == 5
+    best = read_rows(tmp_path / "best.jsonl")
+    for row, scores in zip(best, rows, strict=True):
+        assert row["mean"] == pytest.approx(scores["mean"][row["index"]], rel=1e-4, abs=1e-6)
+        assert row["score"] == pytest.approx(row["mean"] - 0.5 * row["std"], rel=1e-5, abs=1e-7)
+
+
+def test_pairs_are_scored_as_differences(model_folder, pairs_file, tmp_path):
+    bayesrm("score", model_folder, pairs_file, tmp_path / "scores.jsonl")
+    rows = read_rows(tmp_path / "scores.jsonl")
+    assert len(rows) == 6
+    assert all(0 < row["probability"] < 1 for row in rows)
+
+
+def test_info_shows_the_posterior_and_the_machine(model_folder):
+    record = summary("info", model_folder)
+    assert record["pairs"] == 6
+    shown = bayesrm("info", model_folder).stdout
+    for word in ("evidence", "effective parameters", "prior precision", "ekfac"):
+        assert word in shown
+    assert "torch" in summary("info")
+    module = subprocess.run([sys.executable, "-m", "bayesrm_fast"], capture_output=True, text=True, check=True)
+    assert "operations" in json.loads(module.stdout)
+
+
+def test_a_killed_run_that_is_resumed_equals_an_unbroken_one(model_folder, tmp_path):
+    rows = [{"prompt": words(3, i), "responses": [words(2 + j, 7 * i + j) for j in range(8)]} for i in range(300)]
+    write_rows(tmp_path / "many.jsonl", rows)
+    partial = tmp_path / "resumed.jsonl.partial"
+    running = subprocess.Popen(
+        [COMMAND, "score", model_folder, tmp_path / "many.jsonl", tmp_path / "resumed.jsonl"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 120
+    while not (partial.exists() and partial.read_bytes().count(b"\n") > 64) and time.monotonic() < deadline:
+        time.sleep(0.005)
+    running.send_signal(signal.SIGKILL)
+    running.wait()
+    assert not (tmp_path / "resumed.jsonl").exists()
+    done = partial.read_bytes().count(b"\n") - 1
+    assert 64 <= done < 300
+    bayesrm("score", model_folder, tmp_path / "many.jsonl", tmp_path / "resumed.jsonl", "--resume")
+    bayesrm("score", model_folder, tmp_path / "many.jsonl", tmp_path / "unbroken.jsonl")
+    assert (tmp_path / "resumed.jsonl").read_bytes() == (tmp_path / "unbroken.jsonl").read_bytes()
+    assert not partial.exists()
+
+
+def bad(*arguments):
+    """One line on standard error, exit code 2."""
+    done = bayesrm(*arguments, code=2)
+    lines = [line for line in done.stderr.splitlines() if line]
+    assert len(lines) == 1, done.stderr
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "pairs.jsonl is empty"),
+        ('{"prompt": "a"\n', "pairs.jsonl, row 1 is not valid JSON"),
+        ('{"prompt": "a", "chosen": "b"}\n', "pairs.jsonl, row 1 has no column 'rejected'"),
+        ('{"prompt": "a", "chosen": "b", "rejected": 3}\n', "pairs.jsonl, row 1: rejected must be"),
+        ('{"prompt": "a", "chosen": "b", "rejected": "b"}\n', "pairs.jsonl, row 1: chosen and rejected are equal"),
+        ('{"prompt": "\\u0000", "chosen": "b", "rejected": "c"}\n', "pairs.jsonl, row 1: prompt contains a NUL"),
+        ('{"prompt": "\\ud800", "chosen": "b", "rejected": "c"}\n', "pairs.jsonl, row 1: prompt contains a lone surr"),
+    ],
+)
+def test_bad_pairs(adapter_folder, tmp_path, content, message):
+    (tmp_path / "pairs.jsonl").write_text(content)
+    assert message in bad("fit", adapter_folder, tmp_path / "pairs.jsonl", "--output", tmp_path / "model")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["pairs.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--prior-precision", "-1"), "positive"),
+        (("--prior-precision", "much"), "--prior-precision must be a number"),
+        (("--rank", "0"), "rank"),
+        (("--rank", "some"), "--rank must be a whole number"),
+        (("--structure", "diag"), "structure must be one of"),
+        (("--output", "/proc/nothing/model"), "cannot be written"),
+    ],
+)
+def test_bad_options(adapter_folder, pairs_file, options, message):
+    assert message in bad("fit", adapter_folder, pairs_file, *options)
+    assert not (adapter_folder / "posterior.json").exists()
+
+
+def test_unwritable_outputs_are_told_before_the_work(candidates_file, tmp_path):
+    """The model does not exist, and is not even looked for."""
+    for command in ("score", "best-of-n"):
+        message = bad(command, tmp_path / "no model", candidates_file, tmp_path / "nothing" / "out.jsonl")
+        assert "cannot be written" in message
+
+
+def test_broken_models(model_folder, candidates_file, tmp_path):
+    assert "is not a folder" in bad("score", tmp_path / "nothing", candidates_file, tmp_path / "out.jsonl")
+    copied = shutil.copytree(model_folder, tmp_path / "copy")
+    tensors = copied / "posterior.safetensors"
+    tensors.write_bytes(tensors.read_bytes()[:-9])
+    assert "posterior.safetensors is truncated" in bad("score", copied, candidates_file, tmp_path / "out.jsonl")
+    assert "cannot be read" in bad("info", tmp_path)
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_scoring_an_adapter_without_a_posterior(adapter_folder, candidates_file, tmp_path):
+    assert "there is no posterior" in bad("score", adapter_folder, candidates_file, tmp_path / "out.jsonl")
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_warnings_are_one_line(model_folder, tmp_path):
+    write_rows(tmp_path / "rows.jsonl", [{"prompt": "able", "responses": ["", "act " * 100_000]}])
+    done = bayesrm("score", model_folder, tmp_path / "rows.jsonl", tmp_path / "out.jsonl")
+    assert any(line.startswith("warning: 1 empty response") for line in done.stderr.splitlines())
+    assert read_rows(tmp_path / "out.jsonl")[0]["truncated"] == [False, True]

@@ -1,0 +1,222 @@
+"""The public class: options, refusals, results."""
+
+import pytest
+import torch
+from tiny import tiny_adapter, tiny_base, tiny_pairs, tiny_tokenizer, words
+
+from bayesrm_fast import BayesianRewardModel, InputError, PreferencePair
+from bayesrm_fast.prior import GRID
+
+PROMPT, RESPONSES = words(3, 1), [words(4 + i, i) for i in range(4)]
+
+
+@pytest.fixture(scope="module")
+def rm():
+    return BayesianRewardModel(tiny_adapter("llama"), tiny_tokenizer("llama")).fit(tiny_pairs(), rank=4)
+
+
+@pytest.fixture
+def unfitted():
+    return BayesianRewardModel(tiny_adapter("llama"), tiny_tokenizer("llama"))
+
+
+def test_scores(rm):
+    scores = rm.score([PROMPT] * 4, RESPONSES)
+    for values in (scores.mean, scores.variance, scores.std):
+        assert (values.dtype, values.device.type, values.shape) == (torch.float32, "cpu", (4,))
+    torch.testing.assert_close(scores.std.square(), scores.variance)
+    assert scores.truncated.tolist() == [False] * 4
+    frame = scores.to_pandas()
+    assert list(frame.columns) == ["mean", "variance", "std", "truncated"]
+    assert len(frame) == 4
+
+
+def test_pairs_are_differences_with_a_probability(rm):
+    pairs = [PreferencePair(PROMPT, RESPONSES[0], RESPONSES[1])]
+    scored = rm.score_pairs(pairs)
+    joint = rm.covariance(PROMPT, RESPONSES[:2])
+    torch.testing.assert_close(scored.mean[0], joint.mean[0] - joint.mean[1], rtol=1e-4, atol=1e-5)
+    difference = torch.tensor([1.0, -1.0])
+    torch.testing.assert_close(scored.variance[0], difference @ joint.covariance @ difference, rtol=1e-4, atol=1e-5)
+    map_probability = torch.sigmoid(scored.mean[0])
+    assert abs(scored.probability[0] - 0.5) < abs(map_probability - 0.5)
+    assert "probability" in scored.to_pandas().columns
+
+
+def test_the_dimming_of_the_probability_is_the_logistic_gaussian_integral(rm):
+    """MacKay's approximation is within 0.02 of the integral."""
+    scored = rm.score_pairs(tiny_pairs())
+    draws = torch.randn(200_000, 1, generator=torch.Generator().manual_seed(0))
+    integral = torch.sigmoid(scored.mean + draws * scored.std).mean(0)
+    assert (integral - scored.probability).abs().max() < 0.02
+
+
+@pytest.mark.parametrize("penalty", ["none", "std", "variance"])
+def test_best_of_n(rm, penalty):
+    best = rm.best_of_n(PROMPT, RESPONSES, penalty=penalty, k=0.3)
+    scores = rm.score([PROMPT] * 4, RESPONSES)
+    by_hand = {
+        "none": scores.mean,
+        "std": scores.mean - 0.3 * scores.std,
+        "variance": scores.mean - 0.3 * scores.variance,
+    }
+    assert best.index == int(by_hand[penalty].argmax())
+    assert best.response == RESPONSES[best.index]
+    torch.testing.assert_close(best.scores, by_hand[penalty])
+
+
+def test_equal_candidates_tie_to_the_first(rm):
+    assert rm.best_of_n(PROMPT, [RESPONSES[0]] * 3).index == 0
+
+
+def test_chat_messages():
+    tokenizer = tiny_tokenizer("llama", chat_template="{% for m in messages %}{{ m['content'] }} </s> {% endfor %}")
+    rm = BayesianRewardModel(tiny_adapter("llama"), tokenizer)
+    pairs = [
+        {
+            "prompt": [{"role": "user", "content": pair["prompt"]}],
+            "chosen": [{"role": "assistant", "content": pair["chosen"]}],
+            "rejected": pair["rejected"],
+        }
+        for pair in tiny_pairs()
+    ]
+    rm.fit(pairs, rank=4)
+    messages = rm.score([[{"role": "user", "content": PROMPT}]], [RESPONSES[0]])
+    torch.testing.assert_close(messages.mean, rm.score([PROMPT], [RESPONSES[0]]).mean)
+
+
+def test_rows_that_were_cut_are_told():
+    rm = BayesianRewardModel(tiny_adapter("bert"), tiny_tokenizer("bert"), max_length=16).fit(tiny_pairs(), rank=4)
+    assert rm.score([PROMPT] * 2, ["again", "again " * 100_000]).truncated.tolist() == [False, True]
+
+
+def test_an_empty_response_is_scored_with_a_warning(rm):
+    with pytest.warns(UserWarning, match="empty response"):
+        assert rm.score([PROMPT], [""]).mean.isfinite().all()
+
+
+@pytest.mark.parametrize("tokenizer_has_one", [True, False])
+def test_no_padding_token(tokenizer_has_one):
+    base = tiny_base("llama", pad_token_id=None)
+    tokenizer = tiny_tokenizer("llama")
+    if not tokenizer_has_one:
+        tokenizer.pad_token = None
+    rm = BayesianRewardModel(tiny_adapter("llama", base=base), tokenizer).fit(tiny_pairs(), rank=4)
+    together = rm.score([PROMPT] * 4, RESPONSES)
+    for i in range(4):
+        alone = rm.score([PROMPT], [RESPONSES[i]])
+        torch.testing.assert_close(together.mean[i], alone.mean[0], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(together.variance[i], alone.variance[0], rtol=1e-4, atol=1e-5)
+    assert base.config.pad_token_id is None
+
+
+@pytest.mark.parametrize(
+    ("prompts", "responses", "message"),
+    [
+        ([], [], "the list is empty"),
+        (["a"], ["b", "c"], "1 prompts but 2 responses"),
+        ("a", ["b"], "prompts must be a list"),
+        (["a"], "b", "responses must be a list"),
+        (["a", "a"], ["b", 5], r"responses\[1\] must be a string"),
+        (["a\0"], ["b"], r"prompts\[0\] contains a NUL"),
+        (["a"], ["b\udfff"], r"responses\[0\] contains a lone surrogate"),
+    ],
+)
+def test_bad_rows_are_named(rm, prompts, responses, message):
+    with pytest.raises(ValueError, match=message):
+        rm.score(prompts, responses)
+
+
+def test_no_candidates(rm):
+    with pytest.raises(InputError, match="empty"):
+        rm.best_of_n(PROMPT, [])
+    with pytest.raises(InputError, match="empty"):
+        rm.covariance(PROMPT, [])
+
+
+def test_scoring_without_a_posterior(unfitted):
+    with pytest.raises(InputError, match="call fit"):
+        unfitted.score([PROMPT], RESPONSES[:1])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"prior_precision": 0}, "positive"),
+        ({"prior_precision": -1.0}, "positive"),
+        ({"prior_precision": float("nan")}, "positive"),
+        ({"prior_precision": "evidense"}, "'evidence' or 'validation'"),
+        ({"structure": "diag"}, "structure"),
+        ({"rank": 0}, "rank"),
+        ({"rank": 2.5}, "rank"),
+        ({"validation_pairs": [{"prompt": "a", "chosen": "able", "rejected": "act"}]}, "validation_pairs"),
+    ],
+)
+def test_bad_options(unfitted, options, message):
+    with pytest.raises(InputError, match=message):
+        unfitted.fit(tiny_pairs(), **options)
+    assert unfitted.posterior is None
+
+
+def test_a_rank_larger_than_a_site_is_clamped_with_a_warning(unfitted):
+    with pytest.warns(UserWarning, match="rank 20 is larger than the 16 columns"):
+        unfitted.fit(tiny_pairs(), rank=20)
+    assert unfitted.posterior.blocks["model.layers.0.self_attn.q_proj.lora_A"].basis_q.shape == (16, 16)
+    assert unfitted.posterior.blocks["model.layers.0.mlp.up_proj.lora_B"].basis_q.shape == (24, 20)
+
+
+def test_a_failed_fit_keeps_the_earlier_posterior(unfitted):
+    unfitted.fit(tiny_pairs(), rank=4)
+    before = unfitted.posterior
+    with pytest.raises(InputError):
+        unfitted.fit([{"prompt": "a", "chosen": "b", "rejected": "b"}])
+    assert unfitted.posterior is before
+
+
+def test_evidence_chooses_the_maximum_of_its_curve(rm):
+    posterior = rm.posterior
+    chosen = posterior.log_evidence()
+    assert all(chosen >= value for _, value in posterior.record.prior["curve"])
+    assert chosen >= max(posterior.log_evidence(posterior.prior_precision * factor) for factor in (0.99, 1.01))
+    # MacKay's fixed point
+    expected = posterior.effective_parameters() / posterior.record.squared_norm
+    assert posterior.prior_precision == pytest.approx(expected, rel=1e-6)
+    assert 0 < posterior.effective_parameters() < posterior.parameters
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_validation_chooses_by_the_nll_of_held_out_pairs(unfitted, own):
+    pairs, held_out = tiny_pairs(20), tiny_pairs(5, seed=77)
+    unfitted.fit(pairs, rank=4, prior_precision="validation", validation_pairs=held_out if own else None)
+    record = unfitted.posterior.record
+    assert record.pairs == (20 if own else 18)
+    assert record.prior["method"] == "validation"
+    assert len(record.prior["curve"]) == len(GRID)
+    if own:
+        nll = {}
+        for precision in GRID[::8]:
+            unfitted.posterior.prior_precision = precision
+            nll[precision] = -unfitted.score_pairs(held_out).probability.log().mean().item()
+        curve = dict(map(tuple, record.prior["curve"]))
+        for precision, value in nll.items():
+            assert curve[precision] == pytest.approx(value, rel=1e-4)
+
+
+def test_a_new_prior_precision_needs_no_new_fit(rm, unfitted):
+    before = rm.posterior.prior_precision
+    try:
+        rm.posterior.prior_precision = 3.0
+        changed = rm.score([PROMPT], RESPONSES[:1]).variance
+        with pytest.raises(InputError, match="positive"):
+            rm.posterior.prior_precision = 0.0
+    finally:
+        rm.posterior.prior_precision = before
+    unfitted.fit(tiny_pairs(), rank=4, prior_precision=3.0)
+    torch.testing.assert_close(unfitted.score([PROMPT], RESPONSES[:1]).variance, changed, rtol=1e-4, atol=0)
+
+
+def test_progress_counts_every_pass(unfitted):
+    told = []
+    unfitted.fit(tiny_pairs(), rank=4, progress=lambda done, total: told.append((done, total)))
+    assert told[-1] == (12, 12)
+    assert [done for done, _ in told] == sorted(done for done, _ in told)
