@@ -62,7 +62,7 @@ def load_adapter(folder: Path, **model_options: Any) -> tuple[PeftModel, PreTrai
         model, loading = AutoModelForSequenceClassification.from_pretrained(
             base, num_labels=labels, output_loading_info=True, **model_options
         )
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise InputError(f"the adapter's base model {base} cannot be loaded: {str(error).splitlines()[0]}") from error
     absent = [name for name in loading["missing_keys"] if name.split(".")[0] in ("score", "classifier")]
     if absent and not head_shapes:

@@ -3,17 +3,13 @@
 import hashlib
 import json
 import sys
-import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, cast
 
-import transformers
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from bayesrm_fast.__main__ import describe_machine
@@ -22,6 +18,7 @@ from bayesrm_fast.errors import InputError
 from bayesrm_fast.files import ResumableOutput, check_output, read_rows, write_rows
 from bayesrm_fast.fitting import SEARCHES, FitOptions, Precision
 from bayesrm_fast.posterior import read_record
+from bayesrm_fast.progress import progress_bar, quiet_transformers
 from bayesrm_fast.reward_model import BayesianRewardModel
 from bayesrm_fast.selection import check_penalty
 from bayesrm_fast.text import Candidates, PreferencePair, candidate_sets, preference_pairs
@@ -35,9 +32,6 @@ stderr = Console(stderr=True)
 
 CHUNK = 64
 """Rows of an input file that are scored together; a resumed run continues at a multiple of it."""
-
-SHOWN_AFTER = 2.0
-"""Seconds before a progress bar appears."""
 
 Model = Annotated[Path, typer.Argument(help="Folder of an adapter, with its posterior where one is needed.")]
 Pairs = Annotated[Path, typer.Argument(help="JSONL, JSONL.gz or Parquet with prompt, chosen, rejected.")]
@@ -62,41 +56,8 @@ def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__
         stderr.print(f"warning: {message}", markup=False, highlight=False, soft_wrap=True)
 
 
-@contextmanager
-def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar with rate and remaining time, on a terminal only and only for what takes longer than two seconds."""
-    bar = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]:.1f}/s"),
-        TimeRemainingColumn(),
-        console=stderr,
-        disable=not stderr.is_terminal,
-        transient=True,
-    )
-    task = bar.add_task(what, rate=0.0)
-    start = time.monotonic()
-
-    def tell(done: int, total: int) -> None:
-        elapsed = time.monotonic() - start
-        if elapsed > SHOWN_AFTER:
-            bar.start()
-        bar.update(task, completed=done, total=total, rate=done / max(elapsed, 1e-9))
-
-    try:
-        yield tell
-    finally:
-        bar.stop()
-
-
-def _quiet_transformers() -> None:
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-
-
 def _load(model: Path, **options: Any) -> BayesianRewardModel:
-    _quiet_transformers()
+    quiet_transformers()
     return BayesianRewardModel.from_pretrained(model, **options)
 
 
@@ -124,9 +85,9 @@ def train(
     """Train a LoRA reward model with trl and save a normal peft adapter."""
     check_writable(output)
     rows = preference_pairs(read_rows(pairs), str(pairs))
-    _quiet_transformers()
+    quiet_transformers()
     options = TrainOptions(lora_rank, lora_alpha, target, epochs, learning_rate, batch_size, max_length, seed)
-    with _progress("training") as tell:
+    with progress_bar("training", stderr) as tell:
         log = train_adapter(base, rows, output, options, tell)
     last = log[-1] if log else {}
     _summary(
@@ -164,7 +125,7 @@ def fit(
     rows = preference_pairs(read_rows(pairs), str(pairs))
 
     model = _load(adapter, output_weights=weights, max_length=max_length, max_batch_tokens=max_batch_tokens)
-    with _progress("fitting") as tell:
+    with progress_bar("fitting", stderr) as tell:
         model.fit(
             rows, options.structure, options.rank, options.prior_precision, include_head=include_head, progress=tell
         )
@@ -189,7 +150,7 @@ def score(
     loaded = _load_fitted(model, max_batch_tokens)
     job = _job(loaded, input_file, max_batch_tokens)
     results = ResumableOutput(output, job, CHUNK, resume)
-    with _progress("scoring") as tell:
+    with progress_bar("scoring", stderr) as tell:
         for start in range(len(results.rows), len(records), CHUNK):
             chunk = records[start : start + CHUNK]
             results.add(_score_pairs(loaded, chunk) if paired else _score_candidates(loaded, chunk))
@@ -216,7 +177,7 @@ def best_of_n(
     loaded = _load_fitted(model, max_batch_tokens)
     chosen = []
     changed = 0
-    with _progress("choosing") as tell:
+    with progress_bar("choosing", stderr) as tell:
         for record in records:
             best = loaded.best_of_n(record.prompt, record.responses, penalty=penalty, k=k)
             i = best.index

@@ -87,7 +87,11 @@ def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
             import pyarrow.parquet
 
             sink = pyarrow.BufferOutputStream()
-            pyarrow.parquet.write_table(pyarrow.Table.from_pylist(list(rows)), sink)
+            try:
+                table = pyarrow.Table.from_pylist(list(rows))
+            except pyarrow.ArrowException as error:
+                raise InputError(f"{path}: the rows do not fit one Parquet schema; write .jsonl") from error
+            pyarrow.parquet.write_table(table, sink)
             write_whole(path, sink.getvalue().to_pybytes())
         else:
             content = "".join(json_line(row) for row in rows).encode()

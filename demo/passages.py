@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from pydoc_data.topics import topics
 
-OFF_TOPIC_MODULES = ("turtle", "imaplib", "smtplib", "gettext", "calendar", "wave", "sched", "colorsys", "mailbox")
-"""Library modules whose docstrings are about anything but the language reference."""
+OTHER_SUBJECTS = ("turtle", "imaplib", "smtplib", "gettext", "calendar", "wave", "sched", "colorsys", "mailbox")
+"""Library modules that are about anything but the language itself."""
 
 
 @dataclass(frozen=True)
@@ -55,46 +55,67 @@ def split(seed: int = 0, held_out: float = 0.2) -> tuple[list[Passage], list[Pas
     )
 
 
+def corrupted(text: str, other: str, generator: random.Random) -> str:
+    """A damaged copy: words in disorder, a third of them another passage's, or its beginning over and over."""
+    words = text.split()
+    how = generator.choice(["disorder", "mixture", "repetition"])
+    if how == "disorder":
+        for start in range(0, len(words), 6):
+            window = words[start : start + 6]
+            generator.shuffle(window)
+            words[start : start + 6] = window
+    elif how == "mixture":
+        foreign = other.split()
+        words = [generator.choice(foreign) if generator.random() < 0.35 else word for word in words]
+    else:
+        words = (words[: max(8, len(words) // 3)] * 4)[: len(words)]
+    return " ".join(words)
+
+
 def preference_pairs(train: list[Passage], count: int, seed: int = 0) -> list[dict[str, str]]:
-    """The passage's own continuation is preferred to that of a passage on another topic."""
+    """A passage as it stands is preferred to a damaged copy of it."""
     generator = random.Random(seed)
     pairs = []
     for passage in generator.sample(train * (count // len(train) + 1), count):
-        other = generator.choice([p for p in train if p.topic != passage.topic])
-        pairs.append({"prompt": passage.prompt, "chosen": passage.continuation, "rejected": other.continuation})
+        damaged = corrupted(passage.continuation, generator.choice(train).continuation, generator)
+        if damaged != passage.continuation:
+            pairs.append({"prompt": passage.prompt, "chosen": passage.continuation, "rejected": damaged})
     return pairs
 
 
-def off_topic_texts() -> list[str]:
-    """Paragraphs of library docstrings, and the Zen of Python."""
+def library_text() -> tuple[list[str], list[str]]:
+    """Paragraphs of library docstrings with the Zen of Python, and pieces of the same modules' source code."""
     library = Path(sysconfig.get_paths()["stdlib"])
-    texts = []
-    for name in OFF_TOPIC_MODULES:
-        docstring = ast.get_docstring(ast.parse((library / f"{name}.py").read_text(encoding="utf-8"))) or ""
-        texts += [" ".join(p.split()) for p in re.split(r"\n\s*\n", docstring) if len(p) > 80]
+    prose, code = [], []
+    for name in OTHER_SUBJECTS:
+        source = (library / f"{name}.py").read_text(encoding="utf-8")
+        docstring = ast.get_docstring(ast.parse(source)) or ""
+        prose += [" ".join(p.split()) for p in re.split(r"\n\s*\n", docstring) if len(p) > 80]
+        lines = [line.strip() for line in source.splitlines() if line.strip() and not line.strip().startswith("#")]
+        code += [" ".join(lines[start : start + 12]) for start in range(200, min(len(lines), 500), 60)]
     this = importlib.util.find_spec("this")
     if this is not None and this.origin is not None:  # importing it would print it
-        source = ast.parse(Path(this.origin).read_text(encoding="utf-8"))
-        rot13 = next(n.value for n in ast.walk(source) if isinstance(n, ast.Constant) and isinstance(n.value, str))
-        texts.append(" ".join(codecs.decode(rot13, "rot13").split()))
-    return texts
+        parsed = ast.parse(Path(this.origin).read_text(encoding="utf-8"))
+        rot13 = next(n.value for n in ast.walk(parsed) if isinstance(n, ast.Constant) and isinstance(n.value, str))
+        prose.append(" ".join(codecs.decode(rot13, "rot13").split()))
+    return prose, code
 
 
-def candidates(passage: Passage, others: list[Passage], seed: int) -> list[tuple[str, str]]:
-    """`(kind, text)`: the passage's own continuation, six of other topics, and what reward models are fooled by."""
+IN_DISTRIBUTION = ("intact passage", "damaged copy")
+
+
+def candidates(passage: Passage, others: list[Passage], seed: int = 0) -> list[tuple[str, str]]:
+    """`(kind, text)` of everything that is put up for one prompt; the first is the one to find."""
     generator = random.Random(f"{seed}{passage.prompt}")
-    wrong = generator.sample([p for p in others if p.topic != passage.topic], 6)
-    words = passage.prompt.split()
-    long_words = sorted({w.strip('.,;:()"') for w in words}, key=lambda w: (-len(w), w))[:4]
-    shuffled = passage.continuation.split()
-    generator.shuffle(shuffled)
+    damaged = [corrupted(passage.continuation, generator.choice(others).continuation, generator) for _ in range(3)]
+    prose, code = library_text()
+    longest = max((word.strip('.,;:()"') for word in passage.prompt.split()), key=len)
     return [
-        ("own continuation", passage.continuation),
-        *(("other topic", p.continuation) for p in wrong),
+        ("intact passage", passage.continuation),
+        *(("damaged copy", text) for text in damaged),
+        *(("another subject", text[:700]) for text in generator.sample(prose, 3)),
+        *(("source code", text[:700]) for text in generator.sample(code, 2)),
         ("prompt echoed", " ".join([passage.prompt] * 3)),
-        ("keywords repeated", " ".join(long_words * 12)),
-        ("one word repeated", " ".join([long_words[0]] * 40)),
-        ("word salad", " ".join(shuffled)),
+        ("one word repeated", " ".join([longest] * 40)),
         ("punctuation", "?!... " * 20),
-        *(("off topic", text) for text in generator.sample(off_topic_texts(), 4)),
     ]

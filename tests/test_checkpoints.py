@@ -154,6 +154,14 @@ def test_a_folder_that_is_not_there_is_refused(name):
         load(name)
 
 
+def test_an_adapter_whose_base_model_is_gone_is_refused(adapter_folder, tmp_path):
+    folder = shutil.copytree(adapter_folder, tmp_path / "adapter")
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": "/nothing/here"}))
+    with pytest.raises(InputError, match="base model /nothing/here cannot be loaded"):
+        load(folder)
+
+
 def test_an_adapter_of_a_model_without_a_score_head_is_refused(tmp_path):
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForSequenceClassification, LlamaConfig, LlamaModel

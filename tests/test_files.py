@@ -19,6 +19,12 @@ def test_rows_survive_the_round(tmp_path, name):
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
+def test_rows_that_fit_no_schema_are_refused(tmp_path):
+    with pytest.raises(InputError, match="Parquet schema"):
+        write_rows(tmp_path / "rows.parquet", [{"prompt": "a"}, {"prompt": [{"role": "user"}]}])
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
