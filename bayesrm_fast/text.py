@@ -142,9 +142,9 @@ class TextEncoder:
 
     In 2 and 3 a list of messages is written as `role: content` paragraphs.
 
-    How a row longer than `max_length` is cut: from the front, because a decoder is scored at the response's end. The
-    prompt loses its first tokens so that the response stays whole, down to a quarter of the room; then the response
-    loses its first tokens too. Special tokens at the row's ends are kept.
+    How a row longer than `max_length` is cut: the longer of prompt and response is shortened first, until both are
+    equally long. A decoder is scored at the response's end, so in 1 and 3 either loses its first tokens; an encoder is
+    scored at its first token, so in 2 either loses its last ones. Special tokens at the row's ends are kept.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
@@ -218,9 +218,12 @@ class TextEncoder:
             in_prompt = [i for i, of in enumerate(part) if of == 0]
             in_response = [i for i, of in enumerate(part) if of == 1]
             room = self.max_length - (len(ids) - len(in_prompt) - len(in_response))
-            kept_prompt = min(len(in_prompt), max(room - len(in_response), room // 4))
-            dropped = set(in_prompt[: len(in_prompt) - kept_prompt])
-            dropped.update(in_response[: max(0, len(in_response) - (room - kept_prompt))])
+            kept_prompt = min(len(in_prompt), max(room - len(in_response), room // 2))
+            kept_response = min(len(in_response), room - kept_prompt)
+            if boundary is None:
+                dropped = {*in_prompt[kept_prompt:], *in_response[kept_response:]}
+            else:
+                dropped = {*in_prompt[: len(in_prompt) - kept_prompt], *in_response[: len(in_response) - kept_response]}
             ids = [token for i, token in enumerate(ids) if i not in dropped]
             types = [kind for i, kind in enumerate(types) if i not in dropped]
         return TokenizedText(list(ids), list(types) if uses_types else None, surplus > 0)
