@@ -54,7 +54,7 @@ def main() -> None:
     adapter, model = FOLDER / "adapter", FOLDER / "model"
     for folder in (adapter, model):
         shutil.rmtree(folder, ignore_errors=True)
-    options = TrainOptions(target_modules=["query", "value"], epochs=2, learning_rate=1.5e-3, max_length=128)
+    options = TrainOptions(target_modules=["query", "value"], epochs=2, learning_rate=7e-4, max_length=128)
     with progress_bar("training", console) as tell:
         log = train_adapter(embedded_encoder(), pairs, adapter, options, tell)
     console.print(f"trained: loss {log[-1]['loss']:.2f}, accuracy {log[-1]['accuracy']:.2f} ({elapsed(start)})")
@@ -84,7 +84,10 @@ def main() -> None:
         name: [kinds[i, first_best(values[i])] for i in range(PROMPTS)]
         for name, values in (("MAP", mean), ("penalty", after))
     }
-    show_prompt(console, chosen[0], sets[0], rm)
+    changed = [i for i in range(PROMPTS) if first_best(mean[i]) != first_best(after[i])]
+    shown = changed[0] if changed else 0
+    console.print(f"the penalty changes the choice at {len(changed)} of {PROMPTS} prompts, such as this one:")
+    show_prompt(console, chosen[shown], sets[shown], rm)
 
     table = Table(
         "candidate", "reward", "std", "reward − std", "MAP wins", "penalised wins", title=f"{PROMPTS} held-out prompts"

@@ -56,7 +56,7 @@ def draw(
         xlabel="posterior std",
         ylabel="share of the texts",
         xscale="log",
-        title=f"How unsure it is on either: AUROC {separation:.2f}",
+        title=f"The std of either kind of text: AUROC {separation:.2f}",
     )
     sides.legend(frameon=False)
 
