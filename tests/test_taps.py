@@ -143,7 +143,7 @@ def scaled(model, factor):
     return model
 
 
-@pytest.mark.parametrize("head_size", [3e-5, 30.0])
+@pytest.mark.parametrize("head_size", [3e-7, 30.0])
 def test_float16_gradients_neither_underflow_nor_overflow(head_size):
     """Unscaled, the smaller head's gradients are subnormal or zero; scaled by 2¹⁴, the larger one's overflow."""
     variances = []
@@ -151,13 +151,15 @@ def test_float16_gradients_neither_underflow_nor_overflow(head_size):
         base = scaled(tiny_base("llama"), 1 / 3)
         with torch.no_grad():
             base.score.weight.mul_(head_size / base.score.weight.std())
-        rm = BayesianRewardModel(tiny_adapter("llama", base=base.to(dtype)), tiny_tokenizer("llama"))
-        variances.append(rm.fit(tiny_pairs(3), rank=4, prior_precision=1.0).posterior)
-    first, second = variances
-    for name in first.blocks:
-        # Curvature is quadratic in the gradients: a lost gradient would be off by everything, not by a tenth.
-        a, b = first.blocks[name].eigenvalues, second.blocks[name].eigenvalues
-        assert (a.sum() - b.sum()).abs() <= 0.1 * a.sum()
+        base = base.to(torch.float16).to(dtype)  # the same weights in either, however few of their digits are left
+        rm = BayesianRewardModel(tiny_adapter("llama", base=base), tiny_tokenizer("llama"))
+        # Under so large a prior precision the variance is the squared gradient divided by it.
+        rm.fit(tiny_pairs(3), rank=4, prior_precision=1e6)
+        variances.append(rm.score([words(4, 1), words(3, 2)], [words(5, 3), words(2, 4)]).variance)
+    full, half = variances
+    assert full.min() > 0
+    # Lost or infinite gradients are off by everything; rounding through two layers of float16 is not off by a tenth.
+    torch.testing.assert_close(half, full, rtol=0.1, atol=0.0)
 
 
 def test_layers_called_twice_or_on_other_tokens_are_refused():
