@@ -1,8 +1,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
+SOURCES := setup.py CMakeLists.txt $(wildcard csrc/*/*)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint sanitize clean
 
 demo: .venv/demo
 	$(BIN)/python -m demo
@@ -15,17 +16,24 @@ lint: .venv/test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# The C++ part with AddressSanitizer and UBSan, under the tests of the operations.
+sanitize: .venv/test
+	rm -rf build
+	CMAKE_ARGS=-DBAYESRM_SANITIZE=ON $(PIP) --no-deps --target build/sanitize .
+	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=build/sanitize \
+		$(BIN)/pytest --capture=sys -p no:cacheprovider -k 'not opcheck and not build and not scratch' tests/ops
+
 # torch comes first and alone, so that nothing else decides which build of it is installed.
 .venv/torch: constraints.txt
 	$(PYTHON) -m venv .venv
 	$(PIP) torch
 	touch $@
 
-.venv/demo: .venv/torch pyproject.toml
+.venv/demo: .venv/torch pyproject.toml $(SOURCES)
 	$(PIP) --editable '.[demo]'
 	touch $@
 
-.venv/test: .venv/torch pyproject.toml tests/peers.txt
+.venv/test: .venv/torch pyproject.toml tests/peers.txt $(SOURCES)
 	$(PIP) --editable '.[test,lint]'
 	$(PIP) --no-deps --requirement tests/peers.txt
 	touch $@

@@ -6,6 +6,9 @@ import platform
 
 import torch
 
+from bayesrm_fast.ops.backends import BACKENDS, OPERATIONS, refusal
+from bayesrm_fast.ops.cpp import instruction_set, unavailable
+
 
 def describe_machine() -> dict[str, str]:
     """Versions, devices and what serves the operations."""
@@ -16,9 +19,18 @@ def describe_machine() -> dict[str, str]:
         "python": platform.python_version(),
         "cpu": f"{platform.machine()}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}",
         "gpu": ", ".join(devices) or "none",
-        "operations": "reference (plain torch)",
+        "instruction set of the C++ part": unavailable() or instruction_set(),
+    }
+
+
+def describe_backends() -> dict[str, dict[str, str]]:
+    """For every operation on float32 CPU tensors, what each backend says: that it serves, or why it does not."""
+    p, q, offsets = torch.zeros(0, 1), torch.zeros(0, 1), torch.zeros(1, dtype=torch.int64)
+    return {
+        operation: {name: refusal(name, operation, (p, q, offsets)) or "serves" for name in BACKENDS}
+        for operation in OPERATIONS
     }
 
 
 if __name__ == "__main__":
-    print(json.dumps(describe_machine(), indent=2))
+    print(json.dumps({**describe_machine(), "backends": describe_backends()}, indent=2))

@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from bayesrm_fast.__main__ import describe_machine
+from bayesrm_fast.__main__ import describe_backends, describe_machine
 from bayesrm_fast.checkpoints import check_writable
 from bayesrm_fast.errors import InputError
 from bayesrm_fast.files import ResumableOutput, check_output, read_rows, write_rows
@@ -202,9 +202,14 @@ def info(
     model: Annotated[
         Path | None, typer.Argument(help="Folder with a posterior; none tells about this machine.")
     ] = None,
+    backends: Annotated[bool, typer.Option("--backends", help="What serves each operation here, and why.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """What a saved posterior is, or what this machine can do."""
+    if backends:
+        told = describe_backends()
+        _summary({f"{op}, {name}": says for op, all_say in told.items() for name, says in all_say.items()}, as_json)
+        return
     if model is None:
         _summary(describe_machine(), as_json)
         return

@@ -5,7 +5,7 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +94,7 @@ class KroneckerPosterior:
         self, sites: Sequence[Site], blocks: Mapping[str, KroneckerBlock], prior_precision: float, record: FitRecord
     ) -> None:
         self.sites = list(sites)
-        self.blocks = dict(blocks)
+        self.blocks = _stored_by_columns(blocks)
         self.record = record
         self.prior_precision = prior_precision
 
@@ -227,6 +227,15 @@ class KroneckerPosterior:
             return cls(sites, blocks, record["prior_precision"], fit)
         except (SafetensorError, KeyError, TypeError) as error:
             raise InputError(f"{folder} holds no readable posterior: {error}") from error
+
+
+def _stored_by_columns(blocks: Mapping[str, KroneckerBlock]) -> dict[str, KroneckerBlock]:
+    # In memory U lies as the C++ operations read it, so that no call turns it; sites that share one still do.
+    turned: dict[int, Tensor] = {}
+    for block in blocks.values():
+        if id(block.basis_q) not in turned:
+            turned[id(block.basis_q)] = block.basis_q.T.contiguous().T
+    return {name: replace(block, basis_q=turned[id(block.basis_q)]) for name, block in blocks.items()}
 
 
 def read_record(folder: Path) -> dict[str, Any]:

@@ -5,8 +5,12 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
+from bayesrm_fast.ops import kron_variance
+from bayesrm_fast.ops.cpp import unavailable
 from benchmarks.data import ROOT, data_folder
+from benchmarks.kernels import batched, inputs
 
 
 @pytest.mark.skipif(data_folder() is None, reason="the real data is not here: BAYESRM_DATA names no folder")
@@ -30,3 +34,19 @@ def test_best_of_n_quick(tmp_path):
             # Of one candidate every rule picks that one.
             assert rows[0]["gold"] == pytest.approx(oracle[0])
             assert all(row["gold"] <= best + 1e-9 for row, best in zip(rows, oracle, strict=True))
+
+
+@pytest.mark.skipif(unavailable() is not None, reason=str(unavailable()))
+def test_kernels_quick(tmp_path):
+    command = [sys.executable, "-m", "benchmarks.kernels", "--quick", "--output", tmp_path]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=600)
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "kernels-cpu-quick.json").read_text())
+    assert {row["dtype"] for row in results["kron_variance"]} == {"float32", "bfloat16"}
+    assert all(second > 0 for row in results["kron_variance"] for second in row["seconds"].values())
+    assert set(results["scoring"]["share"]) == {"cpp", "reference"}
+
+
+def test_the_baseline_of_the_kernels_is_right():
+    arguments = inputs([5, 0, 12], 3, 20, 4, torch.float32)
+    torch.testing.assert_close(batched(*arguments), kron_variance(*arguments), rtol=1e-5, atol=0)

@@ -12,6 +12,7 @@ import pytest
 from tiny import tiny_pairs, words
 
 from bayesrm_fast.files import read_rows, write_rows
+from bayesrm_fast.ops.cpp import unavailable
 
 COMMAND = Path(sys.executable).with_name("bayesrm")
 
@@ -75,7 +76,14 @@ def test_info_shows_the_posterior_and_the_machine(model_folder):
         assert word in shown
     assert "torch" in summary("info")
     module = subprocess.run([sys.executable, "-m", "bayesrm_fast"], capture_output=True, text=True, check=True)
-    assert "operations" in json.loads(module.stdout)
+    assert "kron_variance" in json.loads(module.stdout)["backends"]
+
+
+def test_info_says_which_backend_serves_and_why():
+    told = summary("info", "--backends")
+    assert told["kron_variance, reference"] == "serves"
+    assert told["second_moment, cpp"] != "serves"
+    assert told["kron_variance, cpp"] in ("serves", unavailable())
 
 
 def test_a_killed_run_that_is_resumed_equals_an_unbroken_one(model_folder, tmp_path):

@@ -19,10 +19,7 @@ def require_shape(name: str, tensor: Tensor, shape: tuple[int | None, ...]) -> N
 
 
 def require_segments(p: Tensor, q: Tensor, offsets: Tensor) -> None:
-    """Raise ValueError unless `p [T, r]`, `q [T, d]` and `offsets [N+1]` describe segments of the same tokens.
-
-    The values of `offsets` are checked where they can be read without waiting for a device.
-    """
+    """Raise ValueError unless `p [T, r]`, `q [T, d]` and `offsets [N+1]` are about the same tokens on one device."""
     require_shape("p", p, (None, None))
     require_shape("q", q, (p.shape[0], None))
     if offsets.dim() != 1 or offsets.shape[0] < 1 or offsets.dtype != torch.int64:
@@ -30,11 +27,25 @@ def require_segments(p: Tensor, q: Tensor, offsets: Tensor) -> None:
     devices = {p.device, q.device, offsets.device}
     if len(devices) > 1:
         raise ValueError(f"p, q and offsets must be on one device, not on {sorted(map(str, devices))}")
-    if offsets.device.type == "cpu":
-        if offsets[0] != 0 or offsets[-1] != p.shape[0]:
-            raise ValueError(f"offsets must run from 0 to {p.shape[0]}, not {int(offsets[0])} to {int(offsets[-1])}")
-        if bool((offsets[1:] < offsets[:-1]).any()):
-            raise ValueError("offsets must not decrease")
+
+
+def require_increasing(offsets: Tensor, tokens: int) -> None:
+    """Raise ValueError unless `offsets` run from 0 to `tokens` and never decrease.
+
+    On a GPU nothing is checked, since the values could not be read without waiting for it.
+    """
+    if offsets.device.type != "cpu":
+        return
+    bounds = offsets.tolist()  # one call into torch, where comparing tensors would take five
+    if bounds[0] != 0 or bounds[-1] != tokens:
+        raise ValueError(f"offsets must run from 0 to {tokens}, not {bounds[0]} to {bounds[-1]}")
+    if sorted(bounds) != bounds:
+        raise ValueError("offsets must not decrease")
+
+
+def result_dtype(p: Tensor, q: Tensor) -> torch.dtype:
+    """float64 where p or q is float64, else float32."""
+    return torch.promote_types(torch.promote_types(p.dtype, q.dtype), torch.float32)
 
 
 def require_bases(p: Tensor, q: Tensor, basis_p: Tensor, basis_q: Tensor) -> None:

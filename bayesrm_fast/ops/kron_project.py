@@ -2,8 +2,9 @@
 
 from torch import Tensor
 
-from bayesrm_fast.ops.checks import require_bases, require_segments
-from bayesrm_fast.ops.reference import kron_project as reference
+from bayesrm_fast.ops.backends import serve
+from bayesrm_fast.ops.checks import require_bases, require_increasing, require_segments, result_dtype
+from bayesrm_fast.ops.library import define
 
 
 def kron_project(
@@ -32,4 +33,23 @@ def kron_project(
     """
     require_segments(p, q, offsets)
     require_bases(p, q, basis_p, basis_q)
-    return reference.kron_project(p, q, offsets, basis_p, basis_q)
+    result: tuple[Tensor, Tensor] = _operator(p, q, offsets, basis_p, basis_q)
+    return result
+
+
+def _kron_project(p: Tensor, q: Tensor, offsets: Tensor, basis_p: Tensor, basis_q: Tensor) -> tuple[Tensor, Tensor]:
+    require_increasing(offsets, p.shape[0])
+    result: tuple[Tensor, Tensor] = serve("kron_project", p, q, offsets, basis_p, basis_q)
+    return result
+
+
+def _fake(p: Tensor, q: Tensor, offsets: Tensor, basis_p: Tensor, basis_q: Tensor) -> tuple[Tensor, Tensor]:
+    coordinates = q.new_empty(offsets.shape[0] - 1, p.shape[1], basis_q.shape[1], dtype=result_dtype(p, q))
+    return coordinates, coordinates.new_empty(coordinates.shape[:2])
+
+
+_operator = define(
+    "kron_project(Tensor p, Tensor q, Tensor offsets, Tensor basis_p, Tensor basis_q) -> (Tensor, Tensor)",
+    _kron_project,
+    _fake,
+)

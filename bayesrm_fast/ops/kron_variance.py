@@ -2,8 +2,9 @@
 
 from torch import Tensor
 
-from bayesrm_fast.ops.checks import require_bases, require_segments, require_shape
-from bayesrm_fast.ops.reference import kron_variance as reference
+from bayesrm_fast.ops.backends import serve
+from bayesrm_fast.ops.checks import require_bases, require_increasing, require_segments, require_shape, result_dtype
+from bayesrm_fast.ops.library import define
 
 
 def kron_variance(
@@ -36,4 +37,25 @@ def kron_variance(
     require_bases(p, q, basis_p, basis_q)
     require_shape("weight", weight, (p.shape[1], basis_q.shape[1]))
     require_shape("residual", residual, (p.shape[1],))
-    return reference.kron_variance(p, q, offsets, basis_p, basis_q, weight, residual)
+    result: Tensor = _operator(p, q, offsets, basis_p, basis_q, weight, residual)
+    return result
+
+
+def _kron_variance(
+    p: Tensor, q: Tensor, offsets: Tensor, basis_p: Tensor, basis_q: Tensor, weight: Tensor, residual: Tensor
+) -> Tensor:
+    require_increasing(offsets, p.shape[0])
+    result: Tensor = serve("kron_variance", p, q, offsets, basis_p, basis_q, weight, residual)
+    return result
+
+
+def _fake(p: Tensor, q: Tensor, offsets: Tensor, *constants: Tensor) -> Tensor:
+    return q.new_empty(offsets.shape[0] - 1, dtype=result_dtype(p, q))
+
+
+_operator = define(
+    "kron_variance(Tensor p, Tensor q, Tensor offsets, Tensor basis_p, Tensor basis_q, Tensor weight, Tensor residual)"
+    " -> Tensor",
+    _kron_variance,
+    _fake,
+)

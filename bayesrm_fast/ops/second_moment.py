@@ -2,8 +2,9 @@
 
 from torch import Tensor
 
+from bayesrm_fast.ops.backends import serve
 from bayesrm_fast.ops.checks import require_shape
-from bayesrm_fast.ops.reference import second_moment as reference
+from bayesrm_fast.ops.library import define
 
 
 def second_moment(
@@ -26,4 +27,16 @@ def second_moment(
     if omega is not None:
         require_shape("omega", omega, (q.shape[1], None))
     require_shape("out", out, (q.shape[1], q.shape[1] if omega is None else omega.shape[1]))
-    return reference.second_moment(q, out, omega)
+    _operator(q, out, omega)
+    return out
+
+
+def _second_moment(q: Tensor, out: Tensor, omega: Tensor | None) -> None:
+    serve("second_moment", q, out, omega)
+
+
+def _fake(q: Tensor, out: Tensor, omega: Tensor | None) -> None:
+    return None
+
+
+_operator = define("second_moment(Tensor q, Tensor(a!) out, Tensor? omega) -> ()", _second_moment, _fake)

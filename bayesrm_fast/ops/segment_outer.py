@@ -2,8 +2,9 @@
 
 from torch import Tensor
 
-from bayesrm_fast.ops.checks import require_segments
-from bayesrm_fast.ops.reference import segment_outer as reference
+from bayesrm_fast.ops.backends import serve
+from bayesrm_fast.ops.checks import require_increasing, require_segments, result_dtype
+from bayesrm_fast.ops.library import define
 
 
 def segment_outer(
@@ -25,4 +26,18 @@ def segment_outer(
         ValueError: a shape, dtype or device does not fit, by the argument's name.
     """
     require_segments(p, q, offsets)
-    return reference.segment_outer(p, q, offsets)
+    result: Tensor = _operator(p, q, offsets)
+    return result
+
+
+def _segment_outer(p: Tensor, q: Tensor, offsets: Tensor) -> Tensor:
+    require_increasing(offsets, p.shape[0])
+    result: Tensor = serve("segment_outer", p, q, offsets)
+    return result
+
+
+def _fake(p: Tensor, q: Tensor, offsets: Tensor) -> Tensor:
+    return q.new_empty(offsets.shape[0] - 1, p.shape[1], q.shape[1], dtype=result_dtype(p, q))
+
+
+_operator = define("segment_outer(Tensor p, Tensor q, Tensor offsets) -> Tensor", _segment_outer, _fake)

@@ -1,18 +1,22 @@
-"""Every operation against its formula, written out segment by segment in float64."""
+"""Every operation, by every backend that serves it, against its formula in float64."""
+
+import warnings
 
 import pytest
 import torch
 from cases import CASES
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from bayesrm_fast import ops
+from bayesrm_fast.ops.backends import BACKENDS, choose, refusal, use_backend
 
-# float32: sums of up to some hundred products, unit roundoff 6e-8. bfloat16: its products are exact in float32, so the
-# inputs' own values, not rounding, are what the reference sees too.
+# Relative to the largest element. float32: sums of up to a thousand products with unit roundoff 6e-8, in blocks.
+# bfloat16 and float16: their products are exact in float32, and the reference sees the same values.
 BUDGET = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 1e-5, torch.float16: 1e-5}
 
 
-def inputs(case, dtype, seed=0):
-    lengths, r, d, k = CASES[case]
+def made(lengths, r, d, k, dtype, seed=0):
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape):
@@ -22,54 +26,148 @@ def inputs(case, dtype, seed=0):
     p, q = normal(total, r).to(dtype), normal(total, d).to(dtype)
     offsets = torch.tensor([0, *torch.tensor(lengths, dtype=torch.int64).cumsum(0).tolist()])
     wide = torch.float64 if dtype == torch.float64 else torch.float32
-    basis_p, basis_q = (torch.linalg.qr(normal(n, n)).Q.contiguous().to(wide) for n in (r, d))
-    return p, q, offsets, basis_p, basis_q[:, :k].contiguous(), normal(r, k).abs().to(wide), normal(r).abs().to(wide)
+    basis_p = torch.linalg.qr(normal(r, r)).Q.contiguous().to(wide)
+    basis_q = torch.linalg.qr(normal(d, k)).Q.contiguous().to(wide)
+    return p, q, offsets, basis_p, basis_q, normal(r, k).abs().to(wide), normal(r).abs().to(wide)
 
 
-def gradients(p, q, offsets):
-    p, q = p.double(), q.double()
-    return torch.stack(
-        [sum((torch.outer(p[t], q[t]) for t in range(a, b)), torch.zeros(p.shape[1], q.shape[1]).double())
-         for a, b in zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True)]
-        or [torch.zeros(p.shape[1], q.shape[1]).double()]
-    )[: len(offsets) - 1]  # fmt: skip
+def inputs(case, dtype):
+    return made(*CASES[case], dtype)
 
 
-def close(found, expected, dtype):
-    scale = max(float(expected.abs().max()), 1e-300) if expected.numel() else 1.0
+def formulas(p, q, offsets, v, u, weight, residual):
+    """Gradients, coordinates, squared norms outside the basis, and variances, in float64."""
+    p, q, v, u = (x.double() for x in (p, q, v, u))
+    bounds = offsets.tolist()
+    g = torch.zeros(len(bounds) - 1, p.shape[1], q.shape[1], dtype=torch.float64)
+    for n, (start, stop) in enumerate(zip(bounds[:-1], bounds[1:], strict=True)):
+        g[n] = torch.einsum("ti,tj->ij", p[start:stop], q[start:stop])
+    rotated = v.T @ g
+    c = rotated @ u
+    outside = (rotated - c @ u.T).square().sum(-1)
+    return g, rotated, c, outside, (weight.double() * c.square()).sum((1, 2)) + outside @ residual.double()
+
+
+def close(found, expected, dtype, scale=None):
     assert found.shape == expected.shape
-    assert (found.double() - expected).abs().max().item() <= BUDGET[dtype] * scale if expected.numel() else True
+    assert found.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    if not expected.numel():
+        return
+    error = found.double() - expected
+    scale = max(float((expected if scale is None else scale).abs().max()), 1e-300)
+    assert error.abs().max().item() <= BUDGET[dtype] * scale
+    # Rounding has no preferred sign: a bias shows a sum that loses its low digits.
+    assert abs(error.mean().item()) <= BUDGET[dtype] / 5 * scale
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request):
+    reason = BACKENDS[request.param].unavailable()
+    if reason is not None:
+        pytest.skip(reason)
+    with use_backend(request.param):
+        yield request.param
+
+
+@pytest.fixture(autouse=True)
+def fresh_memory_is_nan():
+    """Whatever a kernel leaves unwritten shows."""
+    torch.use_deterministic_algorithms(True)
+    assert torch.utils.deterministic.fill_uninitialized_memory
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def served(backend, operation, tensors):
+    if refusal(backend, operation, tensors) is not None:
+        with pytest.raises(ValueError, match=f"{backend} cannot serve {operation}: "):
+            choose(operation, tensors)
+        return False
+    assert choose(operation, tensors) == backend
+    return True
 
 
 @pytest.mark.parametrize("dtype", BUDGET, ids=str)
 @pytest.mark.parametrize("case", CASES)
-def test_operations_equal_their_formulas(case, dtype):
-    p, q, offsets, v, u, weight, residual = inputs(case, dtype)
-    g = gradients(p, q, offsets)
-    rotated = v.double().T @ g
-    c = rotated @ u.double()
-    outside = (rotated - c @ u.double().T).square().sum(-1)
-    variance = (weight.double() * c.square()).sum((1, 2)) + outside @ residual.double()
-
-    close(ops.segment_outer(p, q, offsets), g, dtype)
-    found_c, found_outside = ops.kron_project(p, q, offsets, v, u)
-    close(found_c, c, dtype)
-    assert (found_outside >= 0).all()
-    # What is left of a row is small beside the row, whose size sets the rounding.
-    assert (
-        (found_outside.double() - outside).abs().max()
-        <= BUDGET[dtype] * (rotated.square().sum(-1).max() if len(g) else 1)
-        if len(g)
-        else True
-    )
-    close(ops.kron_variance(p, q, offsets, v, u, weight, residual), variance, dtype)
-    moment = torch.ones(q.shape[1], q.shape[1], dtype=torch.float64)
-    close(ops.second_moment(q, moment), 1 + q.double().T @ q.double(), dtype)
-    sketch = torch.zeros(u.shape, dtype=torch.float64)
-    close(ops.second_moment(q, sketch, u), q.double().T @ (q.double() @ u.double()), dtype)
+def test_segment_outer(backend, case, dtype):
+    arguments = inputs(case, dtype)
+    if served(backend, "segment_outer", arguments[:3]):
+        close(ops.segment_outer(*arguments[:3]), formulas(*arguments)[0], dtype)
 
 
-def test_a_gradient_almost_inside_the_basis_keeps_its_digits():
+@pytest.mark.parametrize("dtype", BUDGET, ids=str)
+@pytest.mark.parametrize("case", CASES)
+def test_kron_project(backend, case, dtype):
+    arguments = inputs(case, dtype)
+    _, rotated, c, outside, _ = formulas(*arguments)
+    if served(backend, "kron_project", arguments[:5]):
+        found_c, found_outside = ops.kron_project(*arguments[:5])
+        close(found_c, c, dtype)
+        assert (found_outside >= 0).all()
+        # What is left of a row is small beside the row, whose size sets the rounding.
+        close(found_outside, outside, dtype, scale=rotated.square().sum(-1))
+
+
+@pytest.mark.parametrize("dtype", BUDGET, ids=str)
+@pytest.mark.parametrize("case", CASES)
+def test_kron_variance(backend, case, dtype):
+    arguments = inputs(case, dtype)
+    if served(backend, "kron_variance", arguments):
+        found = ops.kron_variance(*arguments)
+        close(found, formulas(*arguments)[-1], dtype)
+        assert (found >= 0).all()
+
+
+@pytest.mark.parametrize("dtype", BUDGET, ids=str)
+@pytest.mark.parametrize("case", CASES)
+def test_second_moment(backend, case, dtype):
+    _, q, _, _, u, *_ = inputs(case, dtype)
+    d = q.shape[1]
+    if d <= 1000 and served(backend, "second_moment", (q, u)):
+        moment = torch.ones(d, d, dtype=torch.float64)
+        expected = 1 + q.double().T @ q.double()
+        assert ops.second_moment(q, moment) is moment
+        assert (moment - expected).abs().max() <= BUDGET[dtype] * expected.abs().max()
+        sketch = torch.zeros(u.shape, dtype=torch.float64)
+        expected = q.double().T @ (q.double() @ u.double())
+        assert (ops.second_moment(q, sketch, u) - expected).abs().max() <= BUDGET[dtype] * expected.abs().max() + 1e-300
+
+
+@given(
+    lengths=st.lists(st.integers(0, 90), max_size=7),
+    r=st.integers(1, 19),
+    d=st.integers(1, 220),
+    k=st.integers(1, 40),
+    threads=st.sampled_from([1, 2, 5]),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+)
+@settings(max_examples=60, deadline=None)
+def test_any_shape_by_any_number_of_threads(lengths, r, d, k, threads, dtype):
+    arguments = made(lengths, r, d, min(k, d), dtype)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for name, implementation in BACKENDS.items():
+            if implementation.unavailable() is None:
+                with use_backend(name):
+                    close(ops.kron_variance(*arguments), formulas(*arguments)[-1], dtype)
+                    close(ops.segment_outer(*arguments[:3]), formulas(*arguments)[0], dtype)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_segments_split_over_calls_give_the_same(backend):
+    p, q, offsets, *rest = inputs("several blocks", torch.float32)
+    cut = int(offsets[2])
+    parts = [
+        ops.kron_variance(p[:cut], q[:cut], offsets[:3], *rest),
+        ops.kron_variance(p[cut:], q[cut:], offsets[2:] - cut, *rest),
+    ]
+    torch.testing.assert_close(torch.cat(parts), ops.kron_variance(p, q, offsets, *rest), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize(("dtype", "relative"), [(torch.float32, 1e-4), (torch.bfloat16, 1e-2)], ids=str)
+def test_a_gradient_almost_inside_the_basis_keeps_its_digits(backend, dtype, relative):
     """99.99 % of ‖G‖² inside span(U), and outside a weight of 10⁶ times the mean: a difference of norms fails this."""
     generator = torch.Generator().manual_seed(0)
     r, d, k, length = 8, 256, 16, 64
@@ -80,6 +178,7 @@ def test_a_gradient_almost_inside_the_basis_keeps_its_digits():
     stray = torch.randn(length, d, generator=generator)
     stray = stray - stray @ u @ u.T
     q = inside / inside.norm() * 0.9999**0.5 + stray / stray.norm() * 0.0001**0.5
+    p, q = p.to(dtype), q.to(dtype)
     weight, residual = torch.ones(r, k), torch.full((r,), 1e6)
     offsets = torch.tensor([0, length])
     g = p.double().T @ q.double()
@@ -87,20 +186,25 @@ def test_a_gradient_almost_inside_the_basis_keeps_its_digits():
     c = rotated @ u.double()
     exact = (c.square().sum() + 1e6 * (rotated - c @ u.double().T).square().sum()).item()
     found = ops.kron_variance(p, q, offsets, v, u, weight, residual).item()
-    assert found == pytest.approx(exact, rel=1e-4)
+    assert found == pytest.approx(exact, rel=relative)
 
 
-def test_two_runs_are_bitwise_equal():
-    arguments = inputs("ragged", torch.float32)
-    assert torch.equal(ops.kron_variance(*arguments), ops.kron_variance(*arguments))
+@pytest.mark.parametrize("threads", [1, 3])
+def test_two_runs_are_bitwise_equal(backend, threads):
+    torch.set_num_threads(threads)
+    arguments = inputs("several blocks", torch.float32)
+    first, *others = (ops.kron_variance(*arguments) for _ in range(5))
+    torch.set_num_threads(1)
+    assert all(torch.equal(first, other) for other in others)
 
 
-def test_non_contiguous_inputs_give_the_same():
+def test_non_contiguous_inputs_give_the_same(backend):
     p, q, offsets, *rest = inputs("ragged", torch.float32)
     strided = [torch.stack([x, x], -1)[..., 0] for x in (p, q)]
+    rest = [torch.stack([x, x], -1)[..., 0] for x in rest]
     assert not strided[0].is_contiguous()
     torch.testing.assert_close(
-        ops.kron_variance(*strided, offsets, *rest), ops.kron_variance(p, q, offsets, *rest), rtol=1e-5, atol=1e-6
+        ops.kron_variance(*strided, offsets, *rest), ops.kron_variance(p, q, offsets, *rest), rtol=1e-5, atol=0
     )
 
 
@@ -125,3 +229,51 @@ def test_what_does_not_fit_is_named(change, message):
     arguments = dict(zip(names, inputs("ragged", torch.float32), strict=True)) | change
     with pytest.raises(ValueError, match=message):
         ops.kron_variance(**arguments)
+
+
+OPERATORS = {
+    "kron_variance": lambda a: a,
+    "kron_project": lambda a: a[:5],
+    "segment_outer": lambda a: a[:3],
+    "second_moment": lambda a: (a[1], torch.zeros(a[1].shape[1], a[1].shape[1]), None),
+}
+
+
+@pytest.mark.parametrize("case", ["ragged", "no segments"])
+@pytest.mark.parametrize("operation", OPERATORS)
+def test_opcheck(operation, case):
+    operator = getattr(torch.ops.bayesrm_fast, operation).default
+    torch.library.opcheck(operator, OPERATORS[operation](inputs(case, torch.float32)))
+
+
+def test_compiled_without_a_break():
+    arguments = inputs("ragged", torch.float32)
+    compiled = torch.compile(lambda *a: 2 * ops.kron_variance(*a), fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(*arguments), 2 * ops.kron_variance(*arguments), rtol=0, atol=0)
+
+
+def test_unknown_backends_are_named():
+    with pytest.raises(ValueError, match="there is no backend 'mkl'; there are auto, cpp, reference"):
+        use_backend("mkl").__enter__()
+
+
+def test_a_forced_backend_ends_with_its_block():
+    with pytest.raises(KeyError), use_backend("reference"):
+        raise KeyError
+    assert choose("kron_variance", inputs("ragged", torch.float64)) == "reference"
+    assert choose("kron_variance", inputs("ragged", torch.float32)) == next(
+        name for name in BACKENDS if BACKENDS[name].unavailable() is None
+    )
+
+
+def test_without_the_compiled_part_the_reference_serves_and_says_so_once(monkeypatch):
+    from bayesrm_fast.ops import backends
+
+    monkeypatch.setattr(BACKENDS["cpp"], "unavailable", lambda: "no compiler")
+    monkeypatch.setattr(backends, "_told", False)
+    arguments = inputs("ragged", torch.float32)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        ops.kron_variance(*arguments)
+        ops.kron_variance(*arguments)
+    assert [str(warning.message) for warning in told] == ["the operations run in plain torch, not in C++: no compiler"]

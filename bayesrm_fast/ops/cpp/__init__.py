@@ -1,0 +1,37 @@
+"""The operations in C++, for CPU tensors of float32 and bfloat16; csrc/cpu has the kernels."""
+
+import torch
+from torch import Tensor
+
+from bayesrm_fast.ops.cpp.binding import compiled, missing
+from bayesrm_fast.ops.cpp.kron_project import kron_project
+from bayesrm_fast.ops.cpp.kron_variance import kron_variance
+from bayesrm_fast.ops.cpp.segment_outer import segment_outer
+
+__all__ = ["instruction_set", "kron_project", "kron_variance", "refuses", "segment_outer", "unavailable"]
+
+
+def unavailable() -> str | None:
+    """Why no call is served on this machine; None where calls are."""
+    return missing
+
+
+def refuses(operation: str, tensors: tuple[Tensor, ...]) -> str | None:
+    """Why this call is not served; None where it is."""
+    if operation == "second_moment":
+        return "it is one matrix product, in which torch's own library is fastest"
+    if any(tensor.device.type != "cpu" for tensor in tensors):
+        return "it serves CPU tensors"
+    p, q, _, *constants = tensors
+    for tensor in (p, q):
+        if tensor.dtype not in (torch.float32, torch.bfloat16):
+            return f"it serves float32 and bfloat16, not {tensor.dtype}"
+    if any(constant.dtype == torch.float64 for constant in constants):
+        return "it computes in float32, not float64"
+    return None
+
+
+def instruction_set() -> str:
+    """The instruction set that was chosen for this processor."""
+    name: str = compiled.instruction_set()
+    return name

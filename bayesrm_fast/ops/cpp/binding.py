@@ -1,0 +1,46 @@
+"""The compiled module, where there is one, and what every call hands over: addresses, sizes and dtype codes."""
+
+import importlib
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def _compiled_module() -> tuple[Any, str | None]:
+    try:
+        return importlib.import_module("bayesrm_fast._cpu"), None
+    except ImportError as error:
+        return None, f"the compiled part is not here ({error}); install with a C++ compiler at hand"
+
+
+compiled, missing = _compiled_module()
+"""The module, None where it is not there, and then why."""
+
+DTYPES = {torch.float32: 0, torch.bfloat16: 1}
+
+
+class Segments:
+    """Holds `p`, `q` and `offsets` contiguous for as long as a call uses their addresses."""
+
+    def __init__(self, p: Tensor, q: Tensor, offsets: Tensor) -> None:  # (T, r), (T, d), (N + 1,)
+        self.held = (p.contiguous(), q.contiguous(), offsets.contiguous())
+        self.count, self.r, self.d = offsets.shape[0] - 1, p.shape[1], q.shape[1]
+
+    def arguments(self) -> tuple[int, ...]:
+        """In the order of csrc/cpu/bind.cpp."""
+        p, q, offsets = self.held
+        addresses = (p.data_ptr(), q.data_ptr(), offsets.data_ptr())
+        return (*addresses, self.count, self.r, self.d, DTYPES[p.dtype], DTYPES[q.dtype])
+
+
+class Basis:
+    """Holds V and the transposed U in float32; a U stored by columns is not copied."""
+
+    def __init__(self, basis_p: Tensor, basis_q: Tensor) -> None:  # (r, r), (d, k)
+        self.held = (basis_p.float().contiguous(), basis_q.float().T.contiguous())
+        self.k = basis_q.shape[1]
+
+    def arguments(self) -> tuple[int, int, int]:
+        """In the order of csrc/cpu/bind.cpp."""
+        return (self.held[0].data_ptr(), self.held[1].data_ptr(), self.k)

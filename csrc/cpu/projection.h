@@ -1,0 +1,139 @@
+// One walk over the segments that kron_project and kron_variance share; they differ in what they do with C and the
+// rows' residual norms.
+#pragma once
+
+#include <omp.h>
+
+#include <algorithm>
+
+#include "dot_products.h"
+#include "kernels.h"
+
+namespace bayesrm::BAYESRM_ISA {
+
+constexpr int64_t kTokenBlock = 32;           // a panel of q stays in the first-level cache while its rows are walked
+constexpr int64_t kScratchFloats = 1 << 18;  // H of one segment stays in the second-level cache
+
+// The columns first..first + rows of V [r, r], or of the identity where V is null, each row filled up to whole vectors.
+inline void pad_columns(const float* v, int64_t r, int64_t first, int64_t rows, float* padded) {
+    const int64_t width = whole_vectors(rows);
+    std::fill(padded, padded + r * width, 0.0f);
+    for (int64_t l = 0; l < r; ++l)
+        for (int64_t i = 0; i < rows; ++i) padded[l * width + i] = v ? v[l * r + first + i] : float(l == first + i);
+}
+
+// rotated [tokens, width] = p [tokens, r] v [r, width], width in whole vectors. Writes up to kTogether - 1 rows more.
+template <class P>
+inline void rotate(const P* p, int64_t tokens, int64_t r, const float* v, int64_t width, float* rotated) {
+    constexpr int kTogether = 4;
+    static_assert(kTokenBlock % kTogether == 0);
+    for (int64_t t = 0; t < tokens; t += kTogether)
+        for (int64_t c = 0; c < width; c += kWidth) {
+            Vec sums[kTogether] = {};
+            const P* rows[kTogether];
+            for (int m = 0; m < kTogether; ++m) rows[m] = p + std::min(t + m, tokens - 1) * r;
+            for (int64_t l = 0; l < r; ++l) {
+                const Vec x = load(v + l * width + c);
+                for (int m = 0; m < kTogether; ++m) sums[m] += widened(rows[m][l]) * x;
+            }
+            for (int m = 0; m < kTogether; ++m) store(rotated + (t + m) * width + c, sums[m]);
+        }
+}
+
+// h [rows, columns] = the rows of VᵀG of segment n that `v`, from pad_columns, picks, at the columns from `column` on.
+template <class Q>
+inline void gradient_rows(const Segments& s, int64_t n, const float* v, int64_t rows, int64_t column, int64_t columns,
+                          float* h, int64_t h_stride, float* rotated) {
+    for (int64_t i = 0; i < rows; ++i) std::fill(h + i * h_stride, h + i * h_stride + columns, 0.0f);
+    const int64_t width = whole_vectors(rows);
+    for (int64_t t = s.offsets[n]; t < s.offsets[n + 1]; t += kTokenBlock) {
+        const int64_t tokens = std::min(kTokenBlock, s.offsets[n + 1] - t);
+        if (s.p_dtype == DType::float32)
+            rotate(static_cast<const float*>(s.p) + t * s.r, tokens, s.r, v, width, rotated);
+        else
+            rotate(static_cast<const BFloat16*>(s.p) + t * s.r, tokens, s.r, v, width, rotated);
+        const Q* q = static_cast<const Q*>(s.q) + t * s.d + column;
+        add_outer_product(rotated, width, rows, q, q + kTokenBlock * s.d, s.d, columns, tokens, h, h_stride);
+    }
+}
+
+// Members of a team share a segment, each a range of its columns.
+struct Range {
+    int64_t begin, end;
+    Range(int64_t d, int member, int team) {
+        const int64_t blocks = (d + kWidth - 1) / kWidth;
+        begin = std::min(d, blocks * member / team * kWidth);
+        end = std::min(d, blocks * (member + 1) / team * kWidth);
+    }
+};
+
+// Every thread has segments of its own where there are enough; else all threads share each segment.
+inline bool share_segments(const Segments& s, int threads) { return threads > 1 && s.count < 4 * threads; }
+
+// Calls sink(n, i, C_i [k], residual norm) for every segment n and row i, from any thread.
+template <class Q, class Sink>
+void project(const Segments& s, const Basis& basis, int threads, const Sink& sink) {
+    const int64_t rows_at_once =
+        std::min(s.r, std::max<int64_t>(kScratchFloats / std::max<int64_t>(s.d, 1) / kMaxRows, 1) * kMaxRows);
+    const int64_t k = basis.k;
+    const bool shared = share_segments(s, threads);
+    Scratch all_parts(threads * rows_at_once * k), all_norms(threads * rows_at_once);
+    float *parts = all_parts.data(), *norms = all_norms.data();
+
+#pragma omp parallel num_threads(threads)
+    {
+        const int me = omp_get_thread_num(), team = shared ? omp_get_num_threads() : 1;
+        const Range range(s.d, shared ? me : 0, team);
+        const int64_t columns = range.end - range.begin;
+        const int64_t h_stride = whole_vectors(columns);
+        Scratch h(rows_at_once * h_stride), minus_c(k * rows_at_once);
+        Scratch rotated(kTokenBlock * whole_vectors(rows_at_once)), padded(s.r * whole_vectors(rows_at_once));
+        float* part = parts + me * rows_at_once * k;
+        float* norm = norms + me * rows_at_once;
+        const int first_member = shared ? 0 : me;
+
+        auto one_segment = [&](int64_t n) {
+            for (int64_t first = 0; first < s.r; first += rows_at_once) {
+                const int64_t rows = std::min(rows_at_once, s.r - first);
+                const float* u = basis.basis_q_t + range.begin;
+                pad_columns(basis.basis_p, s.r, first, rows, padded.data());
+                gradient_rows<Q>(s, n, padded.data(), rows, range.begin, columns, h.data(), h_stride, rotated.data());
+                dot_products(h.data(), h_stride, rows, u, s.d, k, columns, part, k);
+                if (shared) {
+#pragma omp barrier
+                }
+                for (int64_t i = 0; i < rows; ++i)
+                    for (int64_t j = 0; j < k; ++j) {
+                        float c = 0;
+                        for (int m = 0; m < team; ++m) c += parts[((first_member + m) * rows_at_once + i) * k + j];
+                        minus_c.data()[j * rows + i] = -c;
+                    }
+                // The part outside span(U) is formed before it is squared: the difference of the two squared norms has
+                // no digits left where a gradient lies almost inside, and there its weight is the largest.
+                add_outer_product(minus_c.data(), rows, rows, u, u, s.d, columns, k, h.data(), h_stride);
+                for (int64_t i = 0; i < rows; ++i) norm[i] = squared_norm(h.data() + i * h_stride, columns);
+                if (shared) {
+#pragma omp barrier
+                }
+                if (!shared || me == 0)
+                    for (int64_t i = 0; i < rows; ++i) {
+                        float outside = 0;
+                        for (int m = 0; m < team; ++m) outside += norms[(first_member + m) * rows_at_once + i];
+                        sink(n, first + i, minus_c.data() + i, rows, outside);
+                    }
+                if (shared) {
+#pragma omp barrier
+                }
+            }
+        };
+
+        if (shared) {
+            for (int64_t n = 0; n < s.count; ++n) one_segment(n);
+        } else {
+#pragma omp for schedule(dynamic)
+            for (int64_t i = 0; i < s.count; ++i) one_segment(s.order[i]);
+        }
+    }
+}
+
+}  // namespace bayesrm::BAYESRM_ISA
