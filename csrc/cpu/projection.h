@@ -77,8 +77,12 @@ void project(const Segments& s, const Basis& basis, int threads, const Sink& sin
         std::min(s.r, std::max<int64_t>(kScratchFloats / std::max<int64_t>(s.d, 1) / kMaxRows, 1) * kMaxRows);
     const int64_t k = basis.k;
     const bool shared = share_segments(s, threads);
-    Scratch all_parts(threads * rows_at_once * k), all_norms(threads * rows_at_once);
-    float *parts = all_parts.data(), *norms = all_norms.data();
+    // All scratch memory is here, before any thread starts: an exception could not leave a parallel region.
+    const int64_t width = whole_vectors(rows_at_once), part_size = rows_at_once * k;
+    const int64_t h_size = rows_at_once * whole_vectors(s.d);
+    const int64_t own_size = h_size + (kTokenBlock + s.r) * width + whole_vectors(part_size);
+    Scratch own(threads * own_size), shared_parts(threads * part_size), shared_norms(threads * rows_at_once);
+    float *parts = shared_parts.data(), *norms = shared_norms.data();
 
 #pragma omp parallel num_threads(threads)
     {
@@ -86,9 +90,11 @@ void project(const Segments& s, const Basis& basis, int threads, const Sink& sin
         const Range range(s.d, shared ? me : 0, team);
         const int64_t columns = range.end - range.begin;
         const int64_t h_stride = whole_vectors(columns);
-        Scratch h(rows_at_once * h_stride), minus_c(k * rows_at_once);
-        Scratch rotated(kTokenBlock * whole_vectors(rows_at_once)), padded(s.r * whole_vectors(rows_at_once));
-        float* part = parts + me * rows_at_once * k;
+        float* const h = own.data() + me * own_size;
+        float* const rotated = h + h_size;
+        float* const padded = rotated + kTokenBlock * width;
+        float* const minus_c = padded + s.r * width;
+        float* part = parts + me * part_size;
         float* norm = norms + me * rows_at_once;
         const int first_member = shared ? 0 : me;
 
@@ -96,9 +102,9 @@ void project(const Segments& s, const Basis& basis, int threads, const Sink& sin
             for (int64_t first = 0; first < s.r; first += rows_at_once) {
                 const int64_t rows = std::min(rows_at_once, s.r - first);
                 const float* u = basis.basis_q_t + range.begin;
-                pad_columns(basis.basis_p, s.r, first, rows, padded.data());
-                gradient_rows<Q>(s, n, padded.data(), rows, range.begin, columns, h.data(), h_stride, rotated.data());
-                dot_products(h.data(), h_stride, rows, u, s.d, k, columns, part, k);
+                pad_columns(basis.basis_p, s.r, first, rows, padded);
+                gradient_rows<Q>(s, n, padded, rows, range.begin, columns, h, h_stride, rotated);
+                dot_products(h, h_stride, rows, u, s.d, k, columns, part, k);
                 if (shared) {
 #pragma omp barrier
                 }
@@ -106,12 +112,12 @@ void project(const Segments& s, const Basis& basis, int threads, const Sink& sin
                     for (int64_t j = 0; j < k; ++j) {
                         float c = 0;
                         for (int m = 0; m < team; ++m) c += parts[((first_member + m) * rows_at_once + i) * k + j];
-                        minus_c.data()[j * rows + i] = -c;
+                        minus_c[j * rows + i] = -c;
                     }
                 // The part outside span(U) is formed before it is squared: the difference of the two squared norms has
                 // no digits left where a gradient lies almost inside, and there its weight is the largest.
-                add_outer_product(minus_c.data(), rows, rows, u, u, s.d, columns, k, h.data(), h_stride);
-                for (int64_t i = 0; i < rows; ++i) norm[i] = squared_norm(h.data() + i * h_stride, columns);
+                add_outer_product(minus_c, rows, rows, u, u, s.d, columns, k, h, h_stride);
+                for (int64_t i = 0; i < rows; ++i) norm[i] = squared_norm(h + i * h_stride, columns);
                 if (shared) {
 #pragma omp barrier
                 }
@@ -119,7 +125,7 @@ void project(const Segments& s, const Basis& basis, int threads, const Sink& sin
                     for (int64_t i = 0; i < rows; ++i) {
                         float outside = 0;
                         for (int m = 0; m < team; ++m) outside += norms[(first_member + m) * rows_at_once + i];
-                        sink(n, first + i, minus_c.data() + i, rows, outside);
+                        sink(n, first + i, minus_c + i, rows, outside);
                     }
                 if (shared) {
 #pragma omp barrier

@@ -7,14 +7,16 @@ namespace bayesrm::BAYESRM_ISA {
 template <class Q>
 void segment_outer_of(const Segments& s, float* gradients, int threads) {
     const bool shared = share_segments(s, threads);
+    const int64_t width = whole_vectors(s.r);
+    Scratch identity(s.r * width), all_rotated(threads * kTokenBlock * width);
+    pad_columns(nullptr, s.r, 0, s.r, identity.data());
 #pragma omp parallel num_threads(threads)
     {
         const Range range(s.d, shared ? omp_get_thread_num() : 0, shared ? omp_get_num_threads() : 1);
-        Scratch rotated(kTokenBlock * whole_vectors(s.r)), identity(s.r * whole_vectors(s.r));
-        pad_columns(nullptr, s.r, 0, s.r, identity.data());
+        float* const rotated = all_rotated.data() + omp_get_thread_num() * kTokenBlock * width;
         auto one_segment = [&](int64_t n) {
             gradient_rows<Q>(s, n, identity.data(), s.r, range.begin, range.end - range.begin,
-                             gradients + n * s.r * s.d + range.begin, s.d, rotated.data());
+                             gradients + n * s.r * s.d + range.begin, s.d, rotated);
         };
         if (shared) {
             for (int64_t n = 0; n < s.count; ++n) one_segment(n);

@@ -9,7 +9,8 @@ CASES = {
     "length one": ([1, 1, 1], 1, 9, 9),
     "full rank": ([6, 6], 8, 12, 12),
     "many tiny segments": ([2] * 50, 3, 10, 4),
-    # Beyond every block of the kernels, and multiples of none: token blocks of 64, panels of 192, 8 rows at once.
+    "no basis": ([4, 0, 3], 2, 9, 0),
+    # Beyond every block of the kernels, and multiples of none: token blocks of 32, panels of 192, 8 rows at once.
     "several blocks": ([150, 65, 64, 1, 130], 13, 427, 29),
     "one huge segment": ([1000], 5, 203, 7),
     "many rows": ([40, 70], 67, 90, 33),
