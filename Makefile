@@ -20,7 +20,8 @@ lint: .venv/test
 sanitize: .venv/test
 	rm -rf build
 	CMAKE_ARGS=-DBAYESRM_SANITIZE=ON $(PIP) --no-deps --target build/sanitize .
-	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=build/sanitize \
+	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
+		ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=build/sanitize \
 		$(BIN)/pytest --capture=sys -p no:cacheprovider -k 'not opcheck and not build and not scratch' tests/ops
 
 # torch comes first and alone, so that nothing else decides which build of it is installed.

@@ -226,7 +226,6 @@ def info(
 
 
 def _posterior_summary(folder: Path) -> dict[str, Any]:
-
     record = read_record(folder)
     names = ("structure", "rank", "pairs", "prior_precision", "log_evidence", "effective_parameters")
     return {name: record[name] for name in names} | {"prior_chosen_by": record["prior"]["method"]}

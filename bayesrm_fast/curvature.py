@@ -68,7 +68,7 @@ class SecondMoment:
         size = self.total.shape[0]
         rank = size if rank is None else min(rank, size)
         values, vectors = self._eigenpairs()
-        values, vectors = values[:rank].clamp(min=0), vectors[:, :rank].contiguous()
+        values, vectors = values[:rank].clamp(min=0), by_columns(vectors[:, :rank])
         left = (self.trace - values.sum()).clamp(min=0)
         return Eigenbasis(vectors, values, left / (size - rank) if rank < size else torch.zeros_like(left))
 
@@ -92,6 +92,11 @@ class SecondMoment:
             half = torch.linalg.solve_triangular(factor, shifted.T, upper=False).T
         vectors, singular, _ = torch.linalg.svd(half, full_matrices=False)
         return singular.square() - shift, vectors
+
+
+def by_columns(basis: Tensor) -> Tensor:  # shape: (d, k)
+    """The same basis, laid out as the C++ operations read it, so that no call has to turn it."""
+    return basis.T.contiguous().T
 
 
 class KroneckerMoments:

@@ -5,7 +5,7 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from bayesrm_fast.curvature import EigenvalueCorrection, KroneckerMoments
+from bayesrm_fast.curvature import EigenvalueCorrection, KroneckerMoments, by_columns
 from bayesrm_fast.errors import InputError
 from bayesrm_fast.ops import kron_variance, segment_outer
 from bayesrm_fast.sites import Site
@@ -94,7 +94,7 @@ class KroneckerPosterior:
         self, sites: Sequence[Site], blocks: Mapping[str, KroneckerBlock], prior_precision: float, record: FitRecord
     ) -> None:
         self.sites = list(sites)
-        self.blocks = _stored_by_columns(blocks)
+        self.blocks = dict(blocks)
         self.record = record
         self.prior_precision = prior_precision
 
@@ -208,7 +208,10 @@ class KroneckerPosterior:
         if hashlib.sha256(content).hexdigest() != record["tensors_sha256"]:
             raise InputError(f"{folder / TENSORS_FILE} is truncated or belongs to another {RECORD_FILE}")
         try:
-            tensors = safetensors.torch.load(content)
+            tensors = {
+                name: by_columns(tensor) if name.endswith("/basis_q") else tensor
+                for name, tensor in safetensors.torch.load(content).items()
+            }
             sites = [Site(**site) for site in record["sites"]]
             shared = record["shared_inputs"]
             blocks = {}
@@ -227,15 +230,6 @@ class KroneckerPosterior:
             return cls(sites, blocks, record["prior_precision"], fit)
         except (SafetensorError, KeyError, TypeError) as error:
             raise InputError(f"{folder} holds no readable posterior: {error}") from error
-
-
-def _stored_by_columns(blocks: Mapping[str, KroneckerBlock]) -> dict[str, KroneckerBlock]:
-    # In memory U lies as the C++ operations read it, so that no call turns it; sites that share one still do.
-    turned: dict[int, Tensor] = {}
-    for block in blocks.values():
-        if id(block.basis_q) not in turned:
-            turned[id(block.basis_q)] = block.basis_q.T.contiguous().T
-    return {name: replace(block, basis_q=turned[id(block.basis_q)]) for name, block in blocks.items()}
 
 
 def read_record(folder: Path) -> dict[str, Any]:

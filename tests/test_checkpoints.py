@@ -92,6 +92,12 @@ def test_shared_bases_are_stored_once(model_folder):
     assert blocks[f"{layer}.q_proj.lora_A"].basis_q is blocks[f"{layer}.v_proj.lora_A"].basis_q
 
 
+def test_bases_lie_by_columns_fitted_and_loaded(adapter_folder, model_folder):
+    fitted = BayesianRewardModel.from_pretrained(adapter_folder, device="cpu").fit(tiny_pairs(), rank=4)
+    for rm in (fitted, BayesianRewardModel.from_pretrained(model_folder, device="cpu")):
+        assert all(block.basis_q.T.is_contiguous() for block in rm.fitted.blocks.values())
+
+
 def test_other_adapter_weights_are_refused(copied):
     from safetensors.torch import load_file, save_file
 
