@@ -6,7 +6,7 @@ import platform
 
 import torch
 
-from bayesrm_fast.ops.backends import BACKENDS, OPERATIONS, refusal
+from bayesrm_fast.ops.backends import BACKENDS, OPERATIONS, PREFERENCE, refusal
 from bayesrm_fast.ops.cpp import instruction_set, unavailable
 
 
@@ -24,10 +24,15 @@ def describe_machine() -> dict[str, str]:
 
 
 def describe_backends() -> dict[str, dict[str, str]]:
-    """For every operation on float32 CPU tensors, what each backend says: that it serves, or why it does not."""
-    p, q, offsets = torch.zeros(0, 1), torch.zeros(0, 1), torch.zeros(1, dtype=torch.int64)
+    """For every operation what each backend says: that it serves, or why it does not.
+
+    The backends for CPU tensors are asked with float32, those for CUDA tensors, where there is a GPU, with bfloat16.
+    """
+    cpu = (torch.zeros(0, 1), torch.zeros(0, 8), torch.zeros(1, dtype=torch.int64))
+    gpu = (cpu[0].bfloat16().cuda(), cpu[1].bfloat16().cuda(), cpu[2].cuda()) if torch.cuda.is_available() else cpu
+    tensors = {name: cpu if name in PREFERENCE["cpu"] else gpu for name in BACKENDS}
     return {
-        operation: {name: refusal(name, operation, (p, q, offsets)) or "serves" for name in BACKENDS}
+        operation: {name: refusal(name, operation, tensors[name]) or "serves" for name in BACKENDS}
         for operation in OPERATIONS
     }
 

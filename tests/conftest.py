@@ -7,6 +7,10 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
 import torch
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # before any kernel is decorated
+
 from tiny import tiny_adapter, tiny_base, tiny_pairs, tiny_tokenizer
 
 from bayesrm_fast import BayesianRewardModel

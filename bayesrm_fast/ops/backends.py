@@ -1,14 +1,16 @@
 """Which implementation serves a call: each backend says yes, or no and why.
 
-`auto` takes the first that serves: for CPU tensors cpp, then reference. The environment variable `BAYESRM_BACKEND` and
-the context manager `use_backend` force one; a forced backend that cannot serve raises and says why.
+`auto` takes the first that serves: for CUDA tensors triton, then reference; for CPU tensors cpp, then reference. The
+environment variable `BAYESRM_BACKEND` and the context manager `use_backend` force one; a forced backend that cannot
+serve raises and says why.
 """
 
+import importlib
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
+from functools import cache
 from types import ModuleType
 from typing import Any
 
@@ -16,14 +18,17 @@ from torch import Tensor
 
 import bayesrm_fast.ops.cpp as cpp
 import bayesrm_fast.ops.reference as reference
+import bayesrm_fast.ops.triton as triton
 
 OPERATIONS = ("kron_variance", "kron_project", "segment_outer", "second_moment")
-BACKENDS: dict[str, ModuleType] = {"cpp": cpp, "reference": reference}
-"""In the order of preference. Each has a function for every operation that it can serve, `unavailable()` and
-`refuses(operation, tensors)`, which give a reason or None."""
+BACKENDS: dict[str, ModuleType] = {"cpp": cpp, "triton": triton, "reference": reference}
+"""Each has `unavailable()` and `refuses(operation, tensors)`, which give a reason or None, and a module with a function
+of the same name for every operation that it serves."""
 
-_default = os.environ.get("BAYESRM_BACKEND", "auto")
-_forced: ContextVar[str] = ContextVar("backend", default=_default)
+PREFERENCE = {"cpu": ("cpp", "reference"), "cuda": ("triton", "reference")}
+"""What `auto` asks, in this order, by the type of device; the reference alone on any other."""
+
+_forced = os.environ.get("BAYESRM_BACKEND", "auto")
 _told = False
 
 
@@ -31,15 +36,18 @@ _told = False
 def use_backend(name: str) -> Iterator[None]:
     """Force a backend, by its name in `BACKENDS`, or `auto`, within a block.
 
+    It holds for the whole process: the consumers of a backward pass on a GPU run in autograd's own threads.
+
     Raises:
         ValueError: an unknown name.
     """
+    global _forced
     _check_name(name)
-    token = _forced.set(name)
+    before, _forced = _forced, name
     try:
         yield
     finally:
-        _forced.reset(token)
+        _forced = before
 
 
 def choose(operation: str, tensors: tuple[Tensor, ...]) -> str:
@@ -48,15 +56,16 @@ def choose(operation: str, tensors: tuple[Tensor, ...]) -> str:
     Raises:
         ValueError: a forced backend that is unknown or cannot serve the call.
     """
-    forced = _forced.get()
-    if forced != "auto":
-        _check_name(forced)
-        reason = refusal(forced, operation, tensors)
+    if _forced != "auto":
+        _check_name(_forced)
+        reason = refusal(_forced, operation, tensors)
         if reason is not None:
-            raise ValueError(f"the backend {forced} cannot serve {operation}: {reason}")
-        return forced
-    chosen = next(name for name in BACKENDS if refusal(name, operation, tensors) is None)
-    if chosen == "reference" and tensors[0].device.type == "cpu":
+            raise ValueError(f"the backend {_forced} cannot serve {operation}: {reason}")
+        return _forced
+    device = tensors[0].device.type
+    preference = PREFERENCE.get(device, ("reference",))
+    chosen = next(name for name in preference if refusal(name, operation, tensors) is None)
+    if chosen == "reference" and device == "cpu":
         _tell_once()
     return chosen
 
@@ -71,7 +80,15 @@ def refusal(name: str, operation: str, tensors: tuple[Tensor, ...]) -> str | Non
 def serve(operation: str, *arguments: Any) -> Any:
     """Run an operation whose arguments have been checked."""
     tensors = tuple(argument for argument in arguments if isinstance(argument, Tensor))
-    return getattr(BACKENDS[choose(operation, tensors)], operation)(*arguments)
+    return _function(choose(operation, tensors), operation)(*arguments)
+
+
+@cache
+def _function(backend: str, operation: str) -> Callable[..., Any]:
+    # Imported when first asked for: triton takes its time.
+    module = importlib.import_module(f"{BACKENDS[backend].__name__}.{operation}")
+    function: Callable[..., Any] = getattr(module, operation)
+    return function
 
 
 def _check_name(name: str) -> None:

@@ -4,11 +4,6 @@ import torch
 from torch import Tensor
 
 from bayesrm_fast.ops.cpp.binding import compiled, missing
-from bayesrm_fast.ops.cpp.kron_project import kron_project
-from bayesrm_fast.ops.cpp.kron_variance import kron_variance
-from bayesrm_fast.ops.cpp.segment_outer import segment_outer
-
-__all__ = ["instruction_set", "kron_project", "kron_variance", "refuses", "segment_outer", "unavailable"]
 
 
 def unavailable() -> str | None:

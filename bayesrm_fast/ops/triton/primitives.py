@@ -1,0 +1,56 @@
+"""What the Triton kernels share: the only `tl.dot`, and the sum of outer products over one tile of columns."""
+
+import triton
+import triton.language as tl
+
+INTERPRET = tl.constexpr(triton.knobs.runtime.interpret)
+
+
+@triton.jit
+def dot(a, b, accumulator, WIDEN: tl.constexpr):  # shapes: [m, k], [k, n], [m, n] in float32
+    """`accumulator + a b`. With WIDEN as three products of tf32 halves, good to 2⁻²¹; one such product has ten bits."""
+    if INTERPRET:  # it stores bfloat16 as integers, and would multiply those
+        return tl.dot(a.to(tl.float32), b.to(tl.float32), accumulator, input_precision="ieee")
+    elif WIDEN:
+        product = tl.dot(a.to(tl.float32), b.to(tl.float32), input_precision="tf32x3")
+        # A matrix unit truncates as it accumulates: over thousands of columns a bias of 10⁻⁴, of which a difference of
+        # norms would see nothing else. So the long sum is rounded, by vector units; a plain `+` would be folded back.
+        return tl.fma(product, tl.full(product.shape, 1.0, tl.float32), accumulator)
+    else:
+        return tl.dot(a, b, accumulator)
+
+
+@triton.jit
+def outer_tile(
+    p, q, start, stop, rows, columns, r, d, R: tl.constexpr, BD: tl.constexpr, BT: tl.constexpr, WIDEN: tl.constexpr
+):
+    """`Σ p_t q_tᵀ` over the tokens start <= t < stop, at some rows [R] and columns [BD] of the gradient: [R, BD]."""
+    tile = tl.zeros([R, BD], dtype=tl.float32)
+    for first in range(start, stop, BT):
+        tokens = first + tl.arange(0, BT)  # int64, as start is: t · d passes 2³¹
+        live = (tokens < stop)[:, None]
+        left = tl.load(p + tokens[:, None] * r + rows[None, :], mask=live & (rows < r)[None, :], other=0.0)
+        right = tl.load(q + tokens[:, None] * d + columns[None, :], mask=live & (columns < d)[None, :], other=0.0)
+        tile = dot(tl.trans(left), right, tile, WIDEN)
+    return tile
+
+
+@triton.jit
+def rotated_tile(
+    p, q, basis_p, start, stop, rows, columns, r, d,
+    R: tl.constexpr, BD: tl.constexpr, BT: tl.constexpr, WIDEN: tl.constexpr, ROTATE: tl.constexpr,
+):  # fmt: skip
+    """Some rows [R] and columns [BD] of `VᵀG`: all its rows and V taken here with ROTATE; else p has been rotated."""
+    tile = outer_tile(p, q, start, stop, rows, columns, r, d, R, BD, BT, WIDEN)
+    if ROTATE:
+        fits = (rows < r)[:, None] & (rows < r)[None, :]
+        v = tl.load(basis_p + rows[:, None] * r + rows[None, :], mask=fits, other=0.0)
+        tile = dot(tl.trans(v), tile, tl.zeros([R, BD], dtype=tl.float32), True)
+    return tile
+
+
+@triton.jit
+def basis_tile(basis_q_t, columns, js, d, k):  # shapes: [k, d] in memory, [BD], [KC]
+    """U at some of its rows and columns: [BD, KC]."""
+    at = basis_q_t + js[None, :].to(tl.int64) * d + columns[:, None]
+    return tl.load(at, mask=(js < k)[None, :] & (columns < d)[:, None], other=0.0)
