@@ -6,8 +6,8 @@ import platform
 
 import torch
 
+from bayesrm_fast.ops import cpp, cuda
 from bayesrm_fast.ops.backends import BACKENDS, OPERATIONS, PREFERENCE, refusal
-from bayesrm_fast.ops.cpp import instruction_set, unavailable
 
 
 def describe_machine() -> dict[str, str]:
@@ -19,7 +19,8 @@ def describe_machine() -> dict[str, str]:
         "python": platform.python_version(),
         "cpu": f"{platform.machine()}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}",
         "gpu": ", ".join(devices) or "none",
-        "instruction set of the C++ part": unavailable() or instruction_set(),
+        "instruction set of the C++ part": cpp.unavailable() or cpp.instruction_set(),
+        "architectures of the CUDA part": cuda.architectures(),
     }
 
 

@@ -1,6 +1,6 @@
 """Which implementation serves a call: each backend says yes, or no and why.
 
-`auto` takes the first that serves: for CUDA tensors triton, then reference; for CPU tensors cpp, then reference. The
+`auto` takes the first that serves: for CUDA tensors cuda, triton, reference; for CPU tensors cpp, reference. The
 environment variable `BAYESRM_BACKEND` and the context manager `use_backend` force one; a forced backend that cannot
 serve raises and says why.
 """
@@ -17,15 +17,16 @@ from typing import Any
 from torch import Tensor
 
 import bayesrm_fast.ops.cpp as cpp
+import bayesrm_fast.ops.cuda as cuda
 import bayesrm_fast.ops.reference as reference
 import bayesrm_fast.ops.triton as triton
 
 OPERATIONS = ("kron_variance", "kron_project", "segment_outer", "second_moment")
-BACKENDS: dict[str, ModuleType] = {"cpp": cpp, "triton": triton, "reference": reference}
+BACKENDS: dict[str, ModuleType] = {"cpp": cpp, "cuda": cuda, "triton": triton, "reference": reference}
 """Each has `unavailable()` and `refuses(operation, tensors)`, which give a reason or None, and a module with a function
 of the same name for every operation that it serves."""
 
-PREFERENCE = {"cpu": ("cpp", "reference"), "cuda": ("triton", "reference")}
+PREFERENCE = {"cpu": ("cpp", "reference"), "cuda": ("cuda", "triton", "reference")}
 """What `auto` asks, in this order, by the type of device; the reference alone on any other."""
 
 _forced = os.environ.get("BAYESRM_BACKEND", "auto")

@@ -1,4 +1,4 @@
-"""Block sizes of the Triton kernels: pure functions of (shape, dtype, chip), so that they are tested without a GPU.
+"""Block sizes of the GPU kernels: pure functions of (shape, dtype, chip), so that they are tested without a GPU.
 
 No count of tokens or segments enters what a kernel is compiled for: another batch never compiles anything.
 """
@@ -6,7 +6,7 @@ No count of tokens or segments enters what a kernel is compiled for: another bat
 from dataclasses import dataclass
 
 MOST_ROWS = 64
-"""Of a gradient in one program; a site with more rows takes turns."""
+"""Of a gradient in one Triton program; a site with more rows takes turns."""
 
 PROGRAMS_A_MULTIPROCESSOR = 4
 """Enough for one program to load while another computes, and for a ragged batch to even out."""
@@ -80,6 +80,46 @@ def tiles_per_program(segments: int, columns: int, d: int, chip: Chip) -> int:
     """Column tiles that one program walks: as many as leave every multiprocessor its programs."""
     needed = PROGRAMS_A_MULTIPROCESSOR * chip.multiprocessors
     return max(1, segments * -(-d // columns) // needed)
+
+
+CUDA_COLUMNS = 256
+"""Of a tile in csrc/cuda/tile.cuh."""
+
+MOST_BLOCKS_A_CLUSTER = 8
+"""That every chip with clusters can hold."""
+
+MOST_IDLE = 0.15
+"""Of a cluster, while its last blocks have no column tile."""
+
+
+@dataclass(frozen=True)
+class Launch:
+    """How a CUDA kernel is launched; csrc/cuda/kernels.h has the same but for what only the device knows."""
+
+    kernel: str  # "hopper" or "portable"
+    rows: int  # r padded
+    basis: int  # k padded
+    blocks: int  # that share a segment's column tiles: on Hopper a cluster
+
+
+def launch(r: int, d: int, k: int, segments: int, chip: Chip, hopper: bool) -> Launch:
+    """Which CUDA kernel, and how many blocks share a segment.
+
+    Args:
+        r, d, k: sizes of a site; r and k at most 64.
+        segments: N; only how many blocks there are depends on it.
+        chip: where it will run.
+        hopper: whether the Hopper kernel was built, and runs there.
+    """
+    rows, basis, columns = padded(r), 16 if k <= 16 else 64, -(-d // CUDA_COLUMNS)
+    if hopper:
+        blocks = MOST_BLOCKS_A_CLUSTER
+        while columns < blocks * -(-columns // blocks) * (1 - MOST_IDLE):
+            blocks //= 2
+        # With fewer the clusters would leave most of the chip idle, and the portable kernel splits a segment further.
+        if 2 * segments * blocks >= chip.multiprocessors:
+            return Launch("hopper", rows, basis, blocks)
+    return Launch("portable", rows, basis, -(-columns // tiles_per_program(segments, CUDA_COLUMNS, d, chip)))
 
 
 def padded(size: int) -> int:

@@ -17,3 +17,21 @@ CASES = {
     # Rows in several turns: the scratch of one segment is bounded.
     "many wide rows": ([9, 5], 21, 20_000, 3),
 }
+
+# What the CUDA kernels serve: columns in eights. Their tiles are 256 columns by 64 or 32 tokens, a copy is 16 tokens.
+CUDA_CASES = {
+    "one short segment": ([7], 3, 16, 5),
+    "ragged over tiles": ([3, 1, 12, 5, 70, 0, 130], 4, 264, 8),
+    "only empty segments": ([0, 0], 2, 8, 3),
+    "empty segments": ([0, 4, 0, 0, 2, 0], 2, 24, 3),
+    "length one": ([1, 1, 1], 1, 8, 8),
+    "full rank": ([6, 6], 8, 16, 16),
+    "many tiny segments": ([2] * 30, 3, 16, 4),
+    "no basis": ([4, 0, 3], 2, 8, 0),
+    "whole blocks of tokens": ([64, 128, 64], 16, 512, 16),
+    "a token more and less than a block": ([65, 63, 17, 15, 33, 31], 16, 520, 17),
+    "one long segment": ([700], 5, 200, 7),
+    "rows between the compiled sizes": ([40, 70], 23, 776, 33),
+    "all rows and columns": ([64, 33], 64, 1288, 64),
+    "more segments than are sorted": ([1, 2, 0] * 90, 1, 8, 2),
+}

@@ -2,7 +2,17 @@
 
 import pytest
 
-from bayesrm_fast.ops.configs import A100, H100, Chip, tiles, tiles_per_program
+from bayesrm_fast.ops.configs import (
+    A100,
+    CUDA_COLUMNS,
+    H100,
+    MOST_BLOCKS_A_CLUSTER,
+    MOST_IDLE,
+    Chip,
+    launch,
+    tiles,
+    tiles_per_program,
+)
 
 SIZES = [1, 2, 8, 15, 16, 17, 33, 64, 65, 100, 256]
 
@@ -42,3 +52,31 @@ def test_every_column_has_one_program_and_few_segments_fill_the_chip(segments, d
     ]
     assert walked == list(range(blocks))
     assert splits == blocks or segments * splits >= 2 * H100.multiprocessors
+
+
+@pytest.mark.parametrize("segments", [1, 2, 9, 64, 256, 100_000])
+@pytest.mark.parametrize("d", [8, 256, 264, 768, 1024, 1280, 2304, 4096, 14_336, 32_768])
+def test_blocks_of_a_segment_all_have_columns(segments, d):
+    columns = -(-d // CUDA_COLUMNS)
+    for r, k in ((1, 0), (16, 16), (17, 17), (64, 64)):
+        for chip, hopper in ((A100, False), (H100, False), (H100, True)):
+            found = launch(r, d, k, segments, chip, hopper)
+            assert found.rows in (16, 32, 64)
+            assert found.rows >= r
+            assert found.basis in (16, 64)
+            assert found.basis >= k
+            assert 1 <= found.blocks <= columns
+            if found.kernel == "hopper":
+                assert hopper
+                assert found.blocks in (1, 2, 4, MOST_BLOCKS_A_CLUSTER)
+                rounds = -(-columns // found.blocks)
+                assert columns >= (1 - MOST_IDLE) * rounds * found.blocks
+            else:
+                assert found.blocks == columns or segments * found.blocks >= 2 * chip.multiprocessors
+
+
+def test_few_segments_take_the_kernel_that_splits_them_further():
+    assert launch(16, 4096, 64, 64, H100, hopper=True).kernel == "hopper"
+    few = launch(16, 4096, 64, 2, H100, hopper=True)
+    assert (few.kernel, few.blocks) == ("portable", 16)
+    assert launch(16, 4096, 64, 64, A100, hopper=False).kernel == "portable"

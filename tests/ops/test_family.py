@@ -8,64 +8,19 @@ import warnings
 import pytest
 import torch
 from cases import CASES
+from formulas import BUDGET, almost_inside, close, formulas, inputs, made
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bayesrm_fast import ops
 from bayesrm_fast.ops.backends import BACKENDS, PREFERENCE, choose, refusal, use_backend
 
-# Relative to the largest element. float32: sums of up to a thousand products with unit roundoff 6e-8, in blocks.
-# bfloat16 and float16: their products are exact in float32, and the reference sees the same values.
-BUDGET = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 1e-5, torch.float16: 1e-5}
 
-
-def made(lengths, r, d, k, dtype, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-
-    def normal(*shape):
-        return torch.randn(*shape, generator=generator, dtype=torch.float64)
-
-    total = sum(lengths)
-    p, q = normal(total, r).to(dtype), normal(total, d).to(dtype)
-    offsets = torch.tensor([0, *torch.tensor(lengths, dtype=torch.int64).cumsum(0).tolist()])
-    wide = torch.float64 if dtype == torch.float64 else torch.float32
-    basis_p = torch.linalg.qr(normal(r, r)).Q.contiguous().to(wide)
-    basis_q = torch.linalg.qr(normal(d, k)).Q.contiguous().to(wide)
-    return p, q, offsets, basis_p, basis_q, normal(r, k).abs().to(wide), normal(r).abs().to(wide)
-
-
-def inputs(case, dtype):
-    return made(*CASES[case], dtype)
-
-
-def formulas(p, q, offsets, v, u, weight, residual):
-    """Gradients, coordinates, squared norms outside the basis, and variances, in float64."""
-    p, q, v, u = (x.double() for x in (p, q, v, u))
-    bounds = offsets.tolist()
-    g = torch.zeros(len(bounds) - 1, p.shape[1], q.shape[1], dtype=torch.float64)
-    for n, (start, stop) in enumerate(zip(bounds[:-1], bounds[1:], strict=True)):
-        g[n] = torch.einsum("ti,tj->ij", p[start:stop], q[start:stop])
-    rotated = v.T @ g
-    c = rotated @ u
-    outside = (rotated - c @ u.T).square().sum(-1)
-    return g, rotated, c, outside, (weight.double() * c.square()).sum((1, 2)) + outside @ residual.double()
-
-
-def close(found, expected, dtype, scale=None):
-    assert found.shape == expected.shape
-    assert found.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
-    if not expected.numel():
-        return
-    error = found.double() - expected
-    scale = max(float((expected if scale is None else scale).abs().max()), 1e-300)
-    assert error.abs().max().item() <= BUDGET[dtype] * scale
-    # Rounding has no preferred sign: a bias over many elements shows a sum that loses its low digits.
-    assert abs(error.mean().item()) <= BUDGET[dtype] / min(5, error.numel() ** 0.5) * scale
-
-
-@pytest.fixture(params=BACKENDS)
+@pytest.fixture(params=[*PREFERENCE["cpu"], "triton"])
 def backend(request):
     reason = BACKENDS[request.param].unavailable()
+    if request.param == "triton" and torch.cuda.is_available():
+        reason = "where there is a GPU, triton's tests are in tests/gpu"
     if reason is not None:
         pytest.skip(reason)
     with use_backend(request.param):
@@ -173,25 +128,9 @@ def test_segments_split_over_calls_give_the_same(backend):
 
 @pytest.mark.parametrize(("dtype", "relative"), [(torch.float32, 1e-4), (torch.bfloat16, 1e-2)], ids=str)
 def test_a_gradient_almost_inside_the_basis_keeps_its_digits(backend, dtype, relative):
-    """99.99 % of ‖G‖² inside span(U), and outside a weight of 10⁶ times the mean: a difference of norms fails this."""
-    generator = torch.Generator().manual_seed(0)
-    r, d, k, length = 8, 256, 16, 64
-    v = torch.linalg.qr(torch.randn(r, r, generator=generator)).Q.contiguous()
-    u = torch.linalg.qr(torch.randn(d, k, generator=generator)).Q.contiguous()
-    p = torch.randn(length, r, generator=generator)
-    inside = torch.randn(length, k, generator=generator) @ u.T
-    stray = torch.randn(length, d, generator=generator)
-    stray = stray - stray @ u @ u.T
-    q = inside / inside.norm() * 0.9999**0.5 + stray / stray.norm() * 0.0001**0.5
-    p, q = p.to(dtype), q.to(dtype)
-    weight, residual = torch.ones(r, k), torch.full((r,), 1e6)
-    offsets = torch.tensor([0, length])
-    g = p.double().T @ q.double()
-    rotated = v.double().T @ g
-    c = rotated @ u.double()
-    exact = (c.square().sum() + 1e6 * (rotated - c @ u.double().T).square().sum()).item()
-    found = ops.kron_variance(p, q, offsets, v, u, weight, residual).item()
-    assert found == pytest.approx(exact, rel=relative)
+    """A difference of norms fails this in float32."""
+    arguments, exact = almost_inside(dtype)
+    assert ops.kron_variance(*arguments).item() == pytest.approx(exact, rel=relative)
 
 
 @pytest.mark.parametrize("threads", [1, 3])
@@ -272,7 +211,7 @@ def test_the_environment_forces_a_backend():
 
 
 def test_unknown_backends_are_named():
-    with pytest.raises(ValueError, match="there is no backend 'mkl'; there are auto, cpp, triton, reference"):
+    with pytest.raises(ValueError, match="there is no backend 'mkl'; there are auto, cpp, cuda, triton, reference"):
         use_backend("mkl").__enter__()
 
 

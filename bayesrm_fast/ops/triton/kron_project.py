@@ -17,8 +17,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from bayesrm_fast.ops.chips import chip_of
 from bayesrm_fast.ops.configs import MOST_ROWS, tiles, tiles_per_program
-from bayesrm_fast.ops.triton.chips import chip_of
 from bayesrm_fast.ops.triton.primitives import basis_tile, dot, rotated_tile
 
 

@@ -27,7 +27,7 @@ def outer_tile(
     """`Σ p_t q_tᵀ` over the tokens start <= t < stop, at some rows [R] and columns [BD] of the gradient: [R, BD]."""
     tile = tl.zeros([R, BD], dtype=tl.float32)
     for first in range(start, stop, BT):
-        tokens = first + tl.arange(0, BT)  # int64, as start is: t · d passes 2³¹
+        tokens = (first + tl.arange(0, BT)).to(tl.int64)  # t · d passes 2³¹
         live = (tokens < stop)[:, None]
         left = tl.load(p + tokens[:, None] * r + rows[None, :], mask=live & (rows < r)[None, :], other=0.0)
         right = tl.load(q + tokens[:, None] * d + columns[None, :], mask=live & (columns < d)[None, :], other=0.0)

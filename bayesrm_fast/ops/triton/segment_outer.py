@@ -5,8 +5,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from bayesrm_fast.ops.chips import chip_of
 from bayesrm_fast.ops.configs import tiles
-from bayesrm_fast.ops.triton.chips import chip_of
 from bayesrm_fast.ops.triton.primitives import outer_tile
 
 

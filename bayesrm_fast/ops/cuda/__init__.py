@@ -1,0 +1,64 @@
+"""`kron_variance` and `kron_project` in CUDA, for bfloat16 tensors of a GPU; csrc/cuda has the kernels."""
+
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from bayesrm_fast.ops.chips import chip_of
+from bayesrm_fast.ops.cuda.binding import compiled, missing
+
+MOST_ROWS, MOST_BASIS = 64, 64
+SHARED_MEMORY = 160 * 1024
+"""Bytes a block, for the largest kernel."""
+
+
+def unavailable() -> str | None:
+    """Why no call is served on this machine; None where calls are."""
+    if missing is not None:
+        return missing
+    return None if torch.cuda.is_available() else "there is no GPU that torch can use here"
+
+
+def refuses(operation: str, tensors: tuple[Tensor, ...]) -> str | None:
+    """Why this call is not served; None where it is."""
+    if operation not in ("kron_variance", "kron_project"):
+        return "it serves kron_variance and kron_project"
+    if any(tensor.device.type != "cuda" for tensor in tensors):
+        return "it serves CUDA tensors"
+    p, q, _, *constants = tensors
+    for tensor in (p, q):
+        if tensor.dtype != torch.bfloat16:
+            return f"it serves bfloat16, not {tensor.dtype}"
+    if any(constant.dtype == torch.float64 for constant in constants):
+        return "it computes in float32, not float64"
+    (tokens, d), r = q.shape, p.shape[1]
+    if r > MOST_ROWS:
+        return f"it serves r up to {MOST_ROWS}, not {r}"
+    # Availability is asked without the bases.
+    if len(constants) > 1 and constants[1].shape[1] > MOST_BASIS:
+        return f"it serves k up to {MOST_BASIS}, not {constants[1].shape[1]}"
+    if d % 8:
+        return f"its copies need d to be a multiple of 8, not {d}"
+    if tokens >= 2**31:
+        return f"it counts tokens in 32 bits, not {tokens}"
+    return _device_refuses(q.device)
+
+
+def architectures() -> str:
+    """What the kernels were compiled for, as CMake writes it; or why they were not."""
+    return missing or compiled.architectures
+
+
+@cache
+def _device_refuses(device: torch.device) -> str | None:
+    chip = chip_of(device)
+    if chip.capability < 80:
+        return f"it needs compute capability 8.0, not {chip.capability / 10}"
+    if chip.shared_memory < SHARED_MEMORY:
+        return f"it needs {SHARED_MEMORY // 1024} KiB of shared memory a block, not {chip.shared_memory // 1024}"
+    try:
+        compiled.require_kernels(device.index)
+    except RuntimeError as error:
+        return f"it was built for {compiled.architectures} ({error})"
+    return None

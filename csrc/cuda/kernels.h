@@ -1,0 +1,42 @@
+// What bind.cpp calls: plain pointers and sizes, and a stream.
+#pragma once
+
+#include <cstdint>
+
+namespace bayesrm::cuda {
+
+// Row-major and contiguous. p, q in bfloat16, all else in float32. p_stride and d are multiples of 8, k <= 64 and r <= 64.
+struct Problem {
+    const void* p;           // [tokens, p_stride], of which r columns count and the others are zero
+    const void* q;           // [tokens, d]
+    const int64_t* offsets;  // [count + 1]
+    const float* basis_p;    // V [r, r]
+    const float* basis_q_t;  // Uᵀ [k, d]
+    const float* weight;     // [r, k], for the variance alone
+    const float* residual;   // [r], likewise
+    float* variance;         // [count]; null for the other two
+    float* coordinates;      // [count, r, k]
+    float* outside;          // [count, r]
+    float* parts;            // [count, blocks, rows, rows + basis], for the portable kernel
+    int64_t tokens;
+    int count, r, p_stride, d, k;
+};
+
+// How it is launched: ops/configs.py decides.
+struct Launch {
+    int rows;      // r padded to 16, 32 or 64
+    int basis;     // k padded to 16 or 64
+    int blocks;    // that share a segment's columns; on Hopper the size of a cluster
+    int clusters;  // on Hopper: that share the segments
+};
+
+void project_portable(const Problem& problem, const Launch& launch, void* stream);
+void project_hopper(const Problem& problem, const Launch& launch, void* stream);
+
+// Throws where the current device has no compiled kernel.
+void require_kernels();
+
+// Clusters of project_hopper that the current device holds at once.
+int resident_clusters(const Launch& launch);
+
+}  // namespace bayesrm::cuda

@@ -1,0 +1,73 @@
+#include "projection_sm90.cuh"
+
+#include "launch.h"
+
+namespace bayesrm::cuda {
+namespace {
+
+// The encoder comes from the driver at run time: nothing is linked that a machine without a GPU lacks.
+auto tensor_map_encoder() {
+    void* found = nullptr;
+    cudaDriverEntryPointQueryResult result;
+    check(cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &found, 12000, cudaEnableDefault, &result),
+          "cuTensorMapEncodeTiled");
+    if (found == nullptr || result != cudaDriverEntryPointSuccess)
+        throw std::runtime_error("this driver has no cuTensorMapEncodeTiled; it needs CUDA 12");
+    return reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(found);
+}
+
+CUtensorMap map_of_q(const Problem& problem) {
+    static const auto encode = tensor_map_encoder();
+    CUtensorMap map;
+    const cuuint64_t sizes[2] = {static_cast<cuuint64_t>(problem.d), static_cast<cuuint64_t>(problem.tokens)};
+    const cuuint64_t strides[1] = {static_cast<cuuint64_t>(problem.d) * 2};
+    const cuuint32_t box[2] = {kColumnsPerBox, kBoxTokens}, steps[2] = {1, 1};
+    const CUresult result =
+        encode(&map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2, const_cast<void*>(problem.q), sizes, strides, box, steps,
+               CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+               CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+    if (result != CUDA_SUCCESS) throw std::runtime_error("cuTensorMapEncodeTiled: error " + std::to_string(result));
+    return map;
+}
+
+// A launch in clusters; `attribute` holds what the configuration points to.
+template <int R, int K>
+cudaLaunchConfig_t configuration(const Launch& launch, cudaLaunchAttribute& attribute) {
+    constexpr int kBytes = HopperMemory<R, K>::kBytes;
+    check(cudaFuncSetAttribute(project_segments<R, K>, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes),
+          "shared memory");
+    attribute.id = cudaLaunchAttributeClusterDimension;
+    attribute.val.clusterDim.x = launch.blocks;
+    attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
+    cudaLaunchConfig_t config = {};
+    config.gridDim = dim3(launch.clusters * launch.blocks);
+    config.blockDim = dim3(kHopperThreads);
+    config.dynamicSmemBytes = kBytes;
+    config.attrs = &attribute;
+    config.numAttrs = 1;
+    return config;
+}
+
+}  // namespace
+
+int resident_clusters(const Launch& launch) {
+    return for_shape(launch, [&]<int R, int K>(Compiled<R, K>) {
+        cudaLaunchAttribute attribute;
+        const cudaLaunchConfig_t config = configuration<R, K>(launch, attribute);
+        int clusters = 0;
+        check(cudaOccupancyMaxActiveClusters(&clusters, project_segments<R, K>, &config), "occupancy");
+        return clusters;
+    });
+}
+
+void project_hopper(const Problem& problem, const Launch& launch, void* stream) {
+    const CUtensorMap q = map_of_q(problem);
+    for_shape(launch, [&]<int R, int K>(Compiled<R, K>) {
+        cudaLaunchAttribute attribute;
+        cudaLaunchConfig_t config = configuration<R, K>(launch, attribute);
+        config.stream = static_cast<cudaStream_t>(stream);
+        check(cudaLaunchKernelEx(&config, project_segments<R, K>, problem, q, launch.blocks), "the Hopper kernel");
+    });
+}
+
+}  // namespace bayesrm::cuda

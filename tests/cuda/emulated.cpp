@@ -1,0 +1,46 @@
+// Both kernels under the emulator, as a library for ctypes.
+#include "emulator.cpp"
+
+#include "projection_sm80.cuh"
+#include "projection_sm90.cuh"
+
+namespace {
+
+using namespace bayesrm::cuda;
+using bayesrm::emulator::Machine;
+using bayesrm::emulator::Matrix;
+
+template <int R, int K>
+void run(const Problem& problem, const Launch& launch, bool hopper) {
+    Machine& machine = Machine::the();
+    if (hopper) {
+        const Matrix q = {static_cast<const uint16_t*>(problem.q), problem.tokens, problem.d, kBoxTokens, kColumnsPerBox};
+        machine.launch(launch.clusters * launch.blocks, kHopperThreads, launch.blocks, HopperMemory<R, K>::kBytes,
+                       [&] { project_segments<R, K>(problem, q, launch.blocks); });
+    } else {
+        machine.launch(problem.count * launch.blocks, kThreads, 1, PortableMemory<R, K>::kBytes,
+                       [&] { sum_column_tiles<R, K>(problem, launch.blocks); });
+        machine.launch(problem.count, kThreads, 1, PortableMemory<R, K>::kFinishBytes,
+                       [&] { finish_segments<R, K>(problem, launch.blocks); });
+    }
+}
+
+}  // namespace
+
+// 0, or 1 with the reason in `error`.
+extern "C" int emulate(const Problem* problem, const Launch* launch, int hopper, uint64_t seed, char* error, int room) {
+    try {
+        Machine::the().begin(seed, {{problem->p, problem->tokens * problem->p_stride * 2},
+                                    {problem->q, problem->tokens * problem->d * 2}});
+        const auto with_basis = [&]<int R>() {
+            launch->basis == 16 ? run<R, 16>(*problem, *launch, hopper) : run<R, 64>(*problem, *launch, hopper);
+        };
+        if (launch->rows == 16) with_basis.template operator()<16>();
+        if (launch->rows == 32) with_basis.template operator()<32>();
+        if (launch->rows == 64) with_basis.template operator()<64>();
+        return 0;
+    } catch (const std::exception& failure) {
+        std::snprintf(error, room, "%s", failure.what());
+        return 1;
+    }
+}

@@ -1,0 +1,170 @@
+"""The CUDA kernels' own source on a CPU: a machine that is as hostile as the hardware may be, see emulated_ptx.h."""
+
+import ctypes
+import itertools
+import shutil
+import subprocess
+import types
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from cases import CUDA_CASES
+from formulas import almost_inside, close, formulas, made
+
+from bayesrm_fast.ops.configs import launch
+from bayesrm_fast.ops.cuda import binding
+from bayesrm_fast.ops.cuda.kron_project import kron_project
+from bayesrm_fast.ops.cuda.kron_variance import kron_variance
+
+ROOT = Path(__file__).resolve().parents[2]
+
+pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="there is no g++ here")
+
+KERNELS = ["portable", "hopper"]
+
+
+class Problem(ctypes.Structure):
+    """csrc/cuda/kernels.h has the same."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("p", "q", "offsets", "basis_p", "basis_q_t", "weight", "residual")),
+        *((name, ctypes.c_void_p) for name in ("variance", "coordinates", "outside", "parts")),
+        ("tokens", ctypes.c_int64),
+        *((name, ctypes.c_int) for name in ("count", "r", "p_stride", "d", "k")),
+    )
+
+
+class Launch(ctypes.Structure):
+    """csrc/cuda/kernels.h has the same."""
+
+    _fields_ = tuple((name, ctypes.c_int) for name in ("rows", "basis", "blocks", "clusters"))
+
+
+class Emulated:
+    """In place of the compiled module `_cuda`: the arguments of csrc/cuda/bind.cpp, in its order."""
+
+    architectures = "80-real 90a-real"
+    seed = 0
+
+    def __init__(self, library):
+        self.library = library
+
+    def resident_clusters(self, *_):
+        return 2
+
+    def project(self, _device, _stream, *arguments):
+        *problem, rows, basis, blocks, clusters = arguments
+        error = ctypes.create_string_buffer(200)
+        problem, launch = Problem(*problem), Launch(rows, basis, blocks, clusters)
+        sizes = (int(not problem.parts), ctypes.c_uint64(self.seed), error, len(error))
+        assert not self.library.emulate(ctypes.byref(problem), ctypes.byref(launch), *sizes), error.value.decode()
+
+
+@pytest.fixture(scope="session")
+def library(tmp_path_factory):
+    built = tmp_path_factory.mktemp("emulator") / "emulated.so"
+    source = Path(__file__).with_name("emulated.cpp")
+    options = ["-std=c++20", "-O2", "-fPIC", "-shared", "-DBAYESRM_EMULATED", f"-I{ROOT / 'csrc' / 'cuda'}"]
+    subprocess.run(["g++", *options, f"-I{source.parent}", source, "-o", built], check=True)
+    return ctypes.CDLL(str(built))
+
+
+@pytest.fixture
+def emulator(library, monkeypatch):
+    """The launchers of `ops/cuda`, on CPU tensors; fresh memory is NaN."""
+    emulated = Emulated(library)
+    monkeypatch.setattr(binding, "compiled", emulated)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: types.SimpleNamespace(cuda_stream=0))
+    torch.use_deterministic_algorithms(True)
+    assert torch.utils.deterministic.fill_uninitialized_memory
+    yield emulated
+    torch.use_deterministic_algorithms(False)
+
+
+def run(emulator, monkeypatch, kernel, arguments, blocks, seed=0):
+    """Variance, coordinates and what is outside, by a kernel and a number of blocks that are not left to `launch`."""
+    monkeypatch.setattr(binding, "launch", lambda *a, **b: replace(launch(*a, **b), kernel=kernel, blocks=blocks))
+    emulator.seed = seed
+    return kron_variance(*arguments), *kron_project(*arguments[:5])
+
+
+@pytest.mark.parametrize(
+    ("case", "blocks"),
+    [(case, blocks) for case, (_, _, d, _) in CUDA_CASES.items() for blocks in (1, 2, 4) if blocks <= -(-d // 256)],
+)
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_kernels_against_their_formulas(emulator, monkeypatch, kernel, case, blocks):
+    arguments = made(*CUDA_CASES[case], torch.bfloat16)
+    _, rotated, c, outside, variance = formulas(*arguments)
+    found_variance, found_c, found_outside = run(emulator, monkeypatch, kernel, arguments, blocks, seed=blocks)
+    close(found_variance, variance, torch.bfloat16)
+    close(found_c, c, torch.bfloat16)
+    close(found_outside, outside, torch.bfloat16, scale=rotated.square().sum(-1))
+    assert (found_outside >= 0).all()
+    assert (found_variance >= 0).all()
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_a_gradient_almost_inside_the_basis_keeps_its_digits(emulator, monkeypatch, kernel):
+    arguments, exact = almost_inside(torch.bfloat16)
+    assert run(emulator, monkeypatch, kernel, arguments, blocks=1)[0].item() == pytest.approx(exact, rel=1e-2)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_no_order_of_events_changes_a_bit(emulator, monkeypatch, seed):
+    """A barrier that is missing shows as a difference, as NaN, or as a deadlock."""
+    arguments = made([40, 3, 130, 0, 64, 17], 8, 776, 12, torch.bfloat16)
+    for kernel, blocks in itertools.product(KERNELS, (2, 4)):
+        first, second = (run(emulator, monkeypatch, kernel, arguments, blocks, seed=s) for s in (100, seed))
+        for a, b in zip(first, second, strict=True):
+            assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_one_segment_with_infinities_leaves_the_others_alone(emulator, monkeypatch, kernel):
+    lengths = [5, 20, 7, 70]
+    p, q, *rest = made(lengths, 3, 264, 4, torch.bfloat16)
+    expected = formulas(p, q, *rest)[-1]
+    q[5:25], p[5:25] = torch.inf, torch.nan
+    found = run(emulator, monkeypatch, kernel, (p, q, *rest), blocks=2)[0]
+    close(found[[0, 2, 3]], expected[[0, 2, 3]], torch.bfloat16)
+    assert not found[1].isfinite()
+
+
+def test_launchers_choose_by_the_number_of_segments_and_take_strides(emulator):
+    """As a call comes: odd strides, addresses between 16 bytes, and as many blocks as `launch` says."""
+    for lengths in ([20] * 40, [30, 9]):
+        p, q, offsets, basis_p, basis_q, *rest = made(lengths, 3, 520, 4, torch.bfloat16)
+        expected = formulas(p, q, offsets, basis_p, basis_q, *rest)[-1]
+        shifted = torch.cat([q.new_zeros(1), q.flatten()])[1:].view_as(q)
+        strided = torch.stack([p, p], -1)[..., 0]
+        assert shifted.data_ptr() % 16
+        assert not strided.is_contiguous()
+        close(
+            kron_variance(strided, shifted, offsets, basis_p, basis_q.T.contiguous().T, *rest), expected, torch.bfloat16
+        )
+
+
+def test_no_segments_and_no_tokens_need_no_kernel(emulator):
+    p, q, offsets, *rest = made([0, 0], 2, 8, 3, torch.bfloat16)
+    assert torch.equal(kron_variance(p, q, offsets, *rest), torch.zeros(2))
+    assert torch.equal(kron_project(p, q, offsets, *rest[:2])[0], torch.zeros(2, 2, 3))
+    assert kron_variance(p, q, offsets[:1], *rest).shape == (0,)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_elements_beyond_two_to_the_31(emulator, monkeypatch, kernel):
+    """An array whose untouched pages cost nothing; the launchers take offsets that begin late."""
+    d = 264
+    tokens = 2**31 // d + 100
+    near = made([3, 60], 4, d, 8, torch.bfloat16)
+    far = []
+    for x in near[:2]:
+        memory = np.zeros((tokens, x.shape[1]), dtype=np.uint16)
+        memory[-63:] = x.view(torch.uint16).numpy()
+        far.append(torch.from_numpy(memory).view(torch.bfloat16))
+    arguments = (*far, near[2] + tokens - 63, *near[3:])
+    close(run(emulator, monkeypatch, kernel, arguments, blocks=2)[0], formulas(*near)[-1], torch.bfloat16)

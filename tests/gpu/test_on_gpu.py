@@ -1,0 +1,156 @@
+"""The numerical table of tests/ops on a real device, and what only a device can show."""
+
+import pytest
+import torch
+from cases import CASES, CUDA_CASES
+from formulas import BUDGET, almost_inside, close, formulas, made
+
+from bayesrm_fast import ops
+from bayesrm_fast.ops.backends import BACKENDS, PREFERENCE, choose, refusal, use_backend
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU that torch can use here"),
+]
+
+LENGTHS_AND_SIZES = CASES | CUDA_CASES
+
+
+@pytest.fixture(params=PREFERENCE["cuda"])
+def backend(request):
+    reason = BACKENDS[request.param].unavailable()
+    if reason is not None:
+        pytest.skip(reason)
+    torch.use_deterministic_algorithms(True)  # fresh memory is NaN
+    with use_backend(request.param):
+        yield request.param
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(autouse=True)
+def deterministic_cublas(monkeypatch):
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+
+def on_gpu(arguments):
+    return tuple(x.cuda() for x in arguments)
+
+
+def served(backend, operation, tensors):
+    """Whether a backend takes a call; one that does not must say why."""
+    if refusal(backend, operation, tensors) is None:
+        return True
+    with pytest.raises(ValueError, match=f"{backend} cannot serve {operation}: "):
+        choose(operation, tensors)
+    return False
+
+
+def test_the_compiled_part_is_the_first_choice():
+    arguments = on_gpu(made([20] * 4, 8, 512, 16, torch.bfloat16))
+    assert BACKENDS["cuda"].unavailable() is None
+    assert choose("kron_variance", arguments) == "cuda"
+    assert choose("segment_outer", arguments[:3]) == "triton"
+    assert choose("kron_variance", on_gpu(made([20], 8, 512, 16, torch.float32))) == "triton"
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize("case", LENGTHS_AND_SIZES)
+def test_operations_against_their_formulas(backend, case, dtype):
+    arguments = made(*LENGTHS_AND_SIZES[case], dtype)
+    gradients, rotated, c, outside, variance = formulas(*arguments)
+    tensors = on_gpu(arguments)
+    if served(backend, "segment_outer", tensors[:3]):
+        close(ops.segment_outer(*tensors[:3]).cpu(), gradients, dtype)
+    if served(backend, "kron_project", tensors[:5]):
+        found_c, found_outside = (x.cpu() for x in ops.kron_project(*tensors[:5]))
+        close(found_c, c, dtype)
+        close(found_outside, outside, dtype, scale=rotated.square().sum(-1))
+        assert (found_outside >= 0).all()
+    if served(backend, "kron_variance", tensors):
+        found = ops.kron_variance(*tensors).cpu()
+        close(found, variance, dtype)
+        assert (found >= 0).all()
+
+
+@pytest.mark.parametrize("segments", [1, 9, 300])
+@pytest.mark.parametrize(("r", "d", "k"), [(8, 4096, 16), (16, 4096, 64), (64, 14_336, 64)])
+def test_shapes_of_large_models(backend, r, d, k, segments):
+    """Clusters of every size, segments that are sorted and that are not; the portable kernel where segments are few."""
+    lengths = [(37 * n) % 160 for n in range(segments)]
+    lengths[0] = 2048
+    arguments = made(lengths, r, d, k, torch.bfloat16)
+    found = ops.kron_variance(*on_gpu(arguments)).cpu()
+    close(found, formulas(*arguments)[-1], torch.bfloat16)
+
+
+@pytest.mark.parametrize(("dtype", "relative"), [(torch.float32, 1e-4), (torch.bfloat16, 1e-2)], ids=str)
+def test_a_gradient_almost_inside_the_basis_keeps_its_digits(backend, dtype, relative):
+    arguments, exact = almost_inside(dtype)
+    tensors = on_gpu(arguments)
+    if served(backend, "kron_variance", tensors):
+        assert ops.kron_variance(*tensors).item() == pytest.approx(exact, rel=relative)
+
+
+def test_second_moment():
+    _, q, *_ = on_gpu(made([50, 9], 3, 96, 7, torch.bfloat16))
+    moment = torch.zeros(96, 96, dtype=torch.float64, device="cuda")
+    expected = q.double().T @ q.double()
+    assert (ops.second_moment(q, moment) - expected).abs().max() <= BUDGET[torch.bfloat16] * expected.abs().max()
+
+
+def test_one_segment_with_infinities_leaves_the_others_alone(backend):
+    p, q, *rest = made([5, 20, 7, 70], 3, 264, 4, torch.bfloat16)
+    expected = formulas(p, q, *rest)[-1]
+    q[5:25], p[5:25] = torch.inf, torch.nan
+    found = ops.kron_variance(*on_gpu((p, q, *rest))).cpu()
+    close(found[[0, 2, 3]], expected[[0, 2, 3]], torch.bfloat16)
+    assert not found[1].isfinite()
+
+
+def test_two_runs_are_bitwise_equal(backend):
+    arguments = on_gpu(made([150, 65, 64, 1, 130] * 9, 13, 2304, 29, torch.bfloat16))
+    first, *others = (ops.kron_variance(*arguments) for _ in range(20))
+    assert all(torch.equal(first, other) for other in others)
+
+
+@pytest.mark.parametrize("segments", [2, 40])
+def test_another_stream_and_a_captured_graph(segments):
+    """As an inference server calls: nothing on the way may wait for the device, or for the default stream."""
+    arguments = on_gpu(made([40] * segments, 8, 1024, 16, torch.bfloat16))
+    expected = ops.kron_variance(*arguments)
+    with use_backend("cuda"):
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            alone = ops.kron_variance(*arguments)
+        stream.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            captured = ops.kron_variance(*arguments)
+        captured.fill_(torch.nan)
+        graph.replay()
+    assert torch.equal(alone, expected)
+    assert torch.equal(captured, expected)
+
+
+@pytest.mark.parametrize("r", [8, 64])
+def test_more_than_two_to_the_31_elements(backend, r):
+    """The last segments of a q of 4.4 GB, whose offsets in elements are beyond 32 bits."""
+    d, k, tokens = 4096, 16, 2**31 // 4096 + 5000
+    if backend == "reference":
+        pytest.skip("plain torch has no index arithmetic of ours")
+    generator = torch.Generator("cuda").manual_seed(0)
+    q = torch.zeros(tokens, d, dtype=torch.bfloat16, device="cuda")
+    p = torch.zeros(tokens, r, dtype=torch.bfloat16, device="cuda")
+    for x in (p, q):
+        x[-3000:].normal_(generator=generator)
+    offsets = torch.tensor([0, tokens - 3000, tokens - 40, tokens], device="cuda")
+    rest = on_gpu(made([1], r, d, k, torch.bfloat16)[3:])
+    found = ops.kron_variance(p, q, offsets, *rest)
+    near = ops.kron_variance(p[-3000:], q[-3000:], offsets[1:] - (tokens - 3000), *rest)
+    assert found[0].item() == 0
+    torch.testing.assert_close(found[1:], near, rtol=1e-5, atol=0)
+    if served(backend, "segment_outer", (p, q, offsets)):
+        last = ops.segment_outer(p, q, offsets)[-1]
+        expected = p[-40:].double().T @ q[-40:].double()
+        assert (last - expected).abs().max() <= BUDGET[torch.bfloat16] * expected.abs().max()

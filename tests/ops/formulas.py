@@ -1,0 +1,67 @@
+"""What the operations must give, in float64: inputs, the formulas, and how far a result may be from them."""
+
+import torch
+from cases import CASES
+
+# Relative to the largest element. float32: sums of up to a thousand products with unit roundoff 6e-8, in blocks.
+# bfloat16 and float16: their products are exact in float32, and the reference sees the same values.
+BUDGET = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 1e-5, torch.float16: 1e-5}
+
+
+def made(lengths, r, d, k, dtype, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    total = sum(lengths)
+    p, q = normal(total, r).to(dtype), normal(total, d).to(dtype)
+    offsets = torch.tensor([0, *torch.tensor(lengths, dtype=torch.int64).cumsum(0).tolist()])
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    basis_p = torch.linalg.qr(normal(r, r)).Q.contiguous().to(wide)
+    basis_q = torch.linalg.qr(normal(d, k)).Q.contiguous().to(wide)
+    return p, q, offsets, basis_p, basis_q, normal(r, k).abs().to(wide), normal(r).abs().to(wide)
+
+
+def inputs(case, dtype):
+    return made(*CASES[case], dtype)
+
+
+def formulas(p, q, offsets, v, u, weight, residual):
+    """Gradients, coordinates, squared norms outside the basis, and variances, in float64."""
+    p, q, v, u = (x.double() for x in (p, q, v, u))
+    bounds = offsets.tolist()
+    g = torch.zeros(len(bounds) - 1, p.shape[1], q.shape[1], dtype=torch.float64)
+    for n, (start, stop) in enumerate(zip(bounds[:-1], bounds[1:], strict=True)):
+        g[n] = torch.einsum("ti,tj->ij", p[start:stop], q[start:stop])
+    rotated = v.T @ g
+    c = rotated @ u
+    outside = (rotated - c @ u.T).square().sum(-1)
+    return g, rotated, c, outside, (weight.double() * c.square()).sum((1, 2)) + outside @ residual.double()
+
+
+def close(found, expected, dtype, scale=None):
+    assert found.shape == expected.shape
+    assert found.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    if not expected.numel():
+        return
+    error = found.double() - expected
+    scale = max(float((expected if scale is None else scale).abs().max()), 1e-300)
+    assert error.abs().max().item() <= BUDGET[dtype] * scale
+    # Rounding has no preferred sign: a bias over many elements shows a sum that loses its low digits.
+    assert abs(error.mean().item()) <= BUDGET[dtype] / min(5, error.numel() ** 0.5) * scale
+
+
+def almost_inside(dtype):
+    """99.99 % of ‖G‖² inside span(U), and outside a weight of 10⁶ times the mean: arguments, and the exact variance."""
+    generator = torch.Generator().manual_seed(0)
+    r, d, k, length = 8, 256, 16, 64
+    v = torch.linalg.qr(torch.randn(r, r, generator=generator)).Q.contiguous()
+    u = torch.linalg.qr(torch.randn(d, k, generator=generator)).Q.contiguous()
+    p = torch.randn(length, r, generator=generator)
+    inside = torch.randn(length, k, generator=generator) @ u.T
+    stray = torch.randn(length, d, generator=generator)
+    stray = stray - stray @ u @ u.T
+    q = inside / inside.norm() * 0.9999**0.5 + stray / stray.norm() * 0.0001**0.5
+    arguments = (p.to(dtype), q.to(dtype), torch.tensor([0, length]), v, u, torch.ones(r, k), torch.full((r,), 1e6))
+    return arguments, formulas(*arguments)[-1].item()

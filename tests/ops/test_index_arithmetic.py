@@ -1,0 +1,48 @@
+"""Elements beyond 2³¹, on a CPU: an array whose untouched pages cost nothing, of which a launcher reads the end."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from formulas import close, formulas, made
+
+from bayesrm_fast.ops.backends import BACKENDS, use_backend
+from bayesrm_fast.ops.cpp import kron_variance as cpp
+from bayesrm_fast.ops.cpp.binding import missing
+
+D = 264
+TOKENS = 2**31 // D + 100
+
+
+@pytest.fixture(scope="module")
+def far():
+    """p and q of which only the last tokens are there, and the arguments of the same tokens alone."""
+    arguments = made([3, 60], 4, D, 8, torch.bfloat16)
+    far_arrays = []
+    for x in arguments[:2]:
+        try:
+            memory = np.zeros((TOKENS, x.shape[1]), dtype=np.uint16)
+        except MemoryError:
+            pytest.skip("this system does not lend memory that is not there")
+        memory[-x.shape[0] :] = x.view(torch.uint16).numpy()
+        far_arrays.append(torch.from_numpy(memory).view(torch.bfloat16))
+    offsets = arguments[2] + TOKENS - 63
+    assert math.prod(far_arrays[1].shape) > 2**31
+    return (*far_arrays, offsets, *arguments[3:]), arguments
+
+
+# The faces of the operations check that offsets begin at 0; the launchers below them do not, and read no other token.
+@pytest.mark.skipif(missing is not None, reason=str(missing))
+def test_cpp(far):
+    close(cpp.kron_variance(*far[0]), formulas(*far[1])[-1], torch.bfloat16)
+
+
+@pytest.mark.skipif(BACKENDS["triton"].unavailable() is not None, reason=str(BACKENDS["triton"].unavailable()))
+def test_triton(far):
+    from bayesrm_fast.ops.triton.kron_variance import kron_variance
+    from bayesrm_fast.ops.triton.segment_outer import segment_outer
+
+    with use_backend("triton"):
+        close(kron_variance(*far[0]), formulas(*far[1])[-1], torch.bfloat16)
+        close(segment_outer(*far[0][:3]), formulas(*far[1])[0], torch.bfloat16)
