@@ -3,7 +3,7 @@ BIN := .venv/bin
 SOURCES := setup.py CMakeLists.txt $(wildcard csrc/*/*)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test lint sanitize clean
+.PHONY: demo test lint sanitize gpu clean
 
 demo: .venv/demo
 	$(BIN)/python -m demo
@@ -23,6 +23,17 @@ sanitize: .venv/test
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
 		ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=build/sanitize \
 		$(BIN)/pytest --capture=sys -p no:cacheprovider -k 'not opcheck and not build and not scratch' tests/ops
+
+# On a machine with an NVIDIA GPU, with its own Python and torch: nothing is downloaded.
+GPU_TESTS = $(PYTHON) -m pytest --noconftest -p no:cacheprovider -m gpu tests/gpu
+PARALLEL = $(shell $(PYTHON) -c "import importlib.util as u; print('-n 8' * (u.find_spec('xdist') is not None))")
+gpu:
+	BAYESRM_CUDA=1 $(PYTHON) -m pip install --quiet --no-build-isolation --no-deps --editable .
+	$(GPU_TESTS) $(PARALLEL)
+	PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool memcheck --error-exitcode 1 $(SMALL_GPU_TESTS)
+	compute-sanitizer --tool synccheck --error-exitcode 1 $(SMALL_GPU_TESTS)
+	$(PYTHON) -m benchmarks.kernels --device cuda
+SMALL_GPU_TESTS = $(GPU_TESTS) -k 'formulas and cuda and bfloat16 and (ragged or rows or sorted)'
 
 # torch comes first and alone, so that nothing else decides which build of it is installed.
 .venv/torch: constraints.txt

@@ -1,15 +1,13 @@
-"""What the operations cost: C++ against the best plain-torch formulation, and their share of scoring.
+"""What the operations cost: every backend against the best plain-torch formulation, and their share of scoring.
 
-    python -m benchmarks.kernels            # three minutes on two cores
-    python -m benchmarks.kernels --quick    # seconds; shows that everything runs
-
-Formulations take turns within a row, so that a machine that slows down slows all of them; a time is a median.
+python -m benchmarks.kernels                  # four minutes on two cores
+python -m benchmarks.kernels --device cuda    # on a GPU: fractions of the bandwidth that a copy reaches there
+python -m benchmarks.kernels --quick          # seconds; shows that everything runs
 """
 
 import itertools
 import json
-import statistics
-import time
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,65 +19,53 @@ from rich.table import Table
 from torch import Tensor
 
 from bayesrm_fast.ops import kron_variance
-from bayesrm_fast.ops.backends import use_backend
-from bayesrm_fast.ops.cpp import instruction_set, unavailable
+from bayesrm_fast.ops.backends import BACKENDS, PREFERENCE, refusal, use_backend
+from bayesrm_fast.ops.cpp import instruction_set
 from benchmarks import machine
 from benchmarks.data import RESULTS
+from benchmarks.formulations import LOSES_DIGITS, PLAIN_TORCH, batched_norms, inputs, rectangles
+from benchmarks.timing import ceilings, medians
 
-TOKENS = 8192
 LENGTHS = {
-    "64 × 128": [128] * 64,
-    "16 × 512": [512] * 16,
-    "16 to 512": [16, 512, 48, 300, 128, 77, 401, 211, 33, 509, 150, 64, 97, 256, 19, 490] * 2 + [1000, 570],
+    "cpu": {
+        "64 × 128": [128] * 64,
+        "16 × 512": [512] * 16,
+        "16 to 512": [16, 512, 48, 300, 128, 77, 401, 211, 33, 509, 150, 64, 97, 256, 19, 490] * 2 + [1000, 570],
+    },
+    "cuda": {
+        "64 × 64": [64] * 64,
+        "64 × 128": [128] * 64,
+        "64 × 512": [512] * 64,
+        "16 to 2048": [16 + 2032 * (37 * n % 64) // 63 for n in range(64)],
+    },
 }
+SHAPES = {  # dtypes, d, r, k
+    "cpu": ((torch.float32, torch.bfloat16), (384, 768, 4096), (4, 8, 16, 64), (16, 64)),
+    "cuda": ((torch.bfloat16,), (4096, 14_336), (8, 16, 64), (16, 64)),
+}
+QUICK = {"cpu": (384, 8, 16), "cuda": (4096, 16, 64)}
 ROUNDS = 9
 
+COMPILED_ROWS = (16,)
+"""Of the gradient: compiling takes its time, and more rows would say the same."""
 
-def medians(formulations: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
-    """Median seconds of each, one call of each in turn."""
-    for run in formulations.values():
-        run()
-    seconds: dict[str, list[float]] = {name: [] for name in formulations}
-    for _ in range(rounds):
-        for name, run in formulations.items():
-            start = time.perf_counter()
-            run()
-            seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(times) for name, times in seconds.items()}
+compiled_norms = torch.compile(batched_norms, dynamic=True)
 
 
-def batched(
-    p: Tensor, q: Tensor, offsets: Tensor, basis_p: Tensor, basis_q: Tensor, weight: Tensor, residual: Tensor
-) -> Tensor:
-    """`kron_variance` as three batched products; segments of different lengths are padded with zeros."""
-    lengths = offsets.diff()
-    longest = int(lengths.max())
-    p, q = p.float() @ basis_p, q.float()
-    if bool((lengths == longest).all()):
-        p, q = p.view(-1, longest, p.shape[1]), q.view(-1, longest, q.shape[1])
-    else:
-        bounds = lengths.tolist()
-        p, q = (torch.nn.utils.rnn.pad_sequence(x.split(bounds), batch_first=True) for x in (p, q))
-    gradients = torch.bmm(p.transpose(1, 2), q)
-    coordinates = gradients @ basis_q
-    outside = gradients - coordinates @ basis_q.T
-    return (weight * coordinates.square()).sum((1, 2)) + outside.square().sum(-1) @ residual
+def compiler_serves(*arguments: Tensor) -> str:
+    """That `torch.compile` takes the cheapest formulation, or what it says instead: that is a result too."""
+    try:
+        compiled_norms(*arguments)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"[:500]
+    return "serves"
 
 
-def inputs(lengths: list[int], r: int, d: int, k: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
-    """Random arguments of `kron_variance`; U is stored by columns, as a posterior holds it."""
-    generator = torch.Generator().manual_seed(0)
-    tokens = sum(lengths)
-    p, q = (torch.randn(tokens, size, generator=generator).to(dtype) for size in (r, d))
-    offsets = torch.tensor([0, *itertools.accumulate(lengths)])
-    basis_p = torch.linalg.qr(torch.randn(r, r, generator=generator)).Q.contiguous()
-    basis_q = torch.linalg.qr(torch.randn(d, k, generator=generator)).Q.T.contiguous().T
-    return p, q, offsets, basis_p, basis_q, torch.rand(r, k, generator=generator), torch.rand(r, generator=generator)
-
-
-def kernel_row(lengths: str, r: int, d: int, k: int, dtype: torch.dtype, rounds: int) -> dict[str, Any]:
-    """One shape: seconds of every formulation, the ratio to the best one, arithmetic rate and rate of reading q."""
-    arguments = inputs(LENGTHS[lengths], r, d, k, dtype)
+def kernel_row(lengths: str, r: int, d: int, k: int, dtype: torch.dtype, rounds: int, device: str) -> dict[str, Any]:
+    """One shape: seconds of every formulation, and of every backend's the rates and the ratio to the best in torch."""
+    segments = LENGTHS[device][lengths]
+    arguments = p, q, _, *constants = inputs(segments, r, d, k, dtype, device)
+    backends = [name for name in PREFERENCE[device] if refusal(name, "kron_variance", arguments) is None]
 
     def by(backend: str) -> Callable[[], Tensor]:
         def run() -> Tensor:
@@ -88,10 +74,20 @@ def kernel_row(lengths: str, r: int, d: int, k: int, dtype: torch.dtype, rounds:
 
         return run
 
-    seconds = medians({"cpp": by("cpp"), "looped": by("reference"), "batched": lambda: batched(*arguments)}, rounds)
-    tokens, segments = arguments[1].shape[0], len(LENGTHS[lengths])
-    flops = 2 * tokens * r * (d + r) + 4 * segments * r * d * k
-    best = min(seconds["looped"], seconds["batched"])
+    formulations = {name: by(name) for name in backends}
+    plain = dict(PLAIN_TORCH)
+    compiler = "not asked"
+    if device == "cuda" and r in COMPILED_ROWS:
+        compiler = compiler_serves(*rectangles(p, q, segments), *constants)
+        plain |= {"compiled_norms": compiled_norms} if compiler == "serves" else {}
+    formulations |= {
+        name: lambda formula=formula: formula(*rectangles(p, q, segments), *constants)
+        for name, formula in plain.items()
+    }
+    seconds = medians(formulations, rounds, device)
+    ours = [name for name in backends if name != "reference"]
+    best = min(time for name, time in seconds.items() if name not in ours and name not in LOSES_DIGITS[dtype])
+    flops = 2 * p.shape[0] * r * (d + r) + 4 * len(segments) * r * d * k
     return {
         "segments": lengths,
         "r": r,
@@ -99,9 +95,10 @@ def kernel_row(lengths: str, r: int, d: int, k: int, dtype: torch.dtype, rounds:
         "k": k,
         "dtype": str(dtype).removeprefix("torch."),
         "seconds": seconds,
-        "ratio_to_best_torch": best / seconds["cpp"],
-        "gflops": flops / seconds["cpp"] / 1e9,
-        "q_gb_per_s": arguments[1].nbytes / seconds["cpp"] / 1e9,
+        "torch_compile": compiler,
+        "ratio_to_best_torch": {name: best / seconds[name] for name in ours},
+        "gflops": {name: flops / seconds[name] / 1e9 for name in ours},
+        "q_gb_per_s": {name: q.nbytes / seconds[name] / 1e9 for name in ours},
     }
 
 
@@ -179,43 +176,62 @@ def scoring_share(rounds: int, layers: int = 4) -> dict[str, Any]:
     }
 
 
+def print_rows(rows: list[dict[str, Any]], console: Console) -> None:
+    """A line a shape: milliseconds of all, then each backend's ratio to the best in torch and its rate of reading q."""
+    names = list(dict.fromkeys(name for row in rows for name in row["seconds"]))
+    ours = list(dict.fromkeys(name for row in rows for name in row["gflops"]))
+    measures = {"ratio_to_best_torch": "ratio", "gflops": "GFLOP/s", "q_gb_per_s": "q GB/s", "of_copy": "of copy"}
+    measures = {key: title for key, title in measures.items() if key in rows[0]}
+    table = Table("dtype", "d", "r", "k", "segments", *(f"{name} ms" for name in names))
+    for name in ours:
+        for title in measures.values():
+            table.add_column(f"{name} {title}")
+    for row in rows:
+        times = [f"{row['seconds'][name] * 1e3:.3g}" if name in row["seconds"] else "" for name in names]
+        rates = [f"{row[key][name]:.3g}" if name in row[key] else "" for name in ours for key in measures]
+        table.add_row(row["dtype"], str(row["d"]), str(row["r"]), str(row["k"]), row["segments"], *times, *rates)
+    console.print(table)
+
+
 def main(
-    quick: Annotated[bool, typer.Option(help="Two shapes, one layer: shows that everything runs.")] = False,
+    quick: Annotated[bool, typer.Option(help="One shape, one layer: shows that everything runs.")] = False,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     output: Annotated[Path, typer.Option(help="Folder for the JSON file.")] = RESULTS,
 ) -> None:
     """Measure, print the table and write the JSON file."""
-    reason = unavailable()
+    first = PREFERENCE[device][0]
+    reason = BACKENDS[first].unavailable()
     if reason is not None:
-        raise SystemExit(reason)
-    console = Console()
+        raise SystemExit(f"there is nothing to measure without the backend {first}: {reason}")
+    console = Console(width=240)
     rounds = 3 if quick else ROUNDS
-    shapes = [
-        (lengths, r, d, k, dtype)
-        for dtype in (torch.float32, torch.bfloat16)
-        for d in (384, 768, 4096)
-        for r in (4, 8, 16, 64)
-        for k in (16, 64)
-        for lengths in LENGTHS
-        if not quick or (d, r, k) == (384, 8, 16)
+    rows = [
+        kernel_row(lengths, r, d, k, dtype, rounds, device)
+        for dtype, d, r, k in itertools.product(*SHAPES[device])
+        for lengths in LENGTHS[device]
+        if not quick or (d, r, k) == QUICK[device]
     ]
-    rows = [kernel_row(*shape, rounds) for shape in shapes]
-    table = Table("dtype", "d", "r", "k", "segments", "C++ ms", "looped", "batched", "ratio", "GFLOP/s", "q GB/s")
-    for row in rows:
-        times = (f"{row['seconds'][name] * 1e3:.2f}" for name in ("cpp", "looped", "batched"))
-        rates = (f"{row[name]:.1f}" for name in ("gflops", "q_gb_per_s"))
-        sizes = (row["dtype"], str(row["d"]), str(row["r"]), str(row["k"]), row["segments"])
-        table.add_row(*sizes, *times, f"{row['ratio_to_best_torch']:.2f}", *rates)
-    console.print(table)
-    share = scoring_share(3 if quick else 3 * ROUNDS, layers=1 if quick else 4)
-    console.print("share of the variance in scoring:", share["share"])
     results = {
-        "command": "python -m benchmarks.kernels" + (" --quick" if quick else ""),
-        "machine": machine.describe() | {"instruction_set": instruction_set()},
+        "command": "python -m benchmarks.kernels" + f" --device {device}" * (device != "cpu") + " --quick" * quick,
+        "machine": machine.describe(device),
         "rounds": rounds,
-        "kron_variance": rows,
-        "scoring": share,
     }
-    path = output / ("kernels-cpu-quick.json" if quick else "kernels-cpu.json")
+    if device == "cuda":
+        results |= ceilings(rounds)
+        console.print({name: f"{rate:.4g}" for name, rate in results.items() if name.endswith("per_s")})
+        for row in rows:
+            row["of_copy"] = {
+                name: rate * 1e9 / results["copy_bytes_per_s"] for name, rate in row["q_gb_per_s"].items()
+            }
+        name = re.sub(r"[^a-z0-9]+", "-", torch.cuda.get_device_name().lower())
+    else:
+        results["machine"]["instruction_set"] = instruction_set()
+        results["scoring"] = scoring_share(3 if quick else 3 * ROUNDS, layers=1 if quick else 4)
+        console.print("share of the variance in scoring:", results["scoring"]["share"])
+        name = "cpu"
+    print_rows(rows, console)
+    results["kron_variance"] = rows
+    path = output / (f"kernels-{name}-quick.json" if quick else f"kernels-{name}.json")
     path.write_text(json.dumps(results, indent=1) + "\n")
     console.print(f"wrote {path}")
 

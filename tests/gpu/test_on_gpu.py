@@ -1,5 +1,9 @@
 """The numerical table of tests/ops on a real device, and what only a device can show."""
 
+import os
+
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # or plain torch's products are not deterministic
+
 import pytest
 import torch
 from cases import CASES, CUDA_CASES
@@ -25,11 +29,6 @@ def backend(request):
     with use_backend(request.param):
         yield request.param
     torch.use_deterministic_algorithms(False)
-
-
-@pytest.fixture(autouse=True)
-def deterministic_cublas(monkeypatch):
-    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
 def on_gpu(arguments):

@@ -1,0 +1,49 @@
+"""Medians of formulations that take turns, and what a device can do at most."""
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+
+def medians(formulations: dict[str, Callable[[], Any]], rounds: int, device: str = "cpu") -> dict[str, float]:
+    """Median seconds of each, one call of each in turn, so that a machine that slows down slows all of them."""
+    once = _seconds_on_gpu if device == "cuda" else _seconds_on_cpu
+    for run in formulations.values():
+        run()
+    seconds: dict[str, list[float]] = {name: [] for name in formulations}
+    for _ in range(rounds):
+        for name, run in formulations.items():
+            seconds[name].append(once(run))
+    return {name: statistics.median(times) for name, times in seconds.items()}
+
+
+def _seconds_on_cpu(run: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def _seconds_on_gpu(run: Callable[[], Any]) -> float:
+    # Writing this takes longer than any launch, and leaves nothing of the inputs in the second-level cache.
+    torch.empty(2**29, dtype=torch.int8, device="cuda").zero_()
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    run()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) / 1e3
+
+
+def ceilings(rounds: int) -> dict[str, float]:
+    """Bytes a second of a large copy (read and written), and operations a second of a large bfloat16 product."""
+    source = torch.randn(2**29, device="cuda").bfloat16()
+    target = torch.empty_like(source)
+    left, right = (torch.randn(8192, 8192, device="cuda").bfloat16() for _ in range(2))
+    seconds = medians({"copy": lambda: target.copy_(source), "product": lambda: left @ right}, rounds, "cuda")
+    return {
+        "copy_bytes_per_s": 2 * source.nbytes / seconds["copy"],
+        "bfloat16_flops_per_s": 2 * 8192**3 / seconds["product"],
+    }
