@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def inputs(
-    lengths: list[int], r: int, d: int, k: int, dtype: torch.dtype, device: str = "cpu"
+    lengths: list[int], r: int, d: int, k: int, p_dtype: torch.dtype, q_dtype: torch.dtype, device: str = "cpu"
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Random arguments of `kron_variance`; U is stored by columns, as a posterior holds it."""
     generator = torch.Generator(device).manual_seed(0)
@@ -19,7 +19,7 @@ def inputs(
         return torch.randn(shape, generator=generator, device=device)
 
     tokens = sum(lengths)
-    p, q = (normal(tokens, size).to(dtype) for size in (r, d))
+    p, q = normal(tokens, r).to(p_dtype), normal(tokens, d).to(q_dtype)
     offsets = torch.tensor([0, *itertools.accumulate(lengths)], device=device)
     basis_p = torch.linalg.qr(normal(r, r)).Q.contiguous()
     basis_q = torch.linalg.qr(normal(d, k)).Q.T.contiguous().T
@@ -40,7 +40,7 @@ def batched(p: Tensor, q: Tensor, basis_p: Tensor, basis_q: Tensor, weight: Tens
 
 
 def batched_half(p: Tensor, q: Tensor, basis_p: Tensor, basis_q: Tensor, weight: Tensor, residual: Tensor) -> Tensor:
-    """The same, with the long product in the inputs' own dtype and a float32 result, where torch has that."""
+    """The same, with the long product in q's own dtype and a float32 result, where torch has that."""
     return _weigh(basis_p.T @ _gradients(p, q), basis_q, weight, residual)
 
 
@@ -53,7 +53,7 @@ def batched_norms(p: Tensor, q: Tensor, basis_p: Tensor, basis_q: Tensor, weight
 
 def _gradients(p: Tensor, q: Tensor) -> Tensor:
     if q.is_cuda and q.dtype != torch.float32:
-        return torch.bmm(p.transpose(1, 2), q, out_dtype=torch.float32)
+        return torch.bmm(p.to(q.dtype).transpose(1, 2), q, out_dtype=torch.float32)
     return torch.bmm(p.transpose(1, 2).float(), q.float())
 
 

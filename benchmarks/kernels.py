@@ -39,9 +39,10 @@ LENGTHS = {
         "16 to 2048": [16 + 2032 * (37 * n % 64) // 63 for n in range(64)],
     },
 }
-SHAPES = {  # dtypes, d, r, k
-    "cpu": ((torch.float32, torch.bfloat16), (384, 768, 4096), (4, 8, 16, 64), (16, 64)),
-    "cuda": ((torch.bfloat16,), (4096, 14_336), (8, 16, 64), (16, 64)),
+FLOAT, HALF = torch.float32, torch.bfloat16
+SHAPES = {  # dtypes of p and q, then d, r, k; a bfloat16 model's layers hand over p in float32
+    "cpu": (((FLOAT, FLOAT), (HALF, HALF)), (384, 768, 4096), (4, 8, 16, 64), (16, 64)),
+    "cuda": (((HALF, HALF), (FLOAT, HALF)), (4096, 14_336), (8, 16, 64), (16, 64)),
 }
 QUICK = {"cpu": (384, 8, 16), "cuda": (4096, 16, 64)}
 ROUNDS = 9
@@ -61,10 +62,12 @@ def compiler_serves(*arguments: Tensor) -> str:
     return "serves"
 
 
-def kernel_row(lengths: str, r: int, d: int, k: int, dtype: torch.dtype, rounds: int, device: str) -> dict[str, Any]:
+def kernel_row(
+    lengths: str, r: int, d: int, k: int, dtypes: tuple[torch.dtype, torch.dtype], rounds: int, device: str
+) -> dict[str, Any]:
     """One shape: seconds of every formulation, and of every backend's the rates and the ratio to the best in torch."""
     segments = LENGTHS[device][lengths]
-    arguments = p, q, _, *constants = inputs(segments, r, d, k, dtype, device)
+    arguments = p, q, _, *constants = inputs(segments, r, d, k, *dtypes, device)
     backends = [name for name in PREFERENCE[device] if refusal(name, "kron_variance", arguments) is None]
 
     def by(backend: str) -> Callable[[], Tensor]:
@@ -86,14 +89,14 @@ def kernel_row(lengths: str, r: int, d: int, k: int, dtype: torch.dtype, rounds:
     }
     seconds = medians(formulations, rounds, device)
     ours = [name for name in backends if name != "reference"]
-    best = min(time for name, time in seconds.items() if name not in ours and name not in LOSES_DIGITS[dtype])
+    best = min(time for name, time in seconds.items() if name not in ours and name not in LOSES_DIGITS[q.dtype])
     flops = 2 * p.shape[0] * r * (d + r) + 4 * len(segments) * r * d * k
     return {
         "segments": lengths,
         "r": r,
         "d": d,
         "k": k,
-        "dtype": str(dtype).removeprefix("torch."),
+        "dtypes": [str(dtype).removeprefix("torch.") for dtype in dtypes],
         "seconds": seconds,
         "torch_compile": compiler,
         "ratio_to_best_torch": {name: best / seconds[name] for name in ours},
@@ -182,14 +185,16 @@ def print_rows(rows: list[dict[str, Any]], console: Console) -> None:
     ours = list(dict.fromkeys(name for row in rows for name in row["gflops"]))
     measures = {"ratio_to_best_torch": "ratio", "gflops": "GFLOP/s", "q_gb_per_s": "q GB/s", "of_copy": "of copy"}
     measures = {key: title for key, title in measures.items() if key in rows[0]}
-    table = Table("dtype", "d", "r", "k", "segments", *(f"{name} ms" for name in names))
+    table = Table("p and q", "d", "r", "k", "segments", *(f"{name} ms" for name in names))
     for name in ours:
         for title in measures.values():
             table.add_column(f"{name} {title}")
     for row in rows:
         times = [f"{row['seconds'][name] * 1e3:.3g}" if name in row["seconds"] else "" for name in names]
         rates = [f"{row[key][name]:.3g}" if name in row[key] else "" for name in ours for key in measures]
-        table.add_row(row["dtype"], str(row["d"]), str(row["r"]), str(row["k"]), row["segments"], *times, *rates)
+        table.add_row(
+            ", ".join(row["dtypes"]), str(row["d"]), str(row["r"]), str(row["k"]), row["segments"], *times, *rates
+        )
     console.print(table)
 
 
@@ -206,8 +211,8 @@ def main(
     console = Console(width=240)
     rounds = 3 if quick else ROUNDS
     rows = [
-        kernel_row(lengths, r, d, k, dtype, rounds, device)
-        for dtype, d, r, k in itertools.product(*SHAPES[device])
+        kernel_row(lengths, r, d, k, dtypes, rounds, device)
+        for dtypes, d, r, k in itertools.product(*SHAPES[device])
         for lengths in LENGTHS[device]
         if not quick or (d, r, k) == QUICK[device]
     ]

@@ -43,7 +43,7 @@ def test_kernels_quick(tmp_path):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=600)
     assert done.returncode == 0, done.stderr
     results = json.loads((tmp_path / "kernels-cpu-quick.json").read_text())
-    assert {row["dtype"] for row in results["kron_variance"]} == {"float32", "bfloat16"}
+    assert {tuple(row["dtypes"]) for row in results["kron_variance"]} == {("float32",) * 2, ("bfloat16",) * 2}
     assert all(second > 0 for row in results["kron_variance"] for second in row["seconds"].values())
     assert set(results["scoring"]["share"]) == {"cpp", "reference"}
 
@@ -51,7 +51,7 @@ def test_kernels_quick(tmp_path):
 @pytest.mark.parametrize("lengths", [[5, 0, 12], [6, 6, 6]], ids=["ragged", "even"])
 @pytest.mark.parametrize("name", PLAIN_TORCH)
 def test_the_baselines_of_the_kernels_are_right(name, lengths):
-    arguments = p, q, _, *constants = inputs(lengths, 3, 20, 4, torch.float32)
+    arguments = p, q, _, *constants = inputs(lengths, 3, 20, 4, torch.float32, torch.float32)
     found = PLAIN_TORCH[name](*rectangles(p, q, lengths), *constants)
     torch.testing.assert_close(found, kron_variance(*arguments), rtol=1e-5, atol=0)
 

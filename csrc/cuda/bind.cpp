@@ -45,21 +45,36 @@ PYBIND11_MODULE(_cuda, module) {
         const OnDevice guard(device);
         return bayesrm::cuda::resident_clusters({rows, basis, blocks, 1});
     });
-    module.def("project", [](int device, Address stream, Address p, Address q, Address offsets, Address basis_p,
-                             Address basis_q_t, Address weight, Address residual, Address variance, Address coordinates,
-                             Address outside, Address parts, int64_t tokens, int count, int r, int p_stride, int d, int k,
-                             int rows, int basis, int blocks, int clusters) {
+    module.def("split_halves", [](int device, Address stream, Address p, bool is_float, Address high, Address low,
+                                  int64_t tokens, int r, int p_stride) {
         const OnDevice guard(device);
-        const Problem problem = {at<const void>(p),         at<const void>(q),
-                                 at<const int64_t>(offsets), at<const float>(basis_p),
-                                 at<const float>(basis_q_t), at<const float>(weight),
-                                 at<const float>(residual),  at<float>(variance),
-                                 at<float>(coordinates),     at<float>(outside),
-                                 at<float>(parts),           tokens,
-                                 count,                      r,
-                                 p_stride,                   d,
-                                 k};
-        const Launch launch = {rows, basis, blocks, clusters};
+        bayesrm::cuda::split_halves(at<const void>(p), is_float, at<void>(high), at<void>(low), tokens, r, p_stride,
+                                    at<void>(stream));
+    });
+    module.def("project", [](int device, Address stream, Address p, Address p_low, Address q, Address offsets,
+                             Address basis_p, Address basis_q_t, Address weight, Address residual, Address variance,
+                             Address coordinates, Address outside, Address parts, int64_t tokens, int count, int r,
+                             int p_stride, int d, int k, int rows, int basis, int blocks, int clusters) {
+        const OnDevice guard(device);
+        const Problem problem = {.p = at<const void>(p),
+                                 .p_low = at<const void>(p_low),
+                                 .q = at<const void>(q),
+                                 .offsets = at<const int64_t>(offsets),
+                                 .basis_p = at<const float>(basis_p),
+                                 .basis_q_t = at<const float>(basis_q_t),
+                                 .weight = at<const float>(weight),
+                                 .residual = at<const float>(residual),
+                                 .variance = at<float>(variance),
+                                 .coordinates = at<float>(coordinates),
+                                 .outside = at<float>(outside),
+                                 .parts = at<float>(parts),
+                                 .tokens = tokens,
+                                 .count = count,
+                                 .r = r,
+                                 .p_stride = p_stride,
+                                 .d = d,
+                                 .k = k};
+        const Launch launch = {.rows = rows, .basis = basis, .blocks = blocks, .clusters = clusters};
         // Only the portable kernel needs room for the blocks' parts.
         const auto project = parts != 0 ? bayesrm::cuda::project_portable : bayesrm::cuda::project_hopper;
         project(problem, launch, at<void>(stream));

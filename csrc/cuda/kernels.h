@@ -8,6 +8,7 @@ namespace bayesrm::cuda {
 // Row-major and contiguous. p, q in bfloat16, all else in float32. p_stride and d are multiples of 8, k <= 64 and r <= 64.
 struct Problem {
     const void* p;           // [tokens, p_stride], of which r columns count and the others are zero
+    const void* p_low;       // likewise, to be added to p: what bfloat16 leaves of a float32; null where that is nothing
     const void* q;           // [tokens, d]
     const int64_t* offsets;  // [count + 1]
     const float* basis_p;    // V [r, r]
@@ -29,6 +30,9 @@ struct Launch {
     int blocks;    // that share a segment's columns; on Hopper the size of a cluster
     int clusters;  // on Hopper: that share the segments
 };
+
+// p [tokens, r] as Problem wants it. `low` is null where p is in bfloat16.
+void split_halves(const void* p, bool is_float, void* high, void* low, int64_t tokens, int r, int p_stride, void* stream);
 
 void project_portable(const Problem& problem, const Launch& launch, void* stream);
 void project_hopper(const Problem& problem, const Launch& launch, void* stream);

@@ -9,7 +9,7 @@ template <int R, int K>
 struct PortableMemory {  // bytes from the start of shared memory
     static constexpr int kTokens = 32, kStages = 3;
     static constexpr int kQ = kTokens * kColumns * 2;
-    static constexpr int kStage = kQ + kTokens * R * 2;
+    static constexpr int kStage = kQ + 2 * kTokens * R * 2;
     static constexpr int kScratch = kStages * kStage;
     static constexpr int kGathered = kScratch + Shape<R, K>::kScratchBytes;
     static constexpr int kBytes = kGathered + Shape<R, K>::kGatheredBytes;
@@ -30,7 +30,7 @@ __device__ inline void load_stage(const Problem& problem, SharedAddress stage, i
         ptx::copy_async(stage + q_offset<Memory::kTokens>(token, within),
                         live ? q + (first + token) * problem.d + column + within : q, live);
     }
-    copy_p<R>(problem, stage + Memory::kQ, first, end, Memory::kTokens, thread, kThreads);
+    copy_p<R, Memory::kTokens>(problem, stage + Memory::kQ, first, end, thread, kThreads);
 }
 
 // parts [count, blocks, R, K + R]: [H | S] of every block's column tiles. Grid: count * blocks.
@@ -63,7 +63,7 @@ __global__ void __launch_bounds__(kThreads) sum_column_tiles(const Problem probl
             const SharedAddress stage = ring + round % Memory::kStages * Memory::kStage;
             const int64_t left = end - begin - int64_t(round) * Memory::kTokens;
             const int count = left < Memory::kTokens ? static_cast<int>(left) : Memory::kTokens;
-            add_tokens<R, Memory::kTokens>(gradient, stage + Memory::kQ, stage, count, at);
+            add_tokens<R, Memory::kTokens>(gradient, stage + Memory::kQ, p_parts(problem), stage, count, at);
         }
         add_tile<R, K>(sums, gradient, memory + Memory::kScratch, scratch, problem, column, at);
     }

@@ -12,9 +12,9 @@ constexpr int kMostSorted = 256;               // segments that are dealt out by
 
 template <int R, int K>
 struct HopperMemory {  // bytes from the start of shared memory
-    static constexpr int kTokens = 64, kStages = R == 64 ? 3 : 4;
+    static constexpr int kTokens = R == 64 ? 32 : 64, kStages = R == 64 ? 5 : 4;
     static constexpr int kQ = kTokens * kColumns * 2;
-    static constexpr int kStage = kQ + kTokens * R * 2;
+    static constexpr int kStage = kQ + 2 * kTokens * R * 2;
     static constexpr int kScratch = kStages * kStage;
     static constexpr int kGathered = kScratch + Shape<R, K>::kScratchBytes;
     static constexpr int kFull = kGathered + Shape<R, K>::kGatheredBytes;  // [kStages], and the other barriers after it
@@ -86,7 +86,7 @@ __device__ inline void copy_tiles(const Problem& problem, const ptx::TensorMap* 
                             ptx::load_box(stage + q_box<Memory::kTokens>(box * kBoxTokens, within), q, column + within,
                                           static_cast<int>(first) + box * kBoxTokens, full);
                 }
-                copy_p<R>(problem, stage + Memory::kQ, first, end, Memory::kTokens, lane, 32);
+                copy_p<R, Memory::kTokens>(problem, stage + Memory::kQ, first, end, lane, 32);
                 ptx::arrive_after_copies(full);
                 place.advance(Memory::kStages);
             }
@@ -122,7 +122,7 @@ __device__ inline void compute_segments(const Problem& problem, unsigned char* m
                 const int count = end - first < Memory::kTokens ? static_cast<int>(end - first) : Memory::kTokens;
                 const SharedAddress stage = base + place.stage * Memory::kStage;
                 ptx::wait_barrier(base + Memory::kFull + 8 * place.stage, place.phase);
-                add_tokens<R, Memory::kTokens>(gradient, stage + Memory::kQ, stage, count, at);
+                add_tokens<R, Memory::kTokens>(gradient, stage + Memory::kQ, p_parts(problem), stage, count, at);
                 ptx::warp_barrier();
                 if (at.lane == 0) ptx::arrive(base + Memory::kEmpty + 8 * place.stage);
                 place.advance(Memory::kStages);
@@ -166,10 +166,10 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
     ptx::cluster_barrier();
     const Schedule schedule = {problem, order, int(blockIdx.x) / blocks, int(gridDim.x) / blocks};
     if (thread < kThreads) {
-        ptx::claim_registers<224>();
+        ptx::claim_registers<216>();
         compute_segments<R, K>(problem, memory, schedule, rank, blocks, thread);
     } else {
-        ptx::release_registers<56>();
+        ptx::release_registers<72>();
         if (thread < kThreads + 32) copy_tiles<R, K>(problem, &q, base, schedule, rank, blocks, thread - kThreads);
     }
     ptx::cluster_barrier();  // no block leaves while another may read its sums

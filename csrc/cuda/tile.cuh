@@ -74,15 +74,18 @@ __device__ inline int p_offset(int token, int chunk) {
     return token * R * 2 + swizzled<R / 8>(token, chunk) * 16;
 }
 
-// Tokens [first, end) of p into a stage of `tokens`; zeros after them and beyond p's columns.
-template <int R>
-__device__ inline void copy_p(const Problem& problem, SharedAddress to, int64_t first, int64_t end, int tokens, int thread,
-                              int threads) {
-    const auto* p = static_cast<const uint16_t*>(problem.p);
-    for (int e = thread; e < tokens * R / 8; e += threads) {
-        const int token = e / (R / 8), chunk = e % (R / 8);
+__device__ inline int p_parts(const Problem& problem) { return problem.p_low == nullptr ? 1 : 2; }
+
+// Tokens [first, end) of p, and after them of its low part, into a stage of TOKENS; zeros beyond p's rows and columns.
+template <int R, int TOKENS>
+__device__ inline void copy_p(const Problem& problem, SharedAddress to, int64_t first, int64_t end, int thread, int threads) {
+    constexpr int kChunks = TOKENS * R / 8;
+    for (int e = thread; e < p_parts(problem) * kChunks; e += threads) {
+        const auto* from = static_cast<const uint16_t*>(e < kChunks ? problem.p : problem.p_low);
+        const int token = e % kChunks / (R / 8), chunk = e % (R / 8);
         const bool live = first + token < end && chunk * 8 < problem.p_stride;
-        ptx::copy_async(to + p_offset<R>(token, chunk), live ? p + (first + token) * problem.p_stride + chunk * 8 : p, live);
+        ptx::copy_async(to + e / kChunks * TOKENS * R * 2 + p_offset<R>(token, chunk),
+                        live ? from + (first + token) * problem.p_stride + chunk * 8 : from, live);
     }
 }
 
@@ -97,17 +100,14 @@ __device__ inline uint32_t first_tokens(uint32_t pair, int count) {
     return count >= 2 ? pair : count == 1 ? pair & 0xffffu : 0u;
 }
 
-// gradient [R, 32 of a warp] += pᵀ q over the first `count` tokens of a stage.
+// gradient [R, 32 of a warp] += pᵀ q over the first `count` tokens of a stage; `parts` of p follow each other.
 template <int R, int TOKENS>
-__device__ inline void add_tokens(float (&gradient)[R / 16][4][4], SharedAddress p, SharedAddress q, int count, Lane at) {
+__device__ inline void add_tokens(float (&gradient)[R / 16][4][4], SharedAddress p, int parts, SharedAddress q, int count,
+                                  Lane at) {
 #pragma unroll
     for (int first = 0; first < TOKENS; first += 16) {
         if (first >= count) break;
-        uint32_t left[R / 16][4], right[2][4];
-#pragma unroll
-        for (int m = 0; m < R / 16; ++m)
-            ptx::ldmatrix_transposed(
-                left[m], p + p_offset<R>(first + at.matrix() / 2 * 8 + at.row(), 2 * m + at.matrix() % 2));
+        uint32_t right[2][4];
 #pragma unroll
         for (int j = 0; j < 2; ++j)
             ptx::ldmatrix_transposed(right[j], q + q_offset<TOKENS>(first + at.matrix() % 2 * 8 + at.row(),
@@ -120,11 +120,18 @@ __device__ inline void add_tokens(float (&gradient)[R / 16][4][4], SharedAddress
                 for (int i = 0; i < 4; ++i)
                     right[j][i] = first_tokens(right[j][i], count - first - i % 2 * 8 - at.left());
         }
+#pragma unroll 1
+        for (int part = 0; part < parts; ++part)
 #pragma unroll
-        for (int m = 0; m < R / 16; ++m)
+            for (int m = 0; m < R / 16; ++m) {
+                uint32_t left[4];
+                ptx::ldmatrix_transposed(left, p + part * TOKENS * R * 2 +
+                                                   p_offset<R>(first + at.matrix() / 2 * 8 + at.row(),
+                                                               2 * m + at.matrix() % 2));
 #pragma unroll
-            for (int j = 0; j < 4; ++j)
-                ptx::mma_bf16(gradient[m][j], left[m], right[j / 2][j % 2 * 2], right[j / 2][j % 2 * 2 + 1]);
+                for (int j = 0; j < 4; ++j)
+                    ptx::mma_bf16(gradient[m][j], left, right[j / 2][j % 2 * 2], right[j / 2][j % 2 * 2 + 1]);
+            }
     }
 }
 

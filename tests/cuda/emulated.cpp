@@ -1,6 +1,7 @@
 // Both kernels under the emulator, as a library for ctypes.
 #include "emulator.cpp"
 
+#include "halves.cuh"
 #include "projection_sm80.cuh"
 #include "projection_sm90.cuh"
 
@@ -27,10 +28,22 @@ void run(const Problem& problem, const Launch& launch, bool hopper) {
 
 }  // namespace
 
+extern "C" void emulate_split(const void* p, int is_float, uint32_t* high, uint32_t* low, int64_t tokens, int r,
+                              int p_stride) {
+    Machine::the().launch(3, kThreads, 1, 16, [&] {
+        if (is_float)
+            split_pairs(static_cast<const float*>(p), high, low, tokens, r, p_stride);
+        else
+            split_pairs(static_cast<const uint16_t*>(p), high, low, tokens, r, p_stride);
+    });
+}
+
 // 0, or 1 with the reason in `error`.
 extern "C" int emulate(const Problem* problem, const Launch* launch, int hopper, uint64_t seed, char* error, int room) {
     try {
-        Machine::the().begin(seed, {{problem->p, problem->tokens * problem->p_stride * 2},
+        const size_t p_bytes = problem->tokens * problem->p_stride * 2;
+        Machine::the().begin(seed, {{problem->p, p_bytes},
+                                    {problem->p_low, problem->p_low == nullptr ? 0 : p_bytes},
                                     {problem->q, problem->tokens * problem->d * 2}});
         const auto with_basis = [&]<int R>() {
             launch->basis == 16 ? run<R, 16>(*problem, *launch, hopper) : run<R, 64>(*problem, *launch, hopper);

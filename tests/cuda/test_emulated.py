@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from cases import CUDA_CASES
-from formulas import almost_inside, close, formulas, made
+from formulas import HALVES, almost_inside, close, formulas, made
 
 from bayesrm_fast.ops.configs import launch
 from bayesrm_fast.ops.cuda import binding
@@ -30,8 +30,8 @@ class Problem(ctypes.Structure):
     """csrc/cuda/kernels.h has the same."""
 
     _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("p", "q", "offsets", "basis_p", "basis_q_t", "weight", "residual")),
-        *((name, ctypes.c_void_p) for name in ("variance", "coordinates", "outside", "parts")),
+        *((name, ctypes.c_void_p) for name in ("p", "p_low", "q", "offsets", "basis_p", "basis_q_t")),
+        *((name, ctypes.c_void_p) for name in ("weight", "residual", "variance", "coordinates", "outside", "parts")),
         ("tokens", ctypes.c_int64),
         *((name, ctypes.c_int) for name in ("count", "r", "p_stride", "d", "k")),
     )
@@ -54,6 +54,10 @@ class Emulated:
 
     def resident_clusters(self, *_):
         return 2
+
+    def split_halves(self, _device, _stream, p, is_float, high, low, tokens, r, stride):
+        pointers = (ctypes.c_void_p(p), is_float, ctypes.c_void_p(high), ctypes.c_void_p(low))
+        self.library.emulate_split(*pointers, ctypes.c_int64(tokens), r, stride)
 
     def project(self, _device, _stream, *arguments):
         *problem, rows, basis, blocks, clusters = arguments
@@ -95,14 +99,15 @@ def run(emulator, monkeypatch, kernel, arguments, blocks, seed=0):
     ("case", "blocks"),
     [(case, blocks) for case, (_, _, d, _) in CUDA_CASES.items() for blocks in (1, 2, 4) if blocks <= -(-d // 256)],
 )
+@pytest.mark.parametrize("p_dtype", [torch.bfloat16, torch.float32], ids=str)
 @pytest.mark.parametrize("kernel", KERNELS)
-def test_kernels_against_their_formulas(emulator, monkeypatch, kernel, case, blocks):
-    arguments = made(*CUDA_CASES[case], torch.bfloat16)
+def test_kernels_against_their_formulas(emulator, monkeypatch, kernel, case, blocks, p_dtype):
+    arguments = made(*CUDA_CASES[case], torch.bfloat16, p_dtype=p_dtype)
     _, rotated, c, outside, variance = formulas(*arguments)
     found_variance, found_c, found_outside = run(emulator, monkeypatch, kernel, arguments, blocks, seed=blocks)
-    close(found_variance, variance, torch.bfloat16)
-    close(found_c, c, torch.bfloat16)
-    close(found_outside, outside, torch.bfloat16, scale=rotated.square().sum(-1))
+    close(found_variance, variance, torch.bfloat16, budget=HALVES)
+    close(found_c, c, torch.bfloat16, budget=HALVES)
+    close(found_outside, outside, torch.bfloat16, scale=rotated.square().sum(-1), budget=HALVES)
     assert (found_outside >= 0).all()
     assert (found_variance >= 0).all()
 
@@ -130,7 +135,7 @@ def test_one_segment_with_infinities_leaves_the_others_alone(emulator, monkeypat
     expected = formulas(p, q, *rest)[-1]
     q[5:25], p[5:25] = torch.inf, torch.nan
     found = run(emulator, monkeypatch, kernel, (p, q, *rest), blocks=2)[0]
-    close(found[[0, 2, 3]], expected[[0, 2, 3]], torch.bfloat16)
+    close(found[[0, 2, 3]], expected[[0, 2, 3]], torch.bfloat16, budget=HALVES)
     assert not found[1].isfinite()
 
 
@@ -144,7 +149,10 @@ def test_launchers_choose_by_the_number_of_segments_and_take_strides(emulator):
         assert shifted.data_ptr() % 16
         assert not strided.is_contiguous()
         close(
-            kron_variance(strided, shifted, offsets, basis_p, basis_q.T.contiguous().T, *rest), expected, torch.bfloat16
+            kron_variance(strided, shifted, offsets, basis_p, basis_q.T.contiguous().T, *rest),
+            expected,
+            torch.bfloat16,
+            budget=HALVES,
         )
 
 
@@ -167,4 +175,6 @@ def test_elements_beyond_two_to_the_31(emulator, monkeypatch, kernel):
         memory[-63:] = x.view(torch.uint16).numpy()
         far.append(torch.from_numpy(memory).view(torch.bfloat16))
     arguments = (*far, near[2] + tokens - 63, *near[3:])
-    close(run(emulator, monkeypatch, kernel, arguments, blocks=2)[0], formulas(*near)[-1], torch.bfloat16)
+    close(
+        run(emulator, monkeypatch, kernel, arguments, blocks=2)[0], formulas(*near)[-1], torch.bfloat16, budget=HALVES
+    )

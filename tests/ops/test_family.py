@@ -78,6 +78,15 @@ def test_kron_variance(backend, case, dtype):
         assert (found >= 0).all()
 
 
+@pytest.mark.parametrize("case", ["ragged", "several blocks", "many rows"])
+def test_p_in_float32_beside_q_in_bfloat16(backend, case):
+    """What a bfloat16 model's layers hand over."""
+    arguments = made(*CASES[case], torch.bfloat16, p_dtype=torch.float32)
+    _, rotated, _, outside, variance = formulas(*arguments)
+    close(ops.kron_variance(*arguments), variance, torch.bfloat16)
+    close(ops.kron_project(*arguments[:5])[1], outside, torch.bfloat16, scale=rotated.square().sum(-1))
+
+
 @pytest.mark.parametrize("dtype", BUDGET, ids=str)
 @pytest.mark.parametrize("case", CASES)
 def test_second_moment(backend, case, dtype):

@@ -1,20 +1,11 @@
 """The compiled module, where there is one, and what every call hands over: addresses, sizes and dtype codes."""
 
-import importlib
-from typing import Any
-
 import torch
 from torch import Tensor
 
+from bayesrm_fast.ops.compiled import compiled_part
 
-def _compiled_module() -> tuple[Any, str | None]:
-    try:
-        return importlib.import_module("bayesrm_fast._cpu"), None
-    except ImportError as error:
-        return None, f"the compiled part is not here ({error}); install with a C++ compiler at hand"
-
-
-compiled, missing = _compiled_module()
+compiled, missing = compiled_part("_cpu", "a C++ compiler")
 """The module, None where it is not there, and then why."""
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 1}

@@ -1,4 +1,4 @@
-"""`kron_variance` and `kron_project` in CUDA, for bfloat16 tensors of a GPU; csrc/cuda has the kernels."""
+"""`kron_variance` and `kron_project` in CUDA, for q in bfloat16 on a GPU; csrc/cuda has the kernels."""
 
 from functools import cache
 
@@ -27,9 +27,8 @@ def refuses(operation: str, tensors: tuple[Tensor, ...]) -> str | None:
     if any(tensor.device.type != "cuda" for tensor in tensors):
         return "it serves CUDA tensors"
     p, q, _, *constants = tensors
-    for tensor in (p, q):
-        if tensor.dtype != torch.bfloat16:
-            return f"it serves bfloat16, not {tensor.dtype}"
+    if q.dtype != torch.bfloat16 or p.dtype not in (torch.bfloat16, torch.float32):
+        return f"it serves q in bfloat16 beside p in bfloat16 or float32, not {q.dtype} beside {p.dtype}"
     if any(constant.dtype == torch.float64 for constant in constants):
         return "it computes in float32, not float64"
     (tokens, d), r = q.shape, p.shape[1]

@@ -1,30 +1,21 @@
 """The compiled module, where there is one, and the one call that both operations are."""
 
-import importlib
 from functools import cache
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from bayesrm_fast.ops.chips import chip_of
+from bayesrm_fast.ops.compiled import compiled_part
 from bayesrm_fast.ops.configs import Launch, launch
 
-
-def _compiled_module() -> tuple[Any, str | None]:
-    try:
-        return importlib.import_module("bayesrm_fast._cuda"), None
-    except ImportError as error:
-        return None, f"the CUDA part is not here ({error}); install with nvcc at hand"
-
-
-compiled, missing = _compiled_module()
+compiled, missing = compiled_part("_cuda", "nvcc")
 """The module, None where it is not there, and then why."""
 
 
 def project(
-    p: Tensor,  # shape: (T, r)
-    q: Tensor,  # shape: (T, d)
+    p: Tensor,  # shape: (T, r), bfloat16 or float32
+    q: Tensor,  # shape: (T, d), bfloat16
     offsets: Tensor,  # shape: (N + 1,)
     basis_p: Tensor,  # shape: (r, r)
     basis_q: Tensor,  # shape: (d, k)
@@ -42,9 +33,11 @@ def project(
         return
     chip = chip_of(q.device)
     how = launch(r, d, k, count, chip, hopper=chip.capability == 90 and "90a" in compiled.architectures)
-    # A GPU copies 16 bytes at a time.
-    p, q = _aligned(torch.nn.functional.pad(p, (0, -r % 8))), _aligned(q)
-    held = [p, q, offsets.contiguous(), basis_p.float().contiguous(), basis_q.float().T.contiguous()]
+    at = (q.device.index, torch.cuda.current_stream(q.device).cuda_stream)
+    p, p_low = _halves(p, *at)
+    q = q.contiguous()
+    q = q if _is_aligned(q) else q.clone()
+    held = [q, offsets.contiguous(), basis_p.float().contiguous(), basis_q.float().T.contiguous()]
     constants = [x.float().contiguous() for x in (weight, residual) if x is not None]
     parts, clusters = None, 1
     if how.kernel == "portable":
@@ -54,14 +47,31 @@ def project(
     inputs = [x.data_ptr() for x in held] + ([x.data_ptr() for x in constants] or [0, 0])
     results = [x.data_ptr() for x in outputs]
     results = [*results, 0, 0] if constants else [0, *results]
-    sizes = (tokens, count, r, p.shape[1], d, k, how.rows, how.basis, how.blocks, clusters)
-    stream = torch.cuda.current_stream(q.device).cuda_stream
-    compiled.project(q.device.index, stream, *inputs, *results, 0 if parts is None else parts.data_ptr(), *sizes)
+    addresses = (p.data_ptr(), _address(p_low), *inputs, *results, _address(parts))
+    compiled.project(*at, *addresses, tokens, count, r, p.shape[1], d, k, how.rows, how.basis, how.blocks, clusters)
 
 
-def _aligned(tensor: Tensor) -> Tensor:
-    tensor = tensor.contiguous()
-    return tensor if tensor.data_ptr() % 16 == 0 else tensor.clone()
+def _halves(p: Tensor, device: int, stream: int) -> tuple[Tensor, Tensor | None]:  # shape: (T, r)
+    """p in bfloat16 with its columns padded to eights, and what that leaves of a float32, of the same shape."""
+    tokens, r = p.shape
+    p = p.contiguous()
+    is_float = p.dtype == torch.float32
+    if not is_float and r % 8 == 0 and _is_aligned(p):
+        return p, None
+    stride = r + -r % 8
+    high = torch.empty((tokens, stride), dtype=torch.bfloat16, device=p.device)
+    low = torch.empty_like(high) if is_float else None
+    compiled.split_halves(device, stream, p.data_ptr(), is_float, high.data_ptr(), _address(low), tokens, r, stride)
+    return high, low
+
+
+def _is_aligned(tensor: Tensor) -> bool:
+    """A GPU copies 16 bytes at a time."""
+    return tensor.data_ptr() % 16 == 0
+
+
+def _address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
 
 
 @cache

@@ -3,10 +3,10 @@
 Each program walks some column tiles of one segment: the gradient's tile is formed from q, rotated by V, multiplied by
 U's tile and forgotten. What lies outside span(U) is found in one of two ways:
 
-- bfloat16: as the row's norm minus its coordinates' norm, both from the same tile and in full float32, in the one pass
-  over q. The difference is off by some 10⁻⁷ of the row's norm, and bfloat16 inputs cannot say more: their own rounding
+- q in bfloat16: as the row's norm minus its coordinates' norm, both from the same tile and in full float32, in the one
+  pass over q. The difference is off by some 10⁻⁷ of the row's norm, and such a q cannot say more: its own rounding
   (2⁻⁹) puts 10⁻⁶ of every norm outside any subspace.
-- float16 and float32: a second pass over q forms the part outside before it is squared, since such inputs can lie
+- q in float16 and float32: a second pass over q forms the part outside before it is squared, since such inputs can lie
   closer to span(U) than the difference can tell.
 """
 
@@ -133,7 +133,7 @@ class Projection:
         self.count, self.r, (self.d, self.k) = offsets.shape[0] - 1, p.shape[1], basis_q.shape
         self.chip = chip_of(q.device)
         # Whether a difference of norms tells all that the inputs can.
-        self.one_pass = p.dtype == q.dtype == torch.bfloat16
+        self.one_pass = q.dtype == torch.bfloat16
         self.rotate = self.r <= MOST_ROWS
         if not self.rotate:
             self.p = self._rotated()

@@ -33,7 +33,7 @@ def kron_variance(
 ) -> Tensor:
     """As `bayesrm_fast.ops.kron_variance`."""
     weight, residual = weight.float().contiguous(), residual.float().contiguous()
-    if not p.dtype == q.dtype == torch.bfloat16:
+    if q.dtype != torch.bfloat16:
         coordinates, outside = kron_project(p, q, offsets, basis_p, basis_q)
         return (weight * coordinates.square()).sum((1, 2)) + (residual * outside).sum(1)
     projection = Projection(p, q, offsets, basis_p, basis_q)
