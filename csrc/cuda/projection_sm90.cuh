@@ -26,24 +26,23 @@ struct HopperMemory {  // bytes from the start of shared memory
     static_assert(kBytes <= 227 * 1024);
 };
 
-// Segments from the longest to the shortest; ties by number.
-__device__ inline void sort_segments(const Problem& problem, uint16_t* order, int thread) {
-    for (int n = thread; n < problem.count; n += kHopperThreads) {
-        const int64_t length = problem.offsets[n + 1] - problem.offsets[n];
-        int longer = 0;
-        for (int m = 0; m < problem.count; ++m) {
-            const int64_t other = problem.offsets[m + 1] - problem.offsets[m];
-            longer += other > length || (other == length && m < n);
-        }
-        order[longer] = static_cast<uint16_t>(n);
-    }
+// Segments from the longest to the shortest; ties by number. `lengths` has room for kMostSorted. All threads.
+__device__ inline void sort_segments(const Problem& problem, uint16_t* order, int* lengths, int thread) {
+    static_assert(kMostSorted <= kHopperThreads);
+    const int n = thread;
+    if (n < problem.count) lengths[n] = static_cast<int>(problem.offsets[n + 1] - problem.offsets[n]);
+    ptx::barrier(0, kHopperThreads);
+    if (n >= problem.count) return;
+    int longer = 0;
+    for (int m = 0; m < problem.count; ++m) longer += lengths[m] > lengths[n] || (lengths[m] == lengths[n] && m < n);
+    order[longer] = static_cast<uint16_t>(n);
 }
 
 // What a cluster works at in turn; every warp of every block of it walks the same list.
 struct Schedule {
     const Problem& problem;
     const uint16_t* order;
-    int cluster, clusters;
+    int cluster = ptx::cluster_index(), clusters = ptx::clusters();
 
     // The turn-th segment, or -1 at the end. Sorted ones are dealt to and fro, so that sums of lengths come out alike.
     __device__ int64_t segment(int turn) const {
@@ -64,8 +63,10 @@ struct RingPlace {
 
 template <int R, int K>
 __device__ inline void copy_tiles(const Problem& problem, const ptx::TensorMap* q, SharedAddress memory,
-                                  const Schedule& schedule, int rank, int blocks, int lane) {
+                                  const uint16_t* order, int blocks) {
     using Memory = HopperMemory<R, K>;
+    const Schedule schedule = {problem, order};
+    const int rank = ptx::cluster_rank(), lane = ptx::thread_index() % 32;
     RingPlace place;
     int64_t segment;
     for (int turn = 0; (segment = schedule.segment(turn)) >= 0; ++turn) {
@@ -104,9 +105,10 @@ __device__ inline void collect(float* gathered, int blocks, int thread) {
 }
 
 template <int R, int K>
-__device__ inline void compute_segments(const Problem& problem, unsigned char* memory, const Schedule& schedule, int rank,
-                                        int blocks, int thread) {
+__device__ inline void compute_segments(const Problem& problem, unsigned char* memory, const uint16_t* order, int blocks) {
     using Memory = HopperMemory<R, K>;
+    const Schedule schedule = {problem, order};
+    const int rank = ptx::cluster_rank(), thread = ptx::thread_index();
     const SharedAddress base = ptx::shared_address(memory);
     auto* scratch = reinterpret_cast<float*>(memory + Memory::kScratch);
     auto* gathered = reinterpret_cast<float*>(memory + Memory::kGathered);
@@ -151,7 +153,7 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
     using Memory = HopperMemory<R, K>;
     unsigned char* memory = ptx::shared_memory();
     const SharedAddress base = ptx::shared_address(memory);
-    const int thread = threadIdx.x, rank = static_cast<int>(ptx::cluster_rank());
+    const int thread = ptx::thread_index();
     auto* order = reinterpret_cast<uint16_t*>(memory + Memory::kOrder);
     if (thread == 0) {
         for (int stage = 0; stage < Memory::kStages; ++stage) {
@@ -162,15 +164,15 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
         ptx::init_barrier(base + Memory::kFree, 1);
         ptx::fence_barrier_init();
     }
-    if (problem.count <= kMostSorted) sort_segments(problem, order, thread);
+    if (problem.count <= kMostSorted)
+        sort_segments(problem, order, reinterpret_cast<int*>(memory + Memory::kScratch), thread);
     ptx::cluster_barrier();
-    const Schedule schedule = {problem, order, int(blockIdx.x) / blocks, int(gridDim.x) / blocks};
     if (thread < kThreads) {
         ptx::claim_registers<216>();
-        compute_segments<R, K>(problem, memory, schedule, rank, blocks, thread);
+        compute_segments<R, K>(problem, memory, order, blocks);
     } else {
         ptx::release_registers<72>();
-        if (thread < kThreads + 32) copy_tiles<R, K>(problem, &q, base, schedule, rank, blocks, thread - kThreads);
+        if (ptx::thread_index() < kThreads + 32) copy_tiles<R, K>(problem, &q, base, order, blocks);
     }
     ptx::cluster_barrier();  // no block leaves while another may read its sums
 #endif

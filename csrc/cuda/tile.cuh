@@ -33,7 +33,7 @@ struct Shape {
     static constexpr int kTiles = kWidth / 16;
     static constexpr int kHalvesBytes = 2 * R * kColumns * 2;
     static constexpr int kSumsBytes = kShares * R * kWidth * 4;
-    static constexpr int kFinishBytes = (R * kWidth + R) * 4;
+    static constexpr int kFinishBytes = (R * kWidth + 2 * kThreads + R) * 4;
     static constexpr int kGatheredBytes = R * kWidth * 4;
     // The halves, the shares and what finish_segment needs are never alive together.
     static constexpr int kScratchBytes = std::max({kHalvesBytes, kSumsBytes, kFinishBytes});
@@ -186,21 +186,32 @@ __device__ inline BasisPart load_basis(const Problem& problem, int j, int column
     return part;
 }
 
+// All of a warp's at once: they come from the second-level cache.
+template <int R, int K>
+__device__ inline void load_bases(BasisPart (&basis)[Shape<R, K>::kTiles], const Problem& problem, int first_tile, int column,
+                                  Lane at) {
+#pragma unroll
+    for (int t = 0; t < Shape<R, K>::kTiles; ++t)
+        if (first_tile + t < K / 8)
+            basis[t] = load_basis(problem, (first_tile + t) * 8 + at.upper(), column + at.left());
+}
+
 // sums [16, half of K + R] += the warp's share of G [U | Gᵀ], over one tile.
 template <int R, int K>
 __device__ inline void add_products(float (&sums)[Shape<R, K>::kTiles][4], SharedAddress gradient, const Problem& problem,
                                     int first_column, Lane at) {
     using S = Shape<R, K>;
     const Part<R, K> part(at.warp);
+    constexpr bool kAhead = S::kTiles < 8;  // with more the next step's would not fit into registers
+    BasisPart basis[S::kTiles], next[S::kTiles];
+    if (kAhead) load_bases<R, K>(next, problem, part.first_tile, first_column + part.share * 16, at);
 #pragma unroll 1
     for (int step = part.share; step < kColumns / 16; step += S::kShares) {
-        const int column = first_column + step * 16;
-        if (column >= problem.d) break;
-        BasisPart basis[S::kTiles];
+        if (first_column + step * 16 >= problem.d) break;
+        if (!kAhead) load_bases<R, K>(next, problem, part.first_tile, first_column + step * 16, at);
 #pragma unroll
-        for (int t = 0; t < S::kTiles; ++t)  // all at once: they come from the second-level cache
-            if (part.first_tile + t < K / 8)
-                basis[t] = load_basis(problem, (part.first_tile + t) * 8 + at.upper(), column + at.left());
+        for (int t = 0; t < S::kTiles; ++t) basis[t] = next[t];
+        if (kAhead) load_bases<R, K>(next, problem, part.first_tile, first_column + (step + S::kShares) * 16, at);
         uint32_t left[2][4];
 #pragma unroll
         for (int half = 0; half < 2; ++half)

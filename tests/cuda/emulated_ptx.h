@@ -135,7 +135,10 @@ inline void claim_registers() {}
 template <int COUNT>
 inline void release_registers() {}
 
-inline uint32_t cluster_rank() { return running().block->rank; }
+inline int thread_index() { return threadIdx.x; }
+inline int cluster_rank() { return static_cast<int>(running().block->rank); }
+inline int cluster_index() { return blockIdx.x / running().block->cluster->size(); }
+inline int clusters() { return gridDim.x / running().block->cluster->size(); }
 inline void cluster_barrier() { emulator::Machine::the().meet_cluster(); }
 
 inline float load_remote(SharedAddress from, uint32_t rank) {
