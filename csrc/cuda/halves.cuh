@@ -1,4 +1,4 @@
-// p made ready: padded columns, and a float32 as the sum of two bfloat16 values, which is good to 2⁻¹⁷.
+// p made ready: padded columns, and a float32 as the sum of two bfloat16 values, which is good to 2⁻¹⁸.
 #pragma once
 
 #include "tile.cuh"

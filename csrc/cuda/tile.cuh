@@ -2,10 +2,10 @@
 // this; they differ in how q comes into shared memory and how the blocks' sums come together.
 //
 // The part outside span(U) comes from S − H Hᵀ with S = G Gᵀ and H = G U, before V turns either: a difference, so its terms
-// must keep more digits than bfloat16 or tf32 products have. Each product is three or four of bfloat16 halves (2⁻¹⁷), and
+// must keep more digits than bfloat16 or tf32 products have. Each product is three or four of bfloat16 halves (2⁻¹⁸), and
 // each 16 columns' sum is added in a vector unit: a matrix unit truncates what it accumulates, and over thousands of columns
-// that bias alone would be larger than the difference. What is left is off by some 10⁻⁷ of ‖G‖²; bfloat16 inputs cannot
-// say more, for their own rounding (2⁻⁹) puts 10⁻⁶ of it outside any subspace.
+// that bias alone would be larger than the difference. What is left is off by some 10⁻⁷ of ‖G‖² (10⁻⁶ at d = 16); a q in
+// bfloat16 cannot say more, for its own rounding (2⁻⁹) puts 10⁻⁶ of ‖G‖² outside any subspace.
 #pragma once
 
 #include <algorithm>
@@ -19,9 +19,9 @@ using ptx::SharedAddress;
 
 constexpr int kWarps = 8;  // that compute
 constexpr int kThreads = 32 * kWarps;
-constexpr int kColumns = 256;           // of a tile: 32 a warp
-constexpr int kColumnsPerBox = 64;      // 128 bytes: a row of the copy engine's widest swizzle
-constexpr int kBarrier = 1;             // of the computing warps
+constexpr int kColumns = 256;       // of a tile: 32 a warp
+constexpr int kColumnsPerBox = 64;  // 128 bytes: a row of the copy engine's widest swizzle
+constexpr int kBarrier = 1;         // of the computing warps
 
 // R rows of the gradient, K columns of U, both padded.
 template <int R, int K>
