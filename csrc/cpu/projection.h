@@ -11,7 +11,6 @@
 
 namespace bayesrm::BAYESRM_ISA {
 
-constexpr int64_t kTokenBlock = 32;           // a panel of q stays in the first-level cache while its rows are walked
 constexpr int64_t kScratchFloats = 1 << 18;  // H of one segment stays in the second-level cache
 
 // The columns first..first + rows of V [r, r], or of the identity where V is null, each row filled up to whole vectors.
@@ -23,37 +22,46 @@ inline void pad_columns(const float* v, int64_t r, int64_t first, int64_t rows, 
 }
 
 // rotated [tokens, width] = p [tokens, r] v [r, width], width in whole vectors. Writes up to kTogether - 1 rows more.
-template <class P>
-inline void rotate(const P* p, int64_t tokens, int64_t r, const float* v, int64_t width, float* rotated) {
+inline void rotate(const float* p, int64_t tokens, int64_t r, const float* v, int64_t width, float* rotated) {
     constexpr int kTogether = 4;
     static_assert(kTokenBlock % kTogether == 0);
     for (int64_t t = 0; t < tokens; t += kTogether)
         for (int64_t c = 0; c < width; c += kWidth) {
             Vec sums[kTogether] = {};
-            const P* rows[kTogether];
+            const float* rows[kTogether];
             for (int m = 0; m < kTogether; ++m) rows[m] = p + std::min(t + m, tokens - 1) * r;
             for (int64_t l = 0; l < r; ++l) {
                 const Vec x = load(v + l * width + c);
-                for (int m = 0; m < kTogether; ++m) sums[m] += widened(rows[m][l]) * x;
+                for (int m = 0; m < kTogether; ++m) sums[m] += rows[m][l] * x;
             }
             for (int m = 0; m < kTogether; ++m) store(rotated + (t + m) * width + c, sums[m]);
         }
 }
 
+// Elements `first` .. `first` + `count` of p in float32: where they are, or in `room`.
+inline const float* float32_of(const Segments& s, int64_t first, int64_t count, float* room) {
+    if (s.p_dtype == DType::float32) return static_cast<const float*>(s.p) + first;
+    const BFloat16* p = static_cast<const BFloat16*>(s.p) + first;
+    for (int64_t i = 0; i < count; ++i) room[i] = widened(p[i]);
+    return room;
+}
+
+inline int64_t small_scratch(int64_t r, int64_t rows) { return kTokenBlock * (r + whole_vectors(rows)); }
+
 // h [rows, columns] = the rows of VᵀG of segment n that `v`, from pad_columns, picks, at the columns from `column` on.
+// `scratch` holds small_scratch(r, rows) floats.
 template <class Q>
 inline void gradient_rows(const Segments& s, int64_t n, const float* v, int64_t rows, int64_t column, int64_t columns,
-                          float* h, int64_t h_stride, float* rotated) {
+                          float* h, int64_t h_stride, float* scratch) {
     for (int64_t i = 0; i < rows; ++i) std::fill(h + i * h_stride, h + i * h_stride + columns, 0.0f);
     const int64_t width = whole_vectors(rows);
+    float *const rotated = scratch, *const room = rotated + kTokenBlock * width;
     for (int64_t t = s.offsets[n]; t < s.offsets[n + 1]; t += kTokenBlock) {
         const int64_t tokens = std::min(kTokenBlock, s.offsets[n + 1] - t);
-        if (s.p_dtype == DType::float32)
-            rotate(static_cast<const float*>(s.p) + t * s.r, tokens, s.r, v, width, rotated);
-        else
-            rotate(static_cast<const BFloat16*>(s.p) + t * s.r, tokens, s.r, v, width, rotated);
+        rotate(float32_of(s, t * s.r, tokens * s.r, room), tokens, s.r, v, width, rotated);
         const Q* q = static_cast<const Q*>(s.q) + t * s.d + column;
-        add_outer_product(rotated, width, rows, q, q + kTokenBlock * s.d, s.d, columns, tokens, h, h_stride);
+        add_outer_product({rotated, width}, rows, Rows<const Q>{q, s.d}, q + kTokenBlock * s.d, columns, tokens,
+                          {h, h_stride});
     }
 }
 
@@ -80,7 +88,8 @@ void project(const Segments& s, const Basis& basis, int threads, const Sink& sin
     // All scratch memory is here, before any thread starts: an exception could not leave a parallel region.
     const int64_t width = whole_vectors(rows_at_once), part_size = rows_at_once * k;
     const int64_t h_size = rows_at_once * whole_vectors(s.d);
-    const int64_t own_size = h_size + (kTokenBlock + s.r) * width + whole_vectors(part_size);
+    const int64_t small_size = small_scratch(s.r, rows_at_once);
+    const int64_t own_size = h_size + small_size + s.r * width + whole_vectors(part_size);
     Scratch own(threads * own_size), shared_parts(threads * part_size), shared_norms(threads * rows_at_once);
     float *parts = shared_parts.data(), *norms = shared_norms.data();
 
@@ -91,8 +100,8 @@ void project(const Segments& s, const Basis& basis, int threads, const Sink& sin
         const int64_t columns = range.end - range.begin;
         const int64_t h_stride = whole_vectors(columns);
         float* const h = own.data() + me * own_size;
-        float* const rotated = h + h_size;
-        float* const padded = rotated + kTokenBlock * width;
+        float* const scratch = h + h_size;
+        float* const padded = scratch + small_size;
         float* const minus_c = padded + s.r * width;
         float* part = parts + me * part_size;
         float* norm = norms + me * rows_at_once;
@@ -103,7 +112,7 @@ void project(const Segments& s, const Basis& basis, int threads, const Sink& sin
                 const int64_t rows = std::min(rows_at_once, s.r - first);
                 const float* u = basis.basis_q_t + range.begin;
                 pad_columns(basis.basis_p, s.r, first, rows, padded);
-                gradient_rows<Q>(s, n, padded, rows, range.begin, columns, h, h_stride, rotated);
+                gradient_rows<Q>(s, n, padded, rows, range.begin, columns, h, h_stride, scratch);
                 dot_products(h, h_stride, rows, u, s.d, k, columns, part, k);
                 if (shared) {
 #pragma omp barrier
@@ -116,7 +125,7 @@ void project(const Segments& s, const Basis& basis, int threads, const Sink& sin
                     }
                 // The part outside span(U) is formed before it is squared: the difference of the two squared norms has
                 // no digits left where a gradient lies almost inside, and there its weight is the largest.
-                add_outer_product(minus_c, rows, rows, u, u, s.d, columns, k, h, h_stride);
+                add_outer_product({minus_c, rows}, rows, Rows<const float>{u, s.d}, u, columns, k, {h, h_stride});
                 for (int64_t i = 0; i < rows; ++i) norm[i] = squared_norm(h + i * h_stride, columns);
                 if (shared) {
 #pragma omp barrier

@@ -8,15 +8,16 @@ template <class Q>
 void segment_outer_of(const Segments& s, float* gradients, int threads) {
     const bool shared = share_segments(s, threads);
     const int64_t width = whole_vectors(s.r);
-    Scratch identity(s.r * width), all_rotated(threads * kTokenBlock * width);
+    const int64_t own_size = small_scratch(s.r, s.r);
+    Scratch identity(s.r * width), all_scratch(threads * own_size);
     pad_columns(nullptr, s.r, 0, s.r, identity.data());
 #pragma omp parallel num_threads(threads)
     {
         const Range range(s.d, shared ? omp_get_thread_num() : 0, shared ? omp_get_num_threads() : 1);
-        float* const rotated = all_rotated.data() + omp_get_thread_num() * kTokenBlock * width;
+        float* const scratch = all_scratch.data() + omp_get_thread_num() * own_size;
         auto one_segment = [&](int64_t n) {
             gradient_rows<Q>(s, n, identity.data(), s.r, range.begin, range.end - range.begin,
-                             gradients + n * s.r * s.d + range.begin, s.d, rotated);
+                             gradients + n * s.r * s.d + range.begin, s.d, scratch);
         };
         if (shared) {
             for (int64_t n = 0; n < s.count; ++n) one_segment(n);
