@@ -29,11 +29,25 @@ class TokenBatch:
         return inputs if self.token_type_ids is None else inputs | {"token_type_ids": self.token_type_ids}
 
 
-def plan_batches(segments: Sequence[Sequence[TokenizedText]], max_tokens: int) -> list[list[int]]:
-    """Group segments so that no batch holds more than `max_tokens` tokens, padding included.
+MOST_PADDING = 1 / 64
+"""Share of a batch's tokens that may be padding, once the batch is large enough to be worth a call of its own."""
+
+SMALLEST_BATCH = 1 / 8
+"""Of the token budget: below it a batch takes the next row whatever padding that brings."""
+
+
+def plan_batches(
+    segments: Sequence[Sequence[TokenizedText]], max_tokens: int, before: int = 0
+) -> list[list[int]]:
+    """Group segments so that no batch holds more than `max_tokens` tokens, padding included, and little of it is padding.
 
     Segments of like length share a batch. A segment longer than the budget gets a batch of its own. The plan depends
     on the lengths alone.
+
+    Args:
+        segments: of one or two rows each.
+        max_tokens: of a batch.
+        before: tokens that count for every row before its own: those of a beginning that it only attends to.
 
     Returns:
         Positions in `segments`, each exactly once, batch by batch; the longest come first, so that a run which does
@@ -41,12 +55,19 @@ def plan_batches(segments: Sequence[Sequence[TokenizedText]], max_tokens: int) -
     """
     lengths = [max(len(row.input_ids) for row in segment) for segment in segments]
     plan: list[list[int]] = []
+    real = 0
     for position in sorted(range(len(segments)), key=lambda i: (-lengths[i], i)):
         longest = lengths[plan[-1][0]] if plan else 0
-        if plan and (len(plan[-1]) + 1) * longest * len(segments[position]) <= max_tokens:
+        own = sum(len(row.input_ids) for row in segments[position])
+        tokens = (len(plan[-1]) + 1) * longest * len(segments[position]) if plan else 0
+        is_small = tokens <= SMALLEST_BATCH * max_tokens
+        held = tokens + (len(plan[-1]) + 1) * before * len(segments[position]) if plan else 0
+        if plan and held <= max_tokens and (is_small or real + own >= (1 - MOST_PADDING) * tokens):
             plan[-1].append(position)
+            real += own
         else:
             plan.append([position])
+            real = own
     return plan
 
 

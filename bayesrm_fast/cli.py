@@ -20,7 +20,7 @@ from bayesrm_fast.fitting import SEARCHES, FitOptions, Precision
 from bayesrm_fast.posterior import read_record
 from bayesrm_fast.progress import progress_bar, quiet_transformers
 from bayesrm_fast.reward_model import BayesianRewardModel
-from bayesrm_fast.selection import check_penalty
+from bayesrm_fast.selection import penalty_of
 from bayesrm_fast.text import Candidates, PreferencePair, candidate_sets, preference_pairs
 from bayesrm_fast.training import TrainOptions, train_adapter
 
@@ -171,7 +171,7 @@ def best_of_n(
     as_json: AsJson = False,
 ) -> None:
     """Pick the best response of every prompt by its penalised reward."""
-    check_penalty(penalty, k)
+    penalty_of(penalty, k)
     check_output(output)
     records = candidate_sets(read_rows(input_file), str(input_file))
     loaded = _load_fitted(model, max_batch_tokens)

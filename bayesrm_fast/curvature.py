@@ -154,6 +154,8 @@ class EigenvalueCorrection:
         bases: `(V [r, r], U [d, k])` of each site.
     """
 
+    gradients_alone = True
+
     def __init__(self, bases: Mapping[str, tuple[Tensor, Tensor]]) -> None:
         self.bases = dict(bases)
         self.inside = {

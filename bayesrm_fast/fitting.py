@@ -74,6 +74,7 @@ def fit_posterior(
 
     Raises:
         InputError: fewer than two pairs where some are to be held out; float16 gradients that overflow.
+        StartAgain: a batch did not fit in memory; the next fit has smaller ones.
     """
     if options.prior_precision == "validation" and validation is None:
         if len(segments) < 2:
@@ -102,14 +103,14 @@ def fit_posterior(
 
     moments = KroneckerMoments(sites, input_owner, rank, passes.device)
     log_likelihood = 0.0
-    for _, rewards, _ in passes.over(segments, likelihood_cotangent, lambda _: moments, counter.next_pass()):
+    for rewards in passes.gather(segments, likelihood_cotangent, moments, counter.next_pass()):
         margin = (rewards[:, 0] - rewards[:, 1]).double()
         log_likelihood += float(torch.nn.functional.logsigmoid(margin).sum())
     dtype = torch.promote_types(rewards.dtype, torch.float32)
     blocks = kfac_blocks(moments, rank, dtype)
     if options.structure == "ekfac":
         measured = EigenvalueCorrection({name: (block.basis_p, block.basis_q) for name, block in blocks.items()})
-        for _ in passes.over(segments, likelihood_cotangent, lambda _: measured, counter.next_pass()):
+        for _ in passes.gather(segments, likelihood_cotangent, measured, counter.next_pass()):
             pass
         blocks = ekfac_blocks(blocks, measured)
 

@@ -299,6 +299,8 @@ class VarianceConsumer:
         segments: N.
     """
 
+    gradients_alone = True
+
     def __init__(self, posterior: KroneckerPosterior, segments: int) -> None:
         self.posterior = posterior
         self.variance = torch.zeros(segments)  # shape: (N,)
@@ -319,6 +321,8 @@ class FeatureConsumer:
     Args:
         posterior: on the device of the pass.
     """
+
+    gradients_alone = True
 
     def __init__(self, posterior: KroneckerPosterior) -> None:
         self.posterior = posterior

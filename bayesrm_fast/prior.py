@@ -62,6 +62,8 @@ class VarianceCurveConsumer:
         precisions: L values of λ.
     """
 
+    gradients_alone = True
+
     def __init__(self, posterior: KroneckerPosterior, precisions: Sequence[float]) -> None:
         self.posterior = posterior
         self.precisions = list(precisions)

@@ -1,8 +1,10 @@
 """What a user holds: a reward model with a posterior over its LoRA weights."""
 
 import importlib.metadata
+import itertools
 import os
-from collections.abc import Iterable, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -12,18 +14,37 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from bayesrm_fast.checkpoints import load_adapter, local_folder, save_adapter
+from bayesrm_fast.classifier import Classifier, Shortcuts
 from bayesrm_fast.errors import InputError
 from bayesrm_fast.fitting import FitOptions, Precision, fit_posterior
-from bayesrm_fast.passes import Passes, Progress, Segment
+from bayesrm_fast.passes import Passes, Progress, Segment, StartAgain, measured_room
 from bayesrm_fast.posterior import RECORD_FILE, FitRecord, KroneckerPosterior
+from bayesrm_fast.rewards import rewards_of
+from bayesrm_fast.room import BATCH_TOKENS, Room, release_memory
 from bayesrm_fast.scoring import JointRewards, PairScores, RewardScores, joint_rewards, score_segments
-from bayesrm_fast.selection import BestOfN, check_penalty, first_best, penalised
+from bayesrm_fast.selection import BestOfN, Penalty, first_best, needed_variances, penalty_of
+from bayesrm_fast.shortcuts import find_shortcuts
 from bayesrm_fast.sites import Tap, adapter_hash, find_head, find_head_tap, find_lora_taps
+from bayesrm_fast.streaming import prefetched
 from bayesrm_fast.taps import TappedModel
-from bayesrm_fast.text import PreferencePair, Text, TextEncoder, check_text, default_max_length, preference_pairs
+from bayesrm_fast.text import (
+    Candidates,
+    PreferencePair,
+    Text,
+    TextEncoder,
+    candidate_sets,
+    check_text,
+    default_max_length,
+    preference_pairs,
+    prompt_and_response,
+)
 
-BATCH_TOKENS = {"cpu": 4096}
-BATCH_TOKENS_ELSEWHERE = 32768
+CPU_WAVE = 1 / 8
+"""Of a batch: what lazy best-of-n computes at a time on a CPU, which is as fast on few rows as on many."""
+
+STREAM_WINDOW = 512
+"""Rows of a stream that are sorted by length together."""
+
 _outside_inference_mode = torch.inference_mode(mode=False)
 """A caller's inference mode would forbid the backward pass that a variance needs."""
 
@@ -40,7 +61,8 @@ class BayesianRewardModel:
             several outputs; 1 where it has one.
         max_length: tokens at which a row is cut (`TextEncoder` says how). Default: what tokenizer and model accept, at
             most 4,096.
-        max_batch_tokens: tokens of one batch, padding included. Default: 4,096 on a CPU, 32,768 elsewhere.
+        max_batch_tokens: tokens of one batch, padding included. Default: 4,096 on a CPU, on a GPU what two short trials
+            say of its free memory. Smaller batches follow by themselves where memory runs out.
 
     Raises:
         InputError: an adapter that cannot be served; the message lists the layers.
@@ -60,6 +82,7 @@ class BayesianRewardModel:
         self.posterior: KroneckerPosterior | None = None
         """The fitted posterior, None before `fit`. Its `prior_precision` may be set."""
         self._lora = find_lora_taps(model)
+        self._shortcuts: Shortcuts | None = None
         config = model.config.get_text_config()
         self.output_weights = _checked_output_weights(output_weights, model.config.num_labels)
         positions = getattr(config, "max_position_embeddings", None)
@@ -67,12 +90,13 @@ class BayesianRewardModel:
         device = next(model.parameters()).device
         if max_batch_tokens is not None and max_batch_tokens < 1:
             raise InputError(f"max_batch_tokens must be positive, not {max_batch_tokens}")
-        self._passes_options = {
+        self._passes_options: dict[str, Any] = {
             "pad_token_id": tokenizer.pad_token_id if config.pad_token_id is None else config.pad_token_id,
             "vocab_size": config.vocab_size,
-            "max_batch_tokens": max_batch_tokens or BATCH_TOKENS.get(device.type, BATCH_TOKENS_ELSEWHERE),
             "device": device,
         }
+        tokens = max_batch_tokens or BATCH_TOKENS.get(device.type)
+        self._room = None if tokens is None else Room(tokens)
 
     @classmethod
     def from_pretrained(
@@ -179,8 +203,12 @@ class BayesianRewardModel:
             versions={name: _version(name) for name in VERSIONED},
         )
         passes = self._passes(include_head)
-        self.posterior = fit_posterior(passes, segments, validation, options, record, progress)
-        return self
+        while True:
+            try:
+                self.posterior = fit_posterior(passes, segments, validation, options, record, progress)
+                return self
+            except StartAgain:
+                release_memory(passes.device)
 
     @_outside_inference_mode
     def score(
@@ -219,23 +247,116 @@ class BayesianRewardModel:
         mean, covariance = joint_rewards(self.passes(), segments, self.fitted)
         return JointRewards(mean, covariance, _truncated(segments))
 
-    def best_of_n(self, prompt: Text, responses: Sequence[Text], penalty: str = "std", k: float = 1.0) -> BestOfN:
+    def best_of_n(
+        self,
+        prompt: Text,
+        responses: Sequence[Text],
+        penalty: str | Penalty = "std",
+        k: float = 1.0,
+        *,
+        exhaustive: bool = False,
+    ) -> BestOfN:
         """The candidate with the largest penalised reward, `mean − k·std`, `mean − k·variance` or the mean alone.
 
         Args:
             prompt: one prompt.
             responses: its candidates.
-            penalty: "none", "std" or "variance".
-            k: weight of the penalty, at least 0.
+            penalty: "none", "std", "variance", or a `Penalty`. One that may raise a score needs every variance.
+            k: weight of a named penalty, at least 0.
+            exhaustive: compute every variance, also where it is not needed to choose.
 
         Raises:
             InputError: no candidates, text that cannot be read, or a penalty that is unknown.
         """
-        check_penalty(penalty, k)
-        scores = self.score([prompt] * len(responses), responses)
-        values = penalised(scores.mean, scores.variance, penalty, k)
-        index = first_best(values)
-        return BestOfN(index, responses[index], values, scores.mean, scores.variance, scores.truncated)
+        candidates = [Candidates(prompt, responses)]
+        return self.best_of_each(candidates, penalty, k, exhaustive=exhaustive)[0]
+
+    @_outside_inference_mode
+    def best_of_each(
+        self,
+        candidates: Iterable[Any],
+        penalty: str | Penalty = "std",
+        k: float = 1.0,
+        *,
+        exhaustive: bool = False,
+        progress: Progress | None = None,
+    ) -> list[BestOfN]:
+        """`best_of_n` for many prompts at once, whose candidates share batches.
+
+        Means come from forward passes alone, and a variance is computed only where it can change the winner.
+
+        Args:
+            candidates: `Candidates`, or mappings with `prompt` and `responses`.
+            penalty, k, exhaustive: as for `best_of_n`.
+            progress: told the candidates whose means are known and their total.
+
+        Raises:
+            InputError: rows that cannot be read, or a penalty that is unknown.
+        """
+        rule = penalty_of(penalty, k)
+        sets = candidate_sets(candidates)
+        prompts = [one.prompt for one in sets for _ in one.responses]
+        rows = self._encode(prompts, [response for one in sets for response in one.responses])
+        owners = [i for i, one in enumerate(sets) for _ in one.responses]
+        starts = [0, *itertools.accumulate(len(one.responses) for one in sets)]
+        passes, posterior = self.passes(), self.fitted
+        means = rewards_of(passes, rows, owners, progress)
+
+        def variances(wave: list[tuple[int, int]]) -> Tensor:
+            segments = [(rows[starts[prompt] + candidate],) for prompt, candidate in wave]
+            return score_segments(passes, segments, posterior, None)[1]
+
+        split = [means[start:stop] for start, stop in itertools.pairwise(starts)]
+        if exhaustive or not rule.never_raises:
+            if not exhaustive:
+                warnings.warn("the penalty may raise a score, so every variance is computed", stacklevel=2)
+            needed = list(variances([(i, j) for i, mean in enumerate(split) for j in range(len(mean))]).split(
+                [len(mean) for mean in split]
+            ))
+        else:
+            wave = passes.room.batch_tokens
+            if passes.device.type == "cpu":
+                wave = int(CPU_WAVE * wave)
+            lengths = [[len(row.input_ids) for row in rows[start:stop]] for start, stop in itertools.pairwise(starts)]
+            needed = needed_variances(split, lengths, rule, variances, wave)
+        results = []
+        for one, start, mean, variance in zip(sets, starts, split, needed, strict=False):
+            scores = rule.score(mean, variance)
+            index = first_best(torch.where(variance.isnan(), torch.nan, scores))
+            truncated = torch.tensor([row.truncated for row in rows[start : start + len(mean)]])
+            computed = int((~variance.isnan()).sum())
+            results.append(BestOfN(index, one.responses[index], scores, mean, variance, truncated, computed))
+        return results
+
+    @_outside_inference_mode
+    def score_stream(
+        self, rows: Iterable[Any], *, window: int = STREAM_WINDOW
+    ) -> Iterator[tuple[float, float, bool]]:
+        """Reward and variance of every row of an iterable that need not fit in memory, in its order.
+
+        Rows are read and tokenized in a thread, beside the model, and no more than three windows ahead.
+
+        Args:
+            rows: `(prompt, response)`, or mappings with `prompt` and `response`.
+            window: rows that are sorted by length together.
+
+        Yields:
+            `(mean, variance, truncated)` of each row.
+
+        Raises:
+            InputError: a row that cannot be read; those before its window have been given.
+        """
+        posterior = self.fitted
+
+        def tokenized() -> Iterator[list[Segment]]:
+            numbered = enumerate(rows, start=1)
+            while chunk := list(itertools.islice(numbered, window)):
+                texts = [prompt_and_response(row, f"row {number}") for number, row in chunk]
+                yield [(row,) for row in self._encode(*(list(side) for side in zip(*texts, strict=True)))]
+
+        for segments in prefetched(tokenized()):
+            mean, variance = score_segments(self.passes(), segments, posterior, None)
+            yield from zip(mean.tolist(), variance.tolist(), (s[0].truncated for s in segments), strict=True)
 
     @property
     def fitted(self) -> KroneckerPosterior:
@@ -248,11 +369,27 @@ class BayesianRewardModel:
         """The tapped model that feeds the fitted posterior: for consumers of one's own."""
         return self._passes(self.fitted.record.include_head)
 
+    @property
+    def shortcuts(self) -> Shortcuts:
+        """The shortcuts that give this model's rewards exactly; tried when first asked for."""
+        if self._shortcuts is None:
+            self._shortcuts = find_shortcuts(
+                self.model,
+                self.output_weights,
+                max_length=self.encoder.max_length,
+                has_types="token_type_ids" in self.tokenizer.model_input_names,
+                **self._passes_options,
+            )
+        return self._shortcuts
+
     def _passes(self, include_head: bool) -> Passes:
         taps: list[Tap] = list(self._lora)
         if include_head:
             taps.append(find_head_tap(self.model, self._lora))
-        return Passes(TappedModel(self.model, taps, self.output_weights), **self._passes_options)
+        tapped = TappedModel(Classifier(self.model, self.output_weights, self.shortcuts), taps)
+        if self._room is None:
+            self._room = measured_room(tapped, self.encoder.max_length, **self._passes_options)
+        return Passes(tapped, room=self._room, **self._passes_options)
 
     def _adapter_hash(self) -> str:
         head = find_head(self.model)

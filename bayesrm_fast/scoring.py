@@ -10,6 +10,7 @@ from torch import Tensor
 from bayesrm_fast.passes import Passes, Progress, Segment, pair_cotangent, row_cotangent
 from bayesrm_fast.posterior import FeatureConsumer, KroneckerPosterior, VarianceConsumer
 from bayesrm_fast.prior import probit_probability
+from bayesrm_fast.rewards import distinct
 
 if TYPE_CHECKING:
     import pandas
@@ -79,14 +80,15 @@ def score_segments(
 ) -> tuple[Tensor, Tensor]:  # shapes: (N,), (N,)
     """Mean and variance of each segment: a row's reward, or the difference of a pair's two rewards."""
     paired = len(segments[0]) == 2
+    first, where = distinct(segments)
     means, variances, order = [], [], []
     for positions, rewards, consumer in passes.over(
-        segments, pair_cotangent if paired else row_cotangent, lambda n: VarianceConsumer(posterior, n), progress
+        [segments[i] for i in first], pair_cotangent if paired else row_cotangent, lambda n: VarianceConsumer(posterior, n), progress
     ):
         order += positions
         means.append((rewards[:, 0] - rewards[:, 1] if paired else rewards[:, 0]).cpu())
         variances.append(consumer.variance.cpu())
-    return _restore(torch.cat(means), order), _restore(torch.cat(variances), order)
+    return _restore(torch.cat(means), order)[where], _restore(torch.cat(variances), order)[where]
 
 
 def joint_rewards(

@@ -41,9 +41,14 @@ class LoraTap:
     adapter: str
 
     @property
+    def down_module(self) -> nn.Linear:
+        """The linear layer of A."""
+        return cast(nn.Linear, self.layer.lora_A[self.adapter])
+
+    @property
     def down(self) -> Tensor:  # shape: (r, d_in)
         """A."""
-        return cast(Tensor, self.layer.lora_A[self.adapter].weight)
+        return self.down_module.weight
 
     @property
     def up(self) -> Tensor:  # shape: (d_out, r)

@@ -130,6 +130,20 @@ def candidate_sets(rows: Iterable[Any], source: str = "candidates") -> list[Cand
     return sets
 
 
+def prompt_and_response(row: Any, where: str) -> tuple[Text, Text]:
+    """A `(prompt, response)`, or what a mapping has under those names.
+
+    Raises:
+        InputError: neither, or text that cannot be read.
+    """
+    names = ("prompt", "response")
+    values = row if isinstance(row, tuple) and len(row) == 2 else _record_fields(row, names, where)
+    for name, value in zip(names, values, strict=True):
+        check_text(value, f"{where}: {name}")
+    prompt, response = values
+    return prompt, response
+
+
 class TextEncoder:
     """Turns a prompt and a response into one row of token ids.
 

@@ -110,8 +110,10 @@ def scoring_share(rounds: int, layers: int = 4) -> dict[str, Any]:
     from peft import LoraConfig, get_peft_model
     from transformers import LlamaConfig, LlamaForSequenceClassification
 
+    from bayesrm_fast.classifier import Classifier
     from bayesrm_fast.passes import Passes, row_cotangent
     from bayesrm_fast.posterior import KroneckerBlock
+    from bayesrm_fast.room import Room
     from bayesrm_fast.sites import Site, find_lora_taps
     from bayesrm_fast.taps import TappedModel
     from bayesrm_fast.text import TokenizedText
@@ -132,16 +134,20 @@ def scoring_share(rounds: int, layers: int = 4) -> dict[str, Any]:
         LoraConfig(task_type="SEQ_CLS", r=r, target_modules="all-linear", modules_to_save=[]),
     ).eval()
     taps = find_lora_taps(model)
-    tapped = TappedModel(model, taps, torch.ones(1))
-    passes = Passes(tapped, 0, 1000, 4096, torch.device("cpu"))
+    tapped = TappedModel(Classifier(model, torch.ones(1)), taps)
+    passes = Passes(tapped, 0, 1000, Room(4096), torch.device("cpu"))
     rows = [(TokenizedText(torch.randint(1, 1000, (128,)).tolist(), None, False),) for _ in range(16)]
     blocks: dict[str, KroneckerBlock] = {}
 
     class Nothing:
+        gradients_alone = True
+
         def consume(self, site: Site, p: Tensor, q: Tensor, offsets: Tensor) -> None:
             pass
 
     class Variance:
+        gradients_alone = True
+
         def consume(self, site: Site, p: Tensor, q: Tensor, offsets: Tensor) -> None:
             if site.name not in blocks:
                 k = min(rank, site.d)

@@ -8,6 +8,7 @@ from tolerances import FLOAT32_INSIDE
 
 from bayesrm_fast import BayesianRewardModel, InputError
 from bayesrm_fast.batching import TokenBatch
+from bayesrm_fast.classifier import Classifier
 from bayesrm_fast.ops import segment_outer
 from bayesrm_fast.sites import find_lora_taps
 from bayesrm_fast.taps import TappedModel
@@ -42,7 +43,7 @@ def test_either_padding_gives_autograds_gradient_of_each_row(architecture, side)
     taps = find_lora_taps(model)
     rows = [[1, 5, 9, 7], [1, 6], [1, 11, 12, 13, 30, 31, 8]]
     gradients = Gradients()
-    tapped = TappedModel(model, taps, torch.ones(1))
+    tapped = TappedModel(Classifier(model, torch.ones(1)), taps)
     tapped.run(batch_of(rows, side), torch.ones_like, gradients)
     for number, row in enumerate(rows):
         reward = model(input_ids=torch.tensor([row])).logits[0, 0]
@@ -88,7 +89,7 @@ def test_the_model_is_left_as_it_was_found_after_a_failure(failure):
 
     model = tiny_adapter("llama").train()
     before = state_of(model)
-    tapped = TappedModel(model, find_lora_taps(model), torch.ones(1))
+    tapped = TappedModel(Classifier(model, torch.ones(1)), find_lora_taps(model))
     with pytest.raises(failure):
         tapped.run(batch_of([[1, 2, 3]], "right"), torch.ones_like, Fails())
     assert state_of(model) == before
@@ -173,7 +174,7 @@ def test_layers_called_twice_or_on_other_tokens_are_refused():
 def test_shared_inputs_are_found():
     model = tiny_adapter("llama")
     taps = find_lora_taps(model)
-    shared = TappedModel(model, taps, torch.ones(1)).shared_inputs(batch_of([[1, 2, 3]], "right"))
+    shared = TappedModel(Classifier(model, torch.ones(1)), taps).shared_inputs(batch_of([[1, 2, 3]], "right"))
     layer = "model.layers.0"
     assert shared[f"{layer}.self_attn.v_proj"] == f"{layer}.self_attn.q_proj"
     assert shared[f"{layer}.mlp.up_proj"] == f"{layer}.mlp.gate_proj"

@@ -1,0 +1,138 @@
+"""Which shortcuts to a model's rewards are exact: tried on the model itself, not looked up in a list."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from bayesrm_fast.batching import TokenBatch, collate
+from bayesrm_fast.classifier import Classifier, ScoredToken, Shortcuts, find_last_feed_forward
+from bayesrm_fast.text import TokenizedText
+
+LENGTHS = (23, 9, 16, 12, 21, 10)
+"""Of the trial rows: ragged, so that padding and positions matter."""
+
+SHARED = 7
+"""Tokens with which all trial rows begin."""
+
+
+def find_shortcuts(
+    model: nn.Module,
+    output_weights: Tensor,
+    *,
+    pad_token_id: int | None,
+    vocab_size: int,
+    max_length: int,
+    device: torch.device,
+    has_types: bool,
+) -> Shortcuts:
+    """Try each shortcut on six short rows of random tokens, and take those that give the plain call's rewards.
+
+    Equal means: within the rounding that the model shows between a batch and its rows alone, which for trial rewards
+    that differ by no more than that says nothing, and then no shortcut is taken.
+
+    Args:
+        model, output_weights: as for `Classifier`.
+        pad_token_id: None where there is none.
+        vocab_size: number of token ids.
+        max_length: the longest row that will be scored.
+        device: where the model's inputs go.
+        has_types: whether the model takes token types.
+    """
+    trial = _Trial(Classifier(model, output_weights), pad_token_id, vocab_size, device, has_types)
+    if not trial.tells_rows_apart:
+        why = "its rewards of trial rows do not differ by more than their rounding"
+        return Shortcuts(reasons=tuple((name, why) for name in ("no_mask", "scored_token", "shared_prefix")))
+    found = Shortcuts()
+    reasons: dict[str, str] = {}
+
+    without_mask = trial.refusal(lambda: trial.plainly(Shortcuts(no_mask=True)))
+    if without_mask is None:
+        found = replace(found, no_mask=True)
+    else:
+        reasons["no_mask"] = without_mask
+
+    if find_last_feed_forward(model) is None:
+        reasons["scored_token"] = "its last layer's feed-forward block is not one call"
+    else:
+        tokens: tuple[ScoredToken, ...] = ("last", "first")
+        refusals = {
+            token: trial.refusal(lambda token=token: trial.plainly(Shortcuts(scored_token=token))) for token in tokens
+        }
+        exact = [token for token in tokens if refusals[token] is None]
+        if exact:
+            found = replace(found, scored_token=exact[0])
+        else:
+            reasons["scored_token"] = "; ".join(f"the {token} token: {refusals[token]}" for token in tokens)
+
+    window = getattr(model.config.get_text_config(), "sliding_window", None)  # type: ignore[operator,union-attr]
+    if window is not None and window < max_length:
+        reasons["shared_prefix"] = f"its attention slides over {window} tokens, fewer than a row may have"
+    else:
+        prefix = trial.refusal(lambda: trial.after_prefixes(found))
+        if prefix is None:
+            found = replace(found, shared_prefix=True)
+        else:
+            reasons["shared_prefix"] = prefix
+    return replace(found, reasons=tuple(reasons.items()))
+
+
+class _Trial:
+    """Random rows that begin alike, in two groups of different beginnings, with their plain rewards."""
+
+    def __init__(
+        self, plain: Classifier, pad_token_id: int | None, vocab_size: int, device: torch.device, has_types: bool
+    ) -> None:
+        self.plain = plain
+        self.device, self.pad_token_id, self.vocab_size = device, pad_token_id, vocab_size
+        generator = torch.Generator().manual_seed(0)
+        ids = torch.randint(1, vocab_size, (len(LENGTHS), max(LENGTHS)), generator=generator)
+        if pad_token_id is not None:
+            ids[ids == pad_token_id] = (pad_token_id + 1) % vocab_size
+        ids[0::2, :SHARED] = ids[0, :SHARED]
+        ids[1::2, : SHARED - 2] = ids[1, : SHARED - 2]
+        self.rows = [
+            TokenizedText(row[:length].tolist(), [0] * length if has_types else None, False)
+            for row, length in zip(ids, LENGTHS, strict=True)
+        ]
+        self.rewards = plain.rewards(self.batch(self.rows))
+        alone = torch.cat([plain.rewards(self.batch([row])) for row in self.rows])
+        eps = torch.finfo(next(p.dtype for p in plain.model.parameters() if p.is_floating_point())).eps
+        noise = max(float((self.rewards - alone).abs().max()), eps * float(self.rewards.abs().max()))
+        self.tolerance = 8 * noise
+        self.spread = float(self.rewards.max() - self.rewards.min())
+
+    @property
+    def tells_rows_apart(self) -> bool:
+        return bool(self.rewards.isfinite().all()) and self.spread > 4 * self.tolerance
+
+    def batch(self, rows: list[TokenizedText]) -> TokenBatch:
+        return collate([(row,) for row in rows], self.pad_token_id, self.vocab_size, self.device)
+
+    def refusal(self, rewards: Callable[[], Tensor]) -> str | None:
+        """Why a way to the rewards is not taken; None where it gives them."""
+        try:
+            error = float((rewards() - self.rewards).abs().max())
+        except (AttributeError, TypeError, ValueError, RuntimeError, IndexError, NotImplementedError) as failure:
+            return f"{type(failure).__name__}: {str(failure).splitlines()[0] if str(failure) else ''}"
+        if not error <= self.tolerance:
+            return f"its rewards differ by {error:.1e}, where rounding makes {self.tolerance:.1e}"
+        return None
+
+    def plainly(self, shortcuts: Shortcuts) -> Tensor:
+        return Classifier(self.plain.model, self.plain.output_weights, shortcuts).rewards(self.batch(self.rows))
+
+    def after_prefixes(self, shortcuts: Shortcuts) -> Tensor:
+        classifier = Classifier(self.plain.model, self.plain.output_weights, shortcuts)
+        beginnings = [SHARED, SHARED - 2]
+        prefixes = self.batch([_part(self.rows[g], 0, length) for g, length in enumerate(beginnings)])
+        cache = classifier.prefill(prefixes)
+        owners = torch.arange(len(self.rows), device=self.device) % 2
+        rest = self.batch([_part(row, beginnings[i % 2], None) for i, row in enumerate(self.rows)])
+        return classifier.rewards_after(cache, torch.tensor(beginnings, device=self.device), owners, rest)
+
+
+def _part(row: TokenizedText, start: int, stop: int | None) -> TokenizedText:
+    types = row.token_type_ids
+    return TokenizedText(row.input_ids[start:stop], None if types is None else types[start:stop], False)
