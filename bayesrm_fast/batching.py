@@ -36,10 +36,8 @@ SMALLEST_BATCH = 1 / 8
 """Of the token budget: below it a batch takes the next row whatever padding that brings."""
 
 
-def plan_batches(
-    segments: Sequence[Sequence[TokenizedText]], max_tokens: int, before: int = 0
-) -> list[list[int]]:
-    """Group segments so that no batch holds more than `max_tokens` tokens, padding included, and little of it is padding.
+def plan_batches(segments: Sequence[Sequence[TokenizedText]], max_tokens: int, before: int = 0) -> list[list[int]]:
+    """Group segments so that a batch holds at most `max_tokens` tokens, padding included, and little of it is padding.
 
     Segments of like length share a batch. A segment longer than the budget gets a batch of its own. The plan depends
     on the lengths alone.

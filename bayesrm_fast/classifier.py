@@ -3,12 +3,13 @@
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from bayesrm_fast.batching import TokenBatch
@@ -37,6 +38,16 @@ class Shortcuts:
     scored_token: ScoredToken | None = None
     shared_prefix: bool = False
     reasons: tuple[tuple[str, str], ...] = ()
+
+    def told(self) -> dict[str, str]:
+        """For each shortcut what it does for this model, or why it is not taken."""
+        why = dict(self.reasons)
+        token = self.scored_token and f"at the {self.scored_token} token alone"
+        return {
+            "attention mask": "left out" if self.no_mask else f"kept: {why.get('no_mask')}",
+            "last feed-forward block": token or f"at every token: {why.get('scored_token')}",
+            "beginnings that rows share": "once" if self.shared_prefix else f"in every row: {why.get('shared_prefix')}",
+        }
 
 
 class Classifier:
@@ -105,9 +116,7 @@ class Classifier:
         return logits.to(dtype) @ self.output_weights.to(logits.device, dtype, copy=True)
 
     @contextlib.contextmanager
-    def prepared(
-        self, batch: TokenBatch, *, every_token: bool = False, checkpoints: bool = False
-    ) -> Iterator[None]:
+    def prepared(self, batch: TokenBatch, *, every_token: bool = False, checkpoints: bool = False) -> Iterator[None]:
         """The model as a pass over `batch` needs it, backward pass included; as it was found afterwards.
 
         Args:
@@ -164,7 +173,10 @@ def _rows_of(beginnings: DynamicCache, owners: Tensor) -> DynamicCache:
     """A cache with a row for each of `owners`; `beginnings` stays as it is."""
     selected = DynamicCache()
     for index, layer in enumerate(beginnings.layers):
-        selected.update(layer.keys[owners], layer.values[owners], index)
+        keys, values = cast(DynamicLayer, layer).keys, cast(DynamicLayer, layer).values
+        assert keys is not None
+        assert values is not None
+        selected.update(keys[owners], values[owners], index)
     return selected
 
 

@@ -1,13 +1,15 @@
 """The command `bayesrm`."""
 
 import hashlib
+import itertools
 import json
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, TypeVar, cast
 
+import numpy as np
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -15,13 +17,21 @@ from rich.table import Table
 from bayesrm_fast.__main__ import describe_backends, describe_machine
 from bayesrm_fast.checkpoints import check_writable
 from bayesrm_fast.errors import InputError
-from bayesrm_fast.files import ResumableOutput, check_output, read_rows, write_rows
+from bayesrm_fast.files import ResumableOutput, check_output, iter_rows, read_rows
 from bayesrm_fast.fitting import SEARCHES, FitOptions, Precision
+from bayesrm_fast.passes import Segment
 from bayesrm_fast.posterior import read_record
 from bayesrm_fast.progress import progress_bar, quiet_transformers
 from bayesrm_fast.reward_model import BayesianRewardModel
-from bayesrm_fast.selection import penalty_of
-from bayesrm_fast.text import Candidates, PreferencePair, candidate_sets, preference_pairs
+from bayesrm_fast.selection import BestOfN, first_best, penalty_of
+from bayesrm_fast.streaming import prefetched
+from bayesrm_fast.text import (
+    Candidates,
+    PreferencePair,
+    iter_candidate_sets,
+    iter_preference_pairs,
+    preference_pairs,
+)
 from bayesrm_fast.training import TrainOptions, train_adapter
 
 app = typer.Typer(
@@ -33,9 +43,12 @@ stderr = Console(stderr=True)
 CHUNK = 64
 """Rows of an input file that are scored together; a resumed run continues at a multiple of it."""
 
+T = TypeVar("T")
+
 Model = Annotated[Path, typer.Argument(help="Folder of an adapter, with its posterior where one is needed.")]
 Pairs = Annotated[Path, typer.Argument(help="JSONL, JSONL.gz or Parquet with prompt, chosen, rejected.")]
 Output = Annotated[Path, typer.Argument(help="Results, as .jsonl, .jsonl.gz or .parquet.")]
+Resume = Annotated[bool, typer.Option(help="Continue a run that was killed.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")]
 MaxLength = Annotated[int | None, typer.Option(help="Tokens at which a row is cut.")]
 MaxBatchTokens = Annotated[int | None, typer.Option(help="Tokens of a batch, padding included.")]
@@ -138,26 +151,35 @@ def score(
     model: Model,
     input_file: Annotated[Path, typer.Argument(metavar="INPUT", help="Rows of prompt, responses or of pairs.")],
     output: Output,
-    resume: Annotated[bool, typer.Option(help="Continue a run that was killed.")] = False,
+    resume: Resume = False,
     max_batch_tokens: MaxBatchTokens = None,
     as_json: AsJson = False,
 ) -> None:
     """Reward, variance and std of every response, or of the difference of every pair."""
     check_output(output)
-    rows = read_rows(input_file)
-    paired = "responses" not in rows[0] and "chosen" in rows[0]
-    records: Sequence[Any] = (preference_pairs if paired else candidate_sets)(rows, str(input_file))
+    first = next(iter_rows(input_file))
+    paired = "responses" not in first and "chosen" in first
+    iter_records: Any = iter_preference_pairs if paired else iter_candidate_sets
+    total = sum(1 for _ in iter_records(iter_rows(input_file), str(input_file)))
     loaded = _load_fitted(model, max_batch_tokens)
-    job = _job(loaded, input_file, max_batch_tokens)
-    results = ResumableOutput(output, job, CHUNK, resume)
+    results = ResumableOutput(output, _job(loaded, input_file, {"max_batch_tokens": max_batch_tokens}), CHUNK, resume)
+
+    def tokenized() -> Iterator[tuple[list[Any], list[Segment]]]:
+        for chunk in _chunks(iter_records(iter_rows(input_file), str(input_file)), results.count):
+            if paired:
+                yield chunk, loaded.tokenize_pairs(chunk)
+            else:
+                prompts = [record.prompt for record in chunk for _ in record.responses]
+                yield chunk, loaded.tokenize(prompts, [text for record in chunk for text in record.responses])
+
     with progress_bar("scoring", stderr) as tell:
-        for start in range(len(results.rows), len(records), CHUNK):
-            chunk = records[start : start + CHUNK]
-            results.add(_score_pairs(loaded, chunk) if paired else _score_candidates(loaded, chunk))
-            tell(start + len(chunk), len(records))
+        for chunk, segments in prefetched(tokenized()):
+            columns = {name: v.tolist() for name, v in loaded.score_tokenized(segments).columns().items()}
+            results.add(_pair_rows(chunk, columns) if paired else _candidate_rows(chunk, columns))
+            tell(results.count, total)
+    cut = sum(np.any(row["truncated"]) for row in results.rows())
     results.finish()
-    cut = sum(any(row["truncated"]) if isinstance(row["truncated"], list) else row["truncated"] for row in results.rows)
-    _summary({"output": str(output), "rows": len(results.rows), "rows_with_cut_text": cut}, as_json)
+    _summary({"output": str(output), "rows": results.count, "rows_with_cut_text": int(cut)}, as_json)
 
 
 @app.command("best-of-n")
@@ -167,34 +189,29 @@ def best_of_n(
     output: Output,
     penalty: Annotated[str, typer.Option(help="none, std or variance.")] = "std",
     k: Annotated[float, typer.Option("--k", help="Weight of the penalty.")] = 1.0,
+    resume: Resume = False,
     max_batch_tokens: MaxBatchTokens = None,
     as_json: AsJson = False,
 ) -> None:
     """Pick the best response of every prompt by its penalised reward."""
     penalty_of(penalty, k)
     check_output(output)
-    records = candidate_sets(read_rows(input_file), str(input_file))
+    total = sum(1 for _ in iter_candidate_sets(iter_rows(input_file), str(input_file)))
     loaded = _load_fitted(model, max_batch_tokens)
-    chosen = []
-    changed = 0
+    job = _job(loaded, input_file, {"max_batch_tokens": max_batch_tokens, "penalty": penalty, "k": k})
+    results = ResumableOutput(output, job, CHUNK, resume)
     with progress_bar("choosing", stderr) as tell:
-        for record in records:
-            best = loaded.best_of_n(record.prompt, record.responses, penalty=penalty, k=k)
-            i = best.index
-            changed += int(best.mean.argmax()) != i
-            chosen.append(
-                {
-                    "prompt": record.prompt,
-                    "index": i,
-                    "response": best.response,
-                    "score": best.scores[i].item(),
-                    "mean": best.mean[i].item(),
-                    "std": best.variance[i].sqrt().item(),
-                }
-            )
-            tell(len(chosen), len(records))
-    write_rows(output, chosen)
-    _summary({"output": str(output), "prompts": len(chosen), "choices_changed_by_the_penalty": changed}, as_json)
+        for chunk in _chunks(iter_candidate_sets(iter_rows(input_file), str(input_file)), results.count):
+            best = loaded.best_of_each(chunk, penalty, k)
+            results.add(_chosen_row(record, one) for record, one in zip(chunk, best, strict=True))
+            tell(results.count, total)
+    tally = dict.fromkeys(("candidates", "variances", "choices_changed_by_the_penalty"), 0)
+    for row in results.rows():
+        tally["candidates"] += row["candidates"]
+        tally["variances"] += row["variances"]
+        tally["choices_changed_by_the_penalty"] += row["index"] != row["index_by_mean"]
+    results.finish()
+    _summary({"output": str(output), "prompts": results.count, **tally}, as_json)
 
 
 @app.command()
@@ -203,6 +220,7 @@ def info(
         Path | None, typer.Argument(help="Folder with a posterior; none tells about this machine.")
     ] = None,
     backends: Annotated[bool, typer.Option("--backends", help="What serves each operation here, and why.")] = False,
+    shortcuts: Annotated[bool, typer.Option("--shortcuts", help="Load the model and try what is exact on it.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """What a saved posterior is, or what this machine can do."""
@@ -214,6 +232,9 @@ def info(
         _summary(describe_machine(), as_json)
         return
 
+    if shortcuts:
+        _summary(_load(model).shortcuts.told(), as_json)
+        return
     record = read_record(model)
     if as_json:
         stdout.print_json(json.dumps(record))
@@ -231,38 +252,54 @@ def _posterior_summary(folder: Path) -> dict[str, Any]:
     return {name: record[name] for name in names} | {"prior_chosen_by": record["prior"]["method"]}
 
 
-def _job(loaded: BayesianRewardModel, input_file: Path, max_batch_tokens: int | None) -> dict[str, Any]:
+def _job(loaded: BayesianRewardModel, input_file: Path, options: dict[str, Any]) -> dict[str, Any]:
     record = loaded.fitted.record
+    with input_file.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
     return {
-        "input_sha256": hashlib.sha256(input_file.read_bytes()).hexdigest(),
+        "input_sha256": digest,
         "adapter_sha256": record.adapter_sha256,
         "structure": record.structure,
         "rank": record.rank,
         "prior_precision": loaded.fitted.prior_precision,
         "max_length": loaded.encoder.max_length,
-        "max_batch_tokens": max_batch_tokens,
+        **options,
     }
 
 
-def _score_candidates(loaded: BayesianRewardModel, records: Sequence[Candidates]) -> list[dict[str, Any]]:
-    prompts = [record.prompt for record in records for _ in record.responses]
-    scores = loaded.score(prompts, [response for record in records for response in record.responses])
-    columns = {name: values.tolist() for name, values in scores.columns().items()}
-    rows, start = [], 0
+def _chunks(records: Iterable[T], done: int) -> Iterator[list[T]]:
+    """The records after those that are done, in chunks."""
+    left = itertools.islice(records, done, None)
+    while chunk := list(itertools.islice(left, CHUNK)):
+        yield chunk
+
+
+def _candidate_rows(records: Sequence[Candidates], columns: dict[str, list[Any]]) -> Iterator[dict[str, Any]]:
+    start = 0
     for record in records:
         stop = start + len(record.responses)
-        rows.append({"prompt": record.prompt, **{name: values[start:stop] for name, values in columns.items()}})
+        yield {"prompt": record.prompt, **{name: values[start:stop] for name, values in columns.items()}}
         start = stop
-    return rows
 
 
-def _score_pairs(loaded: BayesianRewardModel, records: Sequence[PreferencePair]) -> list[dict[str, Any]]:
-    scores = loaded.score_pairs(records)
-    columns = {name: values.tolist() for name, values in scores.columns().items()}
-    return [
-        {"prompt": record.prompt, **{name: values[i] for name, values in columns.items()}}
-        for i, record in enumerate(records)
-    ]
+def _pair_rows(records: Sequence[PreferencePair], columns: dict[str, list[Any]]) -> Iterator[dict[str, Any]]:
+    for i, record in enumerate(records):
+        yield {"prompt": record.prompt, **{name: values[i] for name, values in columns.items()}}
+
+
+def _chosen_row(record: Candidates, best: BestOfN) -> dict[str, Any]:
+    i = best.index
+    return {
+        "prompt": record.prompt,
+        "index": i,
+        "response": best.response,
+        "score": best.scores[i].item(),
+        "mean": best.mean[i].item(),
+        "std": best.variance[i].sqrt().item(),
+        "index_by_mean": first_best(best.mean),
+        "candidates": len(record.responses),
+        "variances": best.variances,
+    }
 
 
 def _number(option: str, text: str) -> float:

@@ -1,18 +1,23 @@
 """Rows in JSON Lines (also gzipped) and Parquet files."""
 
+import contextlib
 import gzip
+import itertools
 import json
 import os
 import tempfile
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from bayesrm_fast.errors import InputError
-from bayesrm_fast.posterior import write_whole
+from bayesrm_fast.posterior import written_whole
 
 KINDS = (".jsonl", ".jsonl.gz", ".parquet")
+
+ROWS_OF_A_GROUP = 1024
+"""Of a Parquet file, read or written at a time."""
 
 
 def kind_of(path: Path) -> str:
@@ -27,26 +32,32 @@ def kind_of(path: Path) -> str:
     raise InputError(f"{path}: the name must end in {', '.join(KINDS)}")
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """All rows of a file, each a mapping; their columns are the caller's to check.
+def iter_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """The rows of a file one by one, each a mapping; their columns are the caller's to check.
 
     Raises:
         InputError: a missing, unreadable, broken or empty file, by row where a row is at fault.
     """
     kind = kind_of(path)
+    rows = 0
     try:
-        rows = _read_parquet(path) if kind == ".parquet" else _read_json_lines(path, kind)
+        for row in _iter_parquet(path) if kind == ".parquet" else _iter_json_lines(path, kind):
+            rows += 1
+            yield row
     except FileNotFoundError as error:
         raise InputError(f"{path} does not exist") from error
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read: {error}") from error
     if not rows:
         raise InputError(f"{path} is empty: there are no rows")
-    return rows
 
 
-def _read_json_lines(path: Path, kind: str) -> list[dict[str, Any]]:
-    rows = []
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """All rows of a file at once; raises what `iter_rows` does."""
+    return list(iter_rows(path))
+
+
+def _iter_json_lines(path: Path, kind: str) -> Iterator[dict[str, Any]]:
     with (gzip.open if kind == ".jsonl.gz" else open)(path, "rt", encoding="utf-8") as lines:
         number = 0
         for line in lines:
@@ -59,45 +70,62 @@ def _read_json_lines(path: Path, kind: str) -> list[dict[str, Any]]:
                 raise InputError(f"{path}, row {number} is not valid JSON: {error}") from error
             if not isinstance(row, dict):
                 raise InputError(f"{path}, row {number} is not a JSON object")
-            rows.append(row)
-    return rows
+            yield row
 
 
-def _read_parquet(path: Path) -> list[dict[str, Any]]:
+def _iter_parquet(path: Path) -> Iterator[dict[str, Any]]:
     import pyarrow
     import pyarrow.parquet
 
     try:
-        rows: list[dict[str, Any]] = pyarrow.parquet.read_table(path).to_pylist()
-        return rows
+        with pyarrow.parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=ROWS_OF_A_GROUP):
+                yield from batch.to_pylist()
     except pyarrow.ArrowException as error:
         raise InputError(f"{path} is not a readable Parquet file: {str(error).splitlines()[0]}") from error
 
 
-def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Write rows as the path's ending says; the file appears whole or not at all.
+def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Write rows as the path's ending says, as they come; the file appears whole or not at all.
 
     Raises:
         InputError: the file cannot be written.
     """
     kind = kind_of(path)
     try:
-        if kind == ".parquet":
-            import pyarrow
-            import pyarrow.parquet
-
-            sink = pyarrow.BufferOutputStream()
-            try:
-                table = pyarrow.Table.from_pylist(list(rows))
-            except pyarrow.ArrowException as error:
-                raise InputError(f"{path}: the rows do not fit one Parquet schema; write .jsonl") from error
-            pyarrow.parquet.write_table(table, sink)
-            write_whole(path, sink.getvalue().to_pybytes())
-        else:
-            content = "".join(json_line(row) for row in rows).encode()
-            write_whole(path, gzip.compress(content, mtime=0) if kind == ".jsonl.gz" else content)
+        with written_whole(path) as beside:
+            if kind == ".parquet":
+                _write_parquet(path, beside, rows)
+            else:
+                # Without a name and a time in its head, a file has the same bytes whenever it is written.
+                with beside.open("wb") as raw, _compressed(raw, kind) as file:
+                    for row in rows:
+                        file.write(json_line(row).encode())
     except OSError as error:
         raise InputError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
+def _compressed(raw: IO[bytes], kind: str) -> contextlib.AbstractContextManager[IO[bytes]]:
+    if kind == ".jsonl.gz":
+        return gzip.GzipFile(filename="", fileobj=raw, mode="wb", mtime=0)  # type: ignore[return-value]
+    return contextlib.nullcontext(raw)
+
+
+def _write_parquet(path: Path, beside: Path, rows: Iterable[dict[str, Any]]) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    waiting = iter(rows)
+    writer = None
+    try:
+        with contextlib.ExitStack() as stack:
+            while group := list(itertools.islice(waiting, ROWS_OF_A_GROUP)):
+                table = pyarrow.Table.from_pylist(group, None if writer is None else writer.schema)
+                if writer is None:
+                    writer = stack.enter_context(pyarrow.parquet.ParquetWriter(beside, table.schema))
+                writer.write_table(table)
+    except (pyarrow.ArrowException, ValueError) as error:
+        raise InputError(f"{path}: the rows do not fit one Parquet schema; write .jsonl") from error
 
 
 def json_line(row: dict[str, Any]) -> str:
@@ -124,14 +152,18 @@ def check_output(path: Path) -> None:
 class ResumableOutput:
     """Rows gathered in `<path>.partial`, which becomes the output once all are there.
 
-    The partial file begins with a line that names the job. Rows arrive in chunks of fixed size, and a chunk counts only
-    when it is whole: a resumed run then forms the very batches that an unbroken run forms.
+    The partial file is JSON Lines, readable at any time, and begins with a line that names the job. Rows arrive in
+    chunks of fixed size, and a chunk counts only when it is whole: a resumed run then forms the very batches that an
+    unbroken run forms. No more than a chunk is held in memory.
 
     Args:
         path: the output.
         job: what the rows are computed from; a partial file of another job is not continued.
         chunk: rows of a chunk.
         resume: continue the partial file of an earlier run.
+
+    Attributes:
+        count: rows that are there.
 
     Raises:
         InputError: resume is asked for and the partial file is another job's.
@@ -140,31 +172,48 @@ class ResumableOutput:
     def __init__(self, path: Path, job: dict[str, Any], chunk: int, resume: bool) -> None:
         self.path = path
         self.partial = path.with_name(f"{path.name}.partial")
-        self.rows: list[dict[str, Any]] = []
-        header = json_line({"job": job, "chunk": chunk})
-        if resume and self.partial.exists():
-            lines = self.partial.read_bytes().split(b"\n")[:-1]  # what follows the last line end is half a row
-            if not lines or lines[0] + b"\n" != header.encode():
-                raise InputError(
-                    f"{self.partial} is of another model, input or version; remove it or run without --resume"
-                )
-            whole = (len(lines) - 1) // chunk * chunk
-            self.rows = [json.loads(line) for line in lines[1 : whole + 1]]
+        self.count = 0
+        header = json_line({"job": job, "chunk": chunk}).encode()
         try:
-            write_whole(self.partial, (header + "".join(json_line(row) for row in self.rows)).encode())
+            if resume and self.partial.exists():
+                self._keep_whole_chunks(header, chunk)
+            else:
+                self.partial.write_bytes(header)
         except OSError as error:
             raise InputError(f"{self.partial} cannot be written: {error.strerror}") from error
 
+    def _keep_whole_chunks(self, header: bytes, chunk: int) -> None:
+        with self.partial.open("r+b") as file:
+            if file.readline() != header:
+                raise InputError(
+                    f"{self.partial} is of another model, input or version; remove it or run without --resume"
+                )
+            end, lines = file.tell(), 0
+            while line := file.readline():
+                if not line.endswith(b"\n"):  # half a row
+                    break
+                lines += 1
+                if lines % chunk == 0:
+                    end, self.count = file.tell(), lines
+            file.truncate(end)
+
     def add(self, rows: Iterable[dict[str, Any]]) -> None:
         """Append a chunk, on disk when this returns."""
-        rows = list(rows)
+        lines = [json_line(row) for row in rows]
         with self.partial.open("ab") as file:
-            file.write("".join(json_line(row) for row in rows).encode())
+            file.write("".join(lines).encode())
             file.flush()
             os.fsync(file.fileno())
-        self.rows += rows
+        self.count += len(lines)
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """The rows that are there, one by one."""
+        with self.partial.open("rb") as file:
+            file.readline()
+            for line in file:
+                yield json.loads(line)
 
     def finish(self) -> None:
         """Write the output and remove the partial file."""
-        write_rows(self.path, self.rows)
+        write_rows(self.path, self.rows())
         self.partial.unlink()

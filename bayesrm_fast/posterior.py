@@ -1,10 +1,11 @@
 """The fitted posterior: variances, covariances, evidence, and the two files that hold it."""
 
+import contextlib
 import hashlib
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -250,14 +251,21 @@ def read_record(folder: Path) -> dict[str, Any]:
     return record
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file so that it is never seen half-written."""
+@contextlib.contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """Where to write what becomes the file `path`, so that it is never seen half-written."""
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        beside.write_bytes(content)
+        yield beside
         os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file so that it is never seen half-written."""
+    with written_whole(path) as beside:
+        beside.write_bytes(content)
 
 
 def kfac_blocks(moments: KroneckerMoments, rank: int | None, dtype: torch.dtype) -> dict[str, KroneckerBlock]:

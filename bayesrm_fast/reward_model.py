@@ -6,7 +6,7 @@ import os
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import torch
 from peft import PeftModel
@@ -210,7 +210,6 @@ class BayesianRewardModel:
             except StartAgain:
                 release_memory(passes.device)
 
-    @_outside_inference_mode
     def score(
         self, prompts: Sequence[Text], responses: Sequence[Text], *, progress: Progress | None = None
     ) -> RewardScores:
@@ -219,20 +218,39 @@ class BayesianRewardModel:
         Raises:
             InputError: no rows, lists of different lengths, or text that cannot be read.
         """
-        segments = [(row,) for row in self._encode(prompts, responses)]
-        mean, variance = score_segments(self.passes(), segments, self.fitted, progress)
-        return RewardScores(mean, variance, _truncated(segments))
+        return self.score_tokenized(self.tokenize(prompts, responses), progress=progress)
+
+    def tokenize(self, prompts: Sequence[Text], responses: Sequence[Text]) -> list[Segment]:
+        """What `score_tokenized` takes; may run in another thread than the model.
+
+        Raises:
+            InputError: no rows, lists of different lengths, or text that cannot be read.
+        """
+        return [(row,) for row in self._encode(prompts, responses)]
+
+    def tokenize_pairs(self, pairs: Iterable[Any]) -> list[Segment]:
+        """The same for preference pairs.
+
+        Raises:
+            InputError: pairs that cannot be read.
+        """
+        return self._pair_segments(preference_pairs(pairs))
 
     @_outside_inference_mode
+    def score_tokenized(self, segments: Sequence[Segment], *, progress: Progress | None = None) -> RewardScores:
+        """`score` or `score_pairs` of tokenized rows or pairs."""
+        mean, variance = score_segments(self.passes(), segments, self.fitted, progress)
+        kind = PairScores if len(segments[0]) == 2 else RewardScores
+        return kind(mean, variance, _truncated(segments))
+
     def score_pairs(self, pairs: Iterable[Any], *, progress: Progress | None = None) -> PairScores:
         """Mean and variance of `r_chosen − r_rejected`, and the probability that the chosen response is preferred.
 
         Raises:
             InputError: pairs that cannot be read.
         """
-        segments = self._pair_segments(preference_pairs(pairs))
-        mean, variance = score_segments(self.passes(), segments, self.fitted, progress)
-        return PairScores(mean, variance, _truncated(segments))
+        scores = self.score_tokenized(self.tokenize_pairs(pairs), progress=progress)
+        return cast(PairScores, scores)
 
     @_outside_inference_mode
     def covariance(self, prompt: Text, responses: Sequence[Text]) -> JointRewards:
@@ -310,9 +328,11 @@ class BayesianRewardModel:
         if exhaustive or not rule.never_raises:
             if not exhaustive:
                 warnings.warn("the penalty may raise a score, so every variance is computed", stacklevel=2)
-            needed = list(variances([(i, j) for i, mean in enumerate(split) for j in range(len(mean))]).split(
-                [len(mean) for mean in split]
-            ))
+            needed = list(
+                variances([(i, j) for i, mean in enumerate(split) for j in range(len(mean))]).split(
+                    [len(mean) for mean in split]
+                )
+            )
         else:
             wave = passes.room.batch_tokens
             if passes.device.type == "cpu":
@@ -328,10 +348,7 @@ class BayesianRewardModel:
             results.append(BestOfN(index, one.responses[index], scores, mean, variance, truncated, computed))
         return results
 
-    @_outside_inference_mode
-    def score_stream(
-        self, rows: Iterable[Any], *, window: int = STREAM_WINDOW
-    ) -> Iterator[tuple[float, float, bool]]:
+    def score_stream(self, rows: Iterable[Any], *, window: int = STREAM_WINDOW) -> Iterator[tuple[float, float, bool]]:
         """Reward and variance of every row of an iterable that need not fit in memory, in its order.
 
         Rows are read and tokenized in a thread, beside the model, and no more than three windows ahead.
@@ -346,17 +363,17 @@ class BayesianRewardModel:
         Raises:
             InputError: a row that cannot be read; those before its window have been given.
         """
-        posterior = self.fitted
+        self.fitted  # noqa: B018  (raises where there is none)
 
         def tokenized() -> Iterator[list[Segment]]:
             numbered = enumerate(rows, start=1)
             while chunk := list(itertools.islice(numbered, window)):
                 texts = [prompt_and_response(row, f"row {number}") for number, row in chunk]
-                yield [(row,) for row in self._encode(*(list(side) for side in zip(*texts, strict=True)))]
+                yield self.tokenize([prompt for prompt, _ in texts], [response for _, response in texts])
 
         for segments in prefetched(tokenized()):
-            mean, variance = score_segments(self.passes(), segments, posterior, None)
-            yield from zip(mean.tolist(), variance.tolist(), (s[0].truncated for s in segments), strict=True)
+            scores = self.score_tokenized(segments)
+            yield from zip(scores.mean.tolist(), scores.variance.tolist(), scores.truncated.tolist(), strict=True)
 
     @property
     def fitted(self) -> KroneckerPosterior:

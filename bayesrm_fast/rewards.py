@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bayesrm_fast.batching import plan_batches
 from bayesrm_fast.passes import Passes, Progress, Segment, check_finite
 from bayesrm_fast.text import TokenizedText
 
@@ -28,7 +27,8 @@ class Group:
 def distinct(segments: Sequence[Segment]) -> tuple[list[int], list[int]]:
     """Positions of the first of equal segments, and for every segment where in that list its equal is."""
     first: dict[Hashable, int] = {}
-    positions, where = [], []
+    positions: list[int] = []
+    where: list[int] = []
     for position, segment in enumerate(segments):
         key = tuple((tuple(row.input_ids), tuple(row.token_type_ids or ())) for row in segment)
         if key not in first:
@@ -88,7 +88,11 @@ def rewards_of(
 
 
 def _run_after_beginnings(
-    passes: Passes, rows: Sequence[TokenizedText], names: Sequence[int], groups: Sequence[Group], found: dict[int, Tensor]
+    passes: Passes,
+    rows: Sequence[TokenizedText],
+    names: Sequence[int],
+    groups: Sequence[Group],
+    found: dict[int, Tensor],
 ) -> None:
     """One pass over the groups' beginnings, then one over what follows them, in batches that fit."""
     beginnings = passes.collate([(_part(rows[group.rows[0]], 0, group.shared),) for group in groups])

@@ -82,8 +82,12 @@ def score_segments(
     paired = len(segments[0]) == 2
     first, where = distinct(segments)
     means, variances, order = [], [], []
+    unique = [segments[i] for i in first]
     for positions, rewards, consumer in passes.over(
-        [segments[i] for i in first], pair_cotangent if paired else row_cotangent, lambda n: VarianceConsumer(posterior, n), progress
+        unique,
+        pair_cotangent if paired else row_cotangent,
+        lambda n: VarianceConsumer(posterior, n),
+        progress,
     ):
         order += positions
         means.append((rewards[:, 0] - rewards[:, 1] if paired else rewards[:, 0]).cpu())

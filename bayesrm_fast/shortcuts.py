@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -47,7 +48,7 @@ def find_shortcuts(
     found = Shortcuts()
     reasons: dict[str, str] = {}
 
-    without_mask = trial.refusal(lambda: trial.plainly(Shortcuts(no_mask=True)))
+    without_mask = trial.refusal(partial(trial.plainly, Shortcuts(no_mask=True)))
     if without_mask is None:
         found = replace(found, no_mask=True)
     else:
@@ -57,9 +58,7 @@ def find_shortcuts(
         reasons["scored_token"] = "its last layer's feed-forward block is not one call"
     else:
         tokens: tuple[ScoredToken, ...] = ("last", "first")
-        refusals = {
-            token: trial.refusal(lambda token=token: trial.plainly(Shortcuts(scored_token=token))) for token in tokens
-        }
+        refusals = {token: trial.refusal(partial(trial.plainly, Shortcuts(scored_token=token))) for token in tokens}
         exact = [token for token in tokens if refusals[token] is None]
         if exact:
             found = replace(found, scored_token=exact[0])
@@ -70,7 +69,7 @@ def find_shortcuts(
     if window is not None and window < max_length:
         reasons["shared_prefix"] = f"its attention slides over {window} tokens, fewer than a row may have"
     else:
-        prefix = trial.refusal(lambda: trial.after_prefixes(found))
+        prefix = trial.refusal(partial(trial.after_prefixes, found))
         if prefix is None:
             found = replace(found, shared_prefix=True)
         else:
@@ -100,12 +99,12 @@ class _Trial:
         alone = torch.cat([plain.rewards(self.batch([row])) for row in self.rows])
         eps = torch.finfo(next(p.dtype for p in plain.model.parameters() if p.is_floating_point())).eps
         noise = max(float((self.rewards - alone).abs().max()), eps * float(self.rewards.abs().max()))
-        self.tolerance = 8 * noise
+        self.tolerance = 4 * noise
         self.spread = float(self.rewards.max() - self.rewards.min())
 
     @property
     def tells_rows_apart(self) -> bool:
-        return bool(self.rewards.isfinite().all()) and self.spread > 4 * self.tolerance
+        return bool(self.rewards.isfinite().all()) and self.spread > 8 * self.tolerance
 
     def batch(self, rows: list[TokenizedText]) -> TokenBatch:
         return collate([(row,) for row in rows], self.pad_token_id, self.vocab_size, self.device)

@@ -25,7 +25,7 @@ SMALLEST_FP16_SCALE = 2.0**-10
 class Consumer(Protocol):
     """What a pass feeds.
 
-    A consumer that makes nothing but `Σ_t p_t q_tᵀ` of the tokens may say so with an attribute `gradients_alone = True`.
+    A consumer that makes nothing but `Σ_t p_t q_tᵀ` of the tokens may say so by an attribute `gradients_alone = True`.
     It then also gets padding, whose cotangents are zero, because leaving it out would copy every p and q; and it gets
     no more of the last layer's feed-forward block than the tokens that are scored, where that is exact. Any other
     consumer, such as a mean over tokens, gets every real token of every site.

@@ -1,13 +1,15 @@
 """Prompts and responses to token ids, and the records that hold them."""
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, TypeVar
 
 from transformers import PreTrainedTokenizerBase
 
 from bayesrm_fast.errors import InputError
+
+T = TypeVar("T")
 
 Text = str | Sequence[Mapping[str, str]]
 """A string, or a list of chat messages `{"role": ..., "content": ...}`."""
@@ -79,40 +81,41 @@ def _record_fields(row: Any, names: Sequence[str], where: str) -> list[Any]:
     return [row[name] for name in names]
 
 
-def preference_pairs(rows: Iterable[Any], source: str = "pairs") -> list[PreferencePair]:
-    """Validate an iterable of PreferencePair, dicts or dataset rows.
+def iter_preference_pairs(rows: Iterable[Any], source: str = "pairs", first: int = 1) -> Iterator[PreferencePair]:
+    """Validate an iterable of PreferencePair, dicts or dataset rows, one by one.
 
     Args:
         rows: each a `PreferencePair` or a mapping with `prompt`, `chosen` and `rejected`.
         source: what to call the rows in an error, such as a file's name.
+        first: number of the first row.
 
     Raises:
-        InputError: no rows, a missing column, a wrong type, unreadable text, or a pair of two equal responses.
+        InputError: a missing column, a wrong type, unreadable text, or a pair of two equal responses.
     """
-    pairs = []
-    for number, row in enumerate(rows, start=1):
+    names = [field.name for field in fields(PreferencePair)]
+    for number, row in enumerate(rows, start=first):
         where = f"{source}, row {number}"
-        names = [field.name for field in fields(PreferencePair)]
         values = _record_fields(vars(row) if isinstance(row, PreferencePair) else row, names, where)
         for name, value in zip(names, values, strict=True):
             check_text(value, f"{where}: {name}")
         pair = PreferencePair(*values)
         if pair.chosen == pair.rejected:
             raise InputError(f"{where}: chosen and rejected are equal, so the pair prefers nothing")
-        pairs.append(pair)
-    if not pairs:
-        raise InputError(f"{source}: there are no rows")
-    return pairs
+        yield pair
 
 
-def candidate_sets(rows: Iterable[Any], source: str = "candidates") -> list[Candidates]:
-    """Validate an iterable of Candidates or mappings with `prompt` and `responses`.
+def preference_pairs(rows: Iterable[Any], source: str = "pairs") -> list[PreferencePair]:
+    """All of them; raises what `iter_preference_pairs` does, and InputError where there are no rows."""
+    return _some(iter_preference_pairs(rows, source), source)
+
+
+def iter_candidate_sets(rows: Iterable[Any], source: str = "candidates", first: int = 1) -> Iterator[Candidates]:
+    """Validate an iterable of Candidates or mappings with `prompt` and `responses`, one by one.
 
     Raises:
-        InputError: no rows, a missing column, a wrong type, unreadable text, or a row without responses.
+        InputError: a missing column, a wrong type, unreadable text, or a row without responses.
     """
-    sets = []
-    for number, row in enumerate(rows, start=1):
+    for number, row in enumerate(rows, start=first):
         where = f"{source}, row {number}"
         prompt, responses = _record_fields(
             vars(row) if isinstance(row, Candidates) else row, ["prompt", "responses"], where
@@ -124,10 +127,19 @@ def candidate_sets(rows: Iterable[Any], source: str = "candidates") -> list[Cand
             raise InputError(f"{where}: responses is empty")
         for index, response in enumerate(responses):
             check_text(response, f"{where}: responses[{index}]")
-        sets.append(Candidates(prompt, list(responses)))
-    if not sets:
+        yield Candidates(prompt, list(responses))
+
+
+def candidate_sets(rows: Iterable[Any], source: str = "candidates") -> list[Candidates]:
+    """All of them; raises what `iter_candidate_sets` does, and InputError where there are no rows."""
+    return _some(iter_candidate_sets(rows, source), source)
+
+
+def _some(records: Iterable[T], source: str) -> list[T]:
+    found = list(records)
+    if not found:
         raise InputError(f"{source}: there are no rows")
-    return sets
+    return found
 
 
 def prompt_and_response(row: Any, where: str) -> tuple[Text, Text]:
