@@ -1,9 +1,9 @@
 """A sequence classifier as a function from token batches to rewards, and the model left as it was found."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,11 +13,10 @@ from transformers.cache_utils import DynamicLayer
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from bayesrm_fast.batching import TokenBatch
+from bayesrm_fast.scored_token import ScoredToken, scored_token_alone
 
 CHECKPOINT_FUNCTION = "_gradient_checkpointing_func"
 """Where transformers looks for what runs a checkpointed layer."""
-
-ScoredToken = Literal["first", "last"]
 
 
 @dataclass(frozen=True)
@@ -28,8 +27,8 @@ class Shortcuts:
 
     Attributes:
         no_mask: rows padded on the right need no attention mask, because attention is causal.
-        scored_token: the token of each row that the reward reads, where the last layer's feed-forward block may be left
-            out at all others; None where it may not.
+        scored_token: the token of each row that the reward reads, where the last layer's queries and feed-forward block
+            may be left out at all others; None where they may not.
         shared_prefix: rows that begin alike may share the keys and values of their beginning.
         reasons: why a shortcut is not taken, by its name.
     """
@@ -42,10 +41,10 @@ class Shortcuts:
     def told(self) -> dict[str, str]:
         """For each shortcut what it does for this model, or why it is not taken."""
         why = dict(self.reasons)
-        token = self.scored_token and f"at the {self.scored_token} token alone"
+        token = self.scored_token and f"queries and feed-forward block at the {self.scored_token} token alone"
         return {
             "attention mask": "left out" if self.no_mask else f"kept: {why.get('no_mask')}",
-            "last feed-forward block": token or f"at every token: {why.get('scored_token')}",
+            "last layer": token or f"at every token: {why.get('scored_token')}",
             "beginnings that rows share": "once" if self.shared_prefix else f"in every row: {why.get('shared_prefix')}",
         }
 
@@ -127,46 +126,8 @@ class Classifier:
         with contextlib.ExitStack() as stack:
             stack.enter_context(_undisturbed(self.model, batch.pad_token_id, checkpoints))
             if self.shortcuts.scored_token is not None and not every_token:
-                stack.enter_context(self._scored_tokens_alone(batch))
+                stack.enter_context(scored_token_alone(self.model, batch, self.shortcuts.scored_token))
             yield
-
-    @contextlib.contextmanager
-    def _scored_tokens_alone(self, batch: TokenBatch) -> Iterator[None]:
-        """The last layer's feed-forward block sees one token of each row, and is zero at the others."""
-        found = find_last_feed_forward(self.model)
-        assert found is not None
-        owner, name = found
-        whole = getattr(owner, name)
-        rows = torch.arange(batch.input_ids.shape[0])
-        at = torch.zeros_like(rows)
-        if self.shortcuts.scored_token == "last":  # as transformers finds it: the last that is no padding token
-            at = (batch.input_ids != batch.pad_token_id).long().cumsum(1).argmax(1)
-
-        def at_scored_tokens(hidden: Tensor) -> Tensor:  # shape: (B, T, d) -> (B, T, d)
-            row, position = rows.to(hidden.device), at.to(hidden.device)
-            computed: Tensor = whole(hidden[row, position])
-            return computed.new_zeros(*hidden.shape[:2], computed.shape[-1]).index_put((row, position), computed)
-
-        setattr(owner, name, at_scored_tokens)
-        try:
-            yield
-        finally:
-            delattr(owner, name)
-
-
-def find_last_feed_forward(model: nn.Module) -> tuple[nn.Module, str] | None:
-    """The module and the name of its method `[…, d] -> […, d]` that is the last layer's feed-forward block.
-
-    Found by what transformers' layers call it: `mlp` in decoders, `feed_forward_chunk` in BERT's family.
-    """
-    stacks: Sequence[nn.ModuleList] = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
-    if not stacks:
-        return None
-    last = max(stacks, key=len)[-1]
-    if hasattr(last, "feed_forward_chunk"):
-        return last, "feed_forward_chunk"
-    mlp = getattr(last, "mlp", None)
-    return (mlp, "forward") if isinstance(mlp, nn.Module) else None
 
 
 def _rows_of(beginnings: DynamicCache, owners: Tensor) -> DynamicCache:

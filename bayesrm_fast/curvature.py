@@ -51,17 +51,25 @@ class SecondMoment:
             gaussian = torch.randn(size, columns, generator=generator, dtype=torch.float64)
             self.omega = torch.linalg.qr(gaussian).Q.contiguous().to(device)
         self.total = torch.zeros(size, columns if self.omega is not None else size, dtype=torch.float64, device=device)
-        self.trace = torch.zeros((), dtype=torch.float64, device=device)
+        self._sketched_trace = torch.zeros((), dtype=torch.float64, device=device)
+
+    @property
+    def trace(self) -> Tensor:
+        """`Σ ‖x‖²`."""
+        return self.total.trace() if self.omega is None else self._sketched_trace
 
     def add(self, x: Tensor) -> None:  # shape: (T, d)
         """Add the tokens of a batch."""
         second_moment(x, self.total, self.omega)
-        self.trace += x.to(torch.promote_types(x.dtype, torch.float32)).square().sum(dtype=torch.float64)
+        if self.omega is not None:
+            x = x.to(torch.promote_types(x.dtype, torch.float32))
+            # Row by row in x's own dtype: a sum in float64 over all would make a float64 copy of x first.
+            self._sketched_trace += torch.linalg.vecdot(x, x).sum(dtype=torch.float64)
 
     def merge(self, other: "SecondMoment") -> None:
         """Add another shard's sums."""
         self.total += other.total.to(self.total.device)
-        self.trace += other.trace.to(self.trace.device)
+        self._sketched_trace += other._sketched_trace.to(self.total.device)
 
     def eigenbasis(self, rank: int | None) -> Eigenbasis:
         """The leading `rank` eigenpairs (all for None), float64."""

@@ -42,7 +42,7 @@ from bayesrm_fast.text import (
 CPU_WAVE = 1 / 8
 """Of a batch: what lazy best-of-n computes at a time on a CPU, which is as fast on few rows as on many."""
 
-STREAM_WINDOW = 512
+STREAM_WINDOW = 256
 """Rows of a stream that are sorted by length together."""
 
 _outside_inference_mode = torch.inference_mode(mode=False)

@@ -12,7 +12,7 @@ from bayesrm_fast.text import TokenizedText
 WORTH_SHARING = 1 / 8
 """Of a group's tokens: what sharing must save at least, since the shared keys are copied for every row."""
 
-LEAST_SAVED = 256
+LEAST_SAVED = 512
 """Tokens that sharing must save at least, since it costs a forward pass more."""
 
 

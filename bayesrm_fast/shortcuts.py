@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from bayesrm_fast.batching import TokenBatch, collate
-from bayesrm_fast.classifier import Classifier, ScoredToken, Shortcuts, find_last_feed_forward
+from bayesrm_fast.classifier import Classifier, Shortcuts
+from bayesrm_fast.scored_token import ScoredToken, is_separable
 from bayesrm_fast.text import TokenizedText
 
 LENGTHS = (23, 9, 16, 12, 21, 10)
@@ -54,8 +55,8 @@ def find_shortcuts(
     else:
         reasons["no_mask"] = without_mask
 
-    if find_last_feed_forward(model) is None:
-        reasons["scored_token"] = "its last layer's feed-forward block is not one call"
+    if not is_separable(model):
+        reasons["scored_token"] = "neither its last layer's attention nor its feed-forward block is one call"
     else:
         tokens: tuple[ScoredToken, ...] = ("last", "first")
         refusals = {token: trial.refusal(partial(trial.plainly, Shortcuts(scored_token=token))) for token in tokens}

@@ -10,14 +10,32 @@ import torch
 
 def medians(formulations: dict[str, Callable[[], Any]], rounds: int, device: str = "cpu") -> dict[str, float]:
     """Median seconds of each, one call of each in turn, so that a machine that slows down slows all of them."""
+    return {name: timed["seconds"] for name, timed in in_turns(formulations, rounds, device).items()}
+
+
+def in_turns(
+    formulations: dict[str, Callable[[], Any]], rounds: int, device: str = "cpu", patience: float = float("inf")
+) -> dict[str, dict[str, Any]]:
+    """`seconds` (the median), `rounds` and `spread` (largest over smallest) of each, one call of each in turn.
+
+    Args:
+        formulations: what to time.
+        rounds: calls of each, after one that does not count.
+        device: cpu or cuda.
+        patience: seconds that one formulation may take in all; one that is slower has fewer rounds, and says so.
+    """
     once = _seconds_on_gpu if device == "cuda" else _seconds_on_cpu
     for run in formulations.values():
         run()
     seconds: dict[str, list[float]] = {name: [] for name in formulations}
     for _ in range(rounds):
         for name, run in formulations.items():
-            seconds[name].append(once(run))
-    return {name: statistics.median(times) for name, times in seconds.items()}
+            if sum(seconds[name]) <= patience:
+                seconds[name].append(once(run))
+    return {
+        name: {"seconds": statistics.median(times), "rounds": len(times), "spread": max(times) / min(times)}
+        for name, times in seconds.items()
+    }
 
 
 def _seconds_on_cpu(run: Callable[[], Any]) -> float:

@@ -1,0 +1,152 @@
+"""Scoring real candidates with a trained encoder: MiniLM, judged AlpacaEval responses and off-prompt distractors."""
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bayesrm_fast import BayesianRewardModel
+from bayesrm_fast.batching import plan_batches
+from bayesrm_fast.progress import quiet_transformers
+from bayesrm_fast.text import Candidates
+from bayesrm_fast.training import TrainOptions, train_adapter
+from benchmarks.best_of_n import FULL, QUICK, preference_pairs, with_distractors
+from benchmarks.data import alpaca_eval, embedded_encoder
+from benchmarks.timing import in_turns
+
+TIMED_PROMPTS = 4
+MAX_LENGTH = 512
+OTHER_PRECISIONS = (1.0, 10.0, 100.0, 1000.0)
+
+
+def alpaca_part(quick: bool) -> dict[str, Any]:
+    """Plain padded forward, plain forward over our batches, mean and variance of all, and lazy best-of-n."""
+    quiet_transformers()
+    scale = QUICK if quick else FULL
+    pairs = preference_pairs(alpaca_eval("train")[: scale.train_prompts], scale.pairs_per_prompt, seed=0)
+    sets = with_distractors(alpaca_eval("dev")[: scale.dev_prompts], scale.candidates, seed=0)
+    if quick:
+        sets = [{**s, "texts": s["texts"][:6]} for s in sets[:3]]
+    candidates = [Candidates(s["prompt"], s["texts"]) for s in sets]
+    with tempfile.TemporaryDirectory() as folder:
+        adapter = Path(folder) / "adapter"
+        options = TrainOptions(
+            target_modules=["query", "value"], epochs=scale.epochs, learning_rate=1e-3, max_length=scale.max_length
+        )
+        train_adapter(str(embedded_encoder()), pairs, adapter, options, None)
+        rm = BayesianRewardModel.from_pretrained(adapter, max_length=scale.max_length, device="cpu")
+        rm.fit(pairs, "kfac", rank=64, prior_precision="evidence")
+        rm.save_pretrained(adapter)
+        rm = BayesianRewardModel.from_pretrained(adapter, max_length=MAX_LENGTH, device="cpu")
+    return {
+        "pairs": len(pairs),
+        "prior_precision": rm.fitted.prior_precision,
+        "shortcuts": rm.shortcuts.told(),
+        "padding": padding(rm, candidates),
+        **timings(rm, candidates[:TIMED_PROMPTS], quick),
+        "variances_by_prior_precision": needed(rm, candidates[: 1 if quick else TIMED_PROMPTS]),
+    }
+
+
+def padding(rm: BayesianRewardModel, candidates: list[Candidates]) -> dict[str, Any]:
+    """Share of padding in our batches of all candidates, and in batches of 32 in input order."""
+    prompts = [one.prompt for one in candidates for _ in one.responses]
+    segments = rm.tokenize(prompts, [text for one in candidates for text in one.responses])
+    lengths = [len(row.input_ids) for (row,) in segments]
+
+    def share(plan: list[list[int]]) -> float:
+        padded = sum(max(lengths[i] for i in batch) * len(batch) for batch in plan)
+        return 1 - sum(lengths) / padded
+
+    in_order = [list(range(start, min(start + 32, len(lengths)))) for start in range(0, len(lengths), 32)]
+    return {
+        "rows": len(lengths),
+        "tokens": sum(lengths),
+        "our_batches": share(plan_batches(segments, rm.passes().room.batch_tokens)),
+        "batches_of_32_in_input_order": share(in_order),
+    }
+
+
+def timings(rm: BayesianRewardModel, candidates: list[Candidates], quick: bool) -> dict[str, Any]:
+    """All formulations in turns."""
+    from transformers import pipeline
+
+    prompts = [one.prompt for one in candidates for _ in one.responses]
+    texts = [text for one in candidates for text in one.responses]
+    segments = rm.tokenize(prompts, texts)
+    passes = rm.passes()
+    plan = plan_batches(segments, passes.room.batch_tokens)
+    found: dict[str, Any] = {}
+
+    def forward(inputs: Any) -> torch.Tensor:
+        with torch.no_grad():
+            logits: torch.Tensor = rm.model(**inputs).logits[:, 0]
+            return logits
+
+    def as_transformers_users_do() -> None:
+        rewards = []
+        for start in range(0, len(texts), 32):
+            inputs = rm.tokenizer(
+                prompts[start : start + 32],
+                texts[start : start + 32],
+                truncation=True,
+                max_length=MAX_LENGTH,
+                padding=True,
+                return_tensors="pt",
+            )
+            rewards.append(forward(inputs))
+        found["padded"] = torch.cat(rewards)
+
+    def over_our_batches() -> None:
+        for batch in plan:
+            forward(passes.collate([segments[i] for i in batch]).model_inputs())
+
+    def everything() -> None:
+        found["everything"] = rm.score(prompts, texts)
+
+    def lazily() -> None:
+        found["lazy"] = rm.best_of_each(candidates)
+
+    pipe = pipeline(
+        "text-classification", model=rm.model.get_base_model(), tokenizer=rm.tokenizer, batch_size=32, device="cpu"
+    )
+    rows = [{"text": prompt, "text_pair": text} for prompt, text in zip(prompts, texts, strict=True)]
+    formulations: dict[str, Callable[[], Any]] = {
+        "transformers, batches of 32 in input order": as_transformers_users_do,
+        "transformers, the pipeline": lambda: list(
+            pipe((row for row in rows), truncation=True, max_length=MAX_LENGTH, function_to_apply="none")
+        ),
+        "plain forward, our batches": over_our_batches,
+        "ours, mean and variance": everything,
+        "ours, lazy best of n": lazily,
+    }
+    timed = in_turns(formulations, 1 if quick else 5)
+    plain = timed["plain forward, our batches"]["seconds"]
+    for row in timed.values():
+        row["plain_forwards"] = row["seconds"] / plain
+    lazy, padded = timed["ours, lazy best of n"], timed["transformers, batches of 32 in input order"]
+    exhaustive = rm.best_of_each(candidates, exhaustive=True)
+    return {
+        "prompts": len(candidates),
+        "rows": len(texts),
+        "formulations": timed,
+        "lazy_over_padded_transformers": lazy["seconds"] / padded["seconds"],
+        "variances": [best.variances for best in found["lazy"]],
+        "same_winners": [best.index for best in exhaustive] == [best.index for best in found["lazy"]],
+        "largest_difference_of_means": float((found["everything"].mean - found["padded"]).abs().max()),
+        "rows_cut": int(found["everything"].truncated.sum()),
+    }
+
+
+def needed(rm: BayesianRewardModel, candidates: list[Candidates]) -> dict[str, float]:
+    """Share of the candidates whose variance the std penalty, k = 1, needs at other prior precisions."""
+    before = rm.fitted.prior_precision
+    shares = {}
+    for precision in (before, *OTHER_PRECISIONS):
+        rm.fitted.prior_precision = precision
+        best = rm.best_of_each(candidates)
+        shares[f"{precision:.3g}"] = sum(b.variances for b in best) / sum(len(b.mean) for b in best)
+    rm.fitted.prior_precision = before
+    return shares

@@ -1,0 +1,115 @@
+"""Scoring on a GPU: the shapes of Llama-3.2-1B and Llama-3.1-8B in bfloat16, with random weights."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from bayesrm_fast.batching import plan_batches
+from bayesrm_fast.passes import Passes
+from bayesrm_fast.posterior import KroneckerPosterior
+from bayesrm_fast.rewards import rewards_of
+from bayesrm_fast.scoring import score_segments
+from benchmarks.shapes import LlamaShape, fitted, passes_of, random_pairs, random_rows
+from benchmarks.timing import ceilings, in_turns
+
+SHAPES = {
+    "Llama-3.2-1B": LlamaShape(2048, 16, intermediate=8192, heads=32, key_value_heads=8),
+    "Llama-3.1-8B": LlamaShape(4096, 32, intermediate=14_336, heads=32, key_value_heads=8),
+}
+SMALL = {"small": LlamaShape(64, 2)}
+PROMPT = 512
+
+Lazily = Callable[[Passes, list[Any], list[int], KroneckerPosterior], int]
+
+
+def gpu_part(quick: bool, lazily: Lazily, device: str = "cuda") -> dict[str, Any]:
+    """Time in plain forwards, share of the matrix rate, peak memory and the largest batch.
+
+    Args:
+        quick: a small shape and few candidates.
+        lazily: the penalised best of a prompt's rows.
+        device: another one only to see that everything runs.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise SystemExit("there is no GPU that torch can use here")
+    rounds, count, prompt = (2, 8, 32) if quick else (5, 256, PROMPT)
+    rates = ceilings(rounds) if device == "cuda" else {}
+    results: dict[str, Any] = {}
+    for name, shape in (SMALL if quick else SHAPES).items():
+        model = shape.model(device, torch.bfloat16)
+        passes = passes_of(model, 4096 if quick else 16_384, device)
+        posterior = fitted(passes, random_pairs(8, 128))
+        lengths = [prompt + 64 + (448 * i) // max(count - 1, 1) for i in range(count)]
+        rows = random_rows(lengths, prompt=prompt)
+        segments = [(row,) for row in rows]
+        plan = plan_batches(segments, passes.room.batch_tokens)
+        batches = [passes.collate([segments[i] for i in batch]).model_inputs() for batch in plan]
+        counted: list[int] = []
+
+        def plainly(model: Any = model, batches: list[Any] = batches) -> None:
+            with torch.no_grad():
+                for inputs in batches:
+                    model(**inputs).logits  # noqa: B018
+
+        def everything(passes: Passes = passes, segments: Any = segments, posterior: Any = posterior) -> Any:
+            return score_segments(passes, segments, posterior, None)
+
+        def means(passes: Passes = passes, rows: Any = rows) -> Any:
+            return rewards_of(passes, rows, [0] * len(rows))
+
+        def lazy(
+            passes: Passes = passes, rows: Any = rows, posterior: Any = posterior, counted: list[int] = counted
+        ) -> None:
+            counted.append(lazily(passes, rows, [0] * len(rows), posterior))
+
+        timed = in_turns(
+            {
+                "plain forward of whole rows": plainly,
+                "ours, means": means,
+                "ours, mean and variance": everything,
+                "ours, lazy best of n": lazy,
+            },
+            rounds,
+            device,
+        )
+        plain = timed["plain forward of whole rows"]["seconds"]
+        for row in timed.values():
+            row["plain_forwards"] = row["seconds"] / plain
+        weights = sum(
+            p.numel() for n, p in model.named_parameters() if p.dim() == 2 and "embed" not in n and "lora" not in n
+        )
+        flops = 2 * weights * sum(lengths)
+        results[name] = {
+            "candidates": count,
+            "prompt": prompt,
+            "formulations": timed,
+            "variances": counted[-1],
+            "plain_forward_flops_per_s": flops / plain,
+        }
+        if device == "cuda":
+            results[name]["of_matrix_rate"] = flops / plain / rates["bfloat16_flops_per_s"]
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
+            everything()
+            results[name]["peak_bytes"] = torch.cuda.max_memory_allocated() - before
+            results[name]["weights_bytes"] = before
+            results[name]["batch_tokens"] = passes.room.batch_tokens
+            results[name]["largest_batch_tokens"] = largest_batch(passes, posterior)
+        del model, passes, posterior, batches, plainly, everything, means, lazy
+        if device == "cuda":
+            torch.cuda.empty_cache()
+    return results | rates
+
+
+def largest_batch(passes: Passes, posterior: KroneckerPosterior) -> int:
+    """Tokens of the largest batch, in powers of two, of which mean and variance fit in memory."""
+    tokens = 4096
+    while tokens < 2**20:
+        passes.room.batch_tokens = 2 * tokens
+        rows = [(row,) for row in random_rows([1024] * (2 * tokens // 1024))]
+        score_segments(passes, rows, posterior, None)
+        if passes.room.batch_tokens < 2 * tokens:  # it did not fit, and was halved
+            break
+        tokens *= 2
+    return tokens
