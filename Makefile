@@ -33,6 +33,7 @@ gpu:
 	PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool memcheck --error-exitcode 1 $(SMALL_GPU_TESTS)
 	compute-sanitizer --tool synccheck --error-exitcode 1 $(SMALL_GPU_TESTS)
 	$(PYTHON) -m benchmarks.kernels --device cuda
+	$(PYTHON) -m benchmarks.scoring --part gpu
 SMALL_GPU_TESTS = $(GPU_TESTS) -k 'formulas and cuda and bfloat16 and (ragged or rows or sorted)'
 
 # torch comes first and alone, so that nothing else decides which build of it is installed.

@@ -103,7 +103,7 @@ class Passes:
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
-                self.room.shrink(error, len(positions), has_backward=True)
+                self.room.shrink(error, len(positions), _padded(segments, positions), has_backward=True)
                 raise StartAgain from error
             yield rewards
             done += len(positions)
@@ -151,7 +151,7 @@ class Passes:
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
-                self.room.shrink(error, len(positions), has_backward)
+                self.room.shrink(error, len(positions), _padded(segments, positions, before), has_backward)
             if not results:  # here, because the exception's frames hold what the batch has allocated
                 release_memory(self.device)
                 left = sorted(i for batch in [*waiting, positions] for i in batch)
@@ -170,6 +170,12 @@ class Passes:
     def shared_inputs(self, segment: Segment) -> dict[str, str]:
         """`TappedModel.shared_inputs` of one segment."""
         return self.tapped.shared_inputs(self.collate([segment]))
+
+
+def _padded(segments: Sequence[Segment], positions: Sequence[int], before: int = 0) -> int:
+    """Tokens of a batch, padding included."""
+    rows = [row for i in positions for row in segments[i]]
+    return len(rows) * (before + max(len(row.input_ids) for row in rows))
 
 
 class _Nothing:

@@ -27,14 +27,20 @@ class Room:
     checkpoints: bool = False
     _told: bool = False
 
-    def shrink(self, error: BaseException, rows: int, has_backward: bool) -> None:
-        """Make the best of a batch of `rows` rows that did not fit; the first time is told.
+    def shrink(self, error: BaseException, rows: int, tokens: int, has_backward: bool) -> None:
+        """Make the best of a batch that did not fit; the first time is told.
+
+        Args:
+            error: what the device said.
+            rows: of the batch; one row cannot be divided.
+            tokens: of the batch, padding included.
+            has_backward: whether running layers again in a backward pass could help.
 
         Raises:
             The error itself, where nothing is left to give up.
         """
         if rows > 1:
-            self.batch_tokens = max(self.batch_tokens // 2, 1)
+            self.batch_tokens = max(min(self.batch_tokens, tokens) // 2, 1)
             what = f"batches of {self.batch_tokens} tokens"
         elif has_backward and not self.checkpoints:
             self.checkpoints = True

@@ -16,7 +16,7 @@ from benchmarks.best_of_n import FULL, QUICK, preference_pairs, with_distractors
 from benchmarks.data import alpaca_eval, embedded_encoder
 from benchmarks.timing import in_turns
 
-TIMED_PROMPTS = 4
+TIMED_PROMPTS = 3
 MAX_LENGTH = 512
 OTHER_PRECISIONS = (1.0, 10.0, 100.0, 1000.0)
 

@@ -1,11 +1,11 @@
 """What rewards with uncertainty cost, beside the reward alone and beside the peers.
 
     python -m benchmarks.scoring                    # all parts, 40 minutes on two cores
-    python -m benchmarks.scoring --part shapes      # one of: shapes, prompts, fit, memory, compile, alpaca, gpu
+    python -m benchmarks.scoring --part shapes      # one of the parts below, or gpu
     python -m benchmarks.scoring --quick            # a minute; shows that everything runs
 
 Formulations take turns in one process; memory is measured in a process for each. `benchmarks/peers.py` says what a peer
-needs to run at all; bayesian-lora is installed by `pip install --no-deps bayesian-lora jaxtyping wadler-lindig`.
+needs to run at all; `tests/peers.txt` installs them.
 """
 
 import importlib.util
@@ -41,7 +41,7 @@ SHAPES = {  # hidden size: layers, rows
     1024: (2, 16),
 }
 PEER_BATCHES = (1, 8, 16)
-PATIENCE = 60.0
+PATIENCE = 40.0
 """Seconds of one formulation; a slower one gets fewer than the five rounds, and its row says how many."""
 
 
@@ -286,7 +286,7 @@ def fit_part(quick: bool) -> dict[str, Any]:
 
 def memory_part(quick: bool) -> dict[str, Any]:
     """Peak memory of a stream of many rows over that of few."""
-    peaks = {n: peak_of("benchmarks.stream_memory", str(n)) for n in ((8, 64) if quick else (64, 4096))}
+    peaks = {n: peak_of("benchmarks.stream_memory", str(n), "128", "2") for n in ((8, 64) if quick else (64, 4096))}
     few, many = (peak["before_bytes"] + peak["peak_bytes"] for peak in peaks.values())
     return {"rows": {str(n): peak for n, peak in peaks.items()}, "ratio": many / few}
 
@@ -316,11 +316,36 @@ def compile_part(quick: bool) -> dict[str, Any]:
     return results | {"formulations": timed, "seconds_saved_at_4096_rows": saved}
 
 
+def packing_part(quick: bool) -> dict[str, Any]:
+    """The same rows side by side in one row with positions that start again, under transformers' block mask."""
+    hidden, layers, rows = (64, 1, 8) if quick else (512, 4, 32)
+    model = LlamaShape(hidden, layers).model()
+    batches = {length: torch.tensor([r.input_ids for r in random_rows([length] * rows)]) for length in (32, 128)}
+    results: dict[str, Any] = {}
+    for length, ids in batches.items():
+        packed = ids.reshape(1, -1)
+        positions = torch.arange(length).repeat(rows)[None]
+
+        def in_rows(ids: Tensor = ids) -> None:
+            with torch.no_grad():
+                model(input_ids=ids).logits  # noqa: B018
+
+        def side_by_side(packed: Tensor = packed, positions: Tensor = positions) -> None:
+            with torch.no_grad():
+                model.get_base_model().model(input_ids=packed, position_ids=positions, use_cache=False)
+
+        timed = in_turns({"rows": in_rows, "packed": side_by_side}, 2 if quick else 5)
+        ratio = timed["packed"]["seconds"] / timed["rows"]["seconds"]
+        results[f"{rows} rows of {length}"] = {"formulations": timed, "ratio": ratio}
+    return results
+
+
 PARTS: dict[str, Callable[[bool], dict[str, Any]]] = {
     "shapes": shapes_part,
     "prompts": prompts_part,
     "fit": fit_part,
     "memory": memory_part,
+    "packing": packing_part,
     "compile": compile_part,
     "alpaca": alpaca_part,
 }
@@ -342,7 +367,7 @@ def lazily(passes: Passes, rows: list[Any], owners: list[int], posterior: Kronec
 
 def print_part(name: str, part: dict[str, Any], console: Console) -> None:
     """Times as a table, everything else as it is."""
-    for title, job in part.items() if name in ("shapes", "prompts", "gpu") else [(name, part)]:
+    for title, job in part.items() if name in ("shapes", "prompts", "packing", "gpu") else [(name, part)]:
         table = Table("formulation", "seconds", "rounds", "plain forwards", "peak MiB", title=title)
         for row, values in job.get("formulations", {}).items() if isinstance(job, dict) else ():
             peak = values.get("memory", {})

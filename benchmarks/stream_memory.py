@@ -1,4 +1,7 @@
-"""Peak memory of `score_stream` over so many rows: `python -m benchmarks.stream_memory 4096`."""
+"""Peak memory of `score_stream` over so many rows, by a model so wide and deep.
+
+python -m benchmarks.stream_memory 4096 128 2
+"""
 
 import sys
 from collections.abc import Iterator
@@ -22,14 +25,14 @@ def rows(count: int) -> Iterator[tuple[str, str]]:
         yield " ".join(words[:32]), " ".join(words[32:])
 
 
-def main(count: int) -> None:
+def main(count: int, hidden: int, layers: int) -> None:
     """Fit on a few rows, then report the peak of a stream."""
     inner = Tokenizer(models.WordLevel({word: i for i, word in enumerate(["<pad>", "<unk>", *WORDS])}, "<unk>"))
     inner.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=inner, pad_token="<pad>", unk_token="<unk>", model_max_length=256
     )
-    rm = BayesianRewardModel(LlamaShape(128, 2).model(), tokenizer)
+    rm = BayesianRewardModel(LlamaShape(hidden, layers).model(), tokenizer)
     texts = list(rows(32))
     pairs = [
         {"prompt": prompt, "chosen": a, "rejected": b}
@@ -40,4 +43,4 @@ def main(count: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    main(*map(int, sys.argv[1:]))

@@ -29,6 +29,19 @@ def test_every_segment_once_and_no_batch_beyond_the_budget(lengths, budget):
         assert tokens <= budget or len(batch) == 1
 
 
+@given(st.lists(st.integers(1, 500), min_size=1, max_size=60), st.sampled_from([512, 4096]))
+def test_little_of_a_batch_is_padding(lengths, budget):
+    for batch in plan_batches([(row(*[1] * n),) for n in lengths], budget):
+        tokens = lengths[batch[0]] * len(batch)
+        assert tokens <= budget / 8 or len(batch) == 1 or sum(lengths[i] for i in batch) >= 63 / 64 * tokens
+
+
+def test_tokens_before_a_row_take_room_and_no_work():
+    segments = [(row(1, 2),)] * 10
+    assert len(plan_batches(segments, 20)) == 1
+    assert [len(batch) for batch in plan_batches(segments, 20, before=3)] == [4, 4, 2]
+
+
 def test_rows_are_padded_on_the_right():
     batch = collate([(row(5, 6, 7, types=[0, 0, 1]),), (row(8, types=[0]),)], 3, 10, CPU)
     assert batch.input_ids.tolist() == [[5, 6, 7], [8, 3, 3]]

@@ -12,6 +12,10 @@ from bayesrm_fast.ops import kron_variance
 from bayesrm_fast.ops.cpp import unavailable
 from benchmarks.data import ROOT, data_folder
 from benchmarks.formulations import LOSES_DIGITS, PLAIN_TORCH, inputs, rectangles
+from benchmarks.on_gpu import gpu_part
+from benchmarks.scoring import lazily
+
+OURS = "ours, batch of 8"
 
 
 @pytest.mark.skipif(data_folder() is None, reason="the real data is not here: BAYESRM_DATA names no folder")
@@ -46,6 +50,30 @@ def test_kernels_quick(tmp_path):
     assert {tuple(row["dtypes"]) for row in results["kron_variance"]} == {("float32",) * 2, ("bfloat16",) * 2}
     assert all(second > 0 for row in results["kron_variance"] for second in row["seconds"].values())
     assert set(results["scoring"]["share"]) == {"cpp", "reference"}
+
+
+@pytest.mark.parametrize("part", ["shapes", "prompts", "fit"])
+def test_scoring_quick(tmp_path, part):
+    command = [sys.executable, "-m", "benchmarks.scoring", "--quick", "--part", part, "--output", tmp_path]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=600)
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "scoring-quick.json").read_text())["parts"][part]
+    if part == "prompts":
+        assert all(results[name]["largest_difference"] < 1e-5 for name in results if name != "machine")
+    if part == "shapes":
+        shape = results["hidden 64"]
+        rows = shape["formulations"]
+        assert all("seconds" in rows[name] or "failed" in rows[name].get("memory", {}) for name in rows if name != OURS)
+        assert rows[OURS]["memory"]["peak_bytes"] >= 0
+        # Without its factor of two a variance would be off by up to one half.
+        assert shape["agreement_with_laplace_torch"]["variance_relative"] < 1e-3
+
+
+def test_the_gpu_part_runs(monkeypatch):
+    """On small shapes on a CPU: what it measures there says nothing."""
+    results = gpu_part(True, lazily, "cpu")
+    assert 1 <= results["small"]["variances"] <= 8
+    assert set(results["small"]["formulations"]) > {"ours, lazy best of n", "plain forward of whole rows"}
 
 
 @pytest.mark.parametrize("lengths", [[5, 0, 12], [6, 6, 6]], ids=["ragged", "even"])

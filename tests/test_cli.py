@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from tiny import tiny_pairs, words
 
+from bayesrm_fast import BayesianRewardModel, InputError, cli
 from bayesrm_fast.files import read_rows, write_rows
 from bayesrm_fast.ops.cpp import unavailable
 
@@ -107,6 +108,46 @@ def test_a_killed_run_that_is_resumed_equals_an_unbroken_one(model_folder, tmp_p
     bayesrm("score", model_folder, tmp_path / "many.jsonl", tmp_path / "unbroken.jsonl")
     assert (tmp_path / "resumed.jsonl").read_bytes() == (tmp_path / "unbroken.jsonl").read_bytes()
     assert not partial.exists()
+
+
+def test_a_failure_in_the_middle_leaves_what_was_scored_readable(model_folder, tmp_path, monkeypatch):
+    rows = [{"prompt": words(3, i), "responses": [words(4, i)]} for i in range(cli.CHUNK + 6)]
+    write_rows(tmp_path / "many.jsonl", rows)
+    score_tokenized, calls = BayesianRewardModel.score_tokenized, []
+
+    def fails(self, segments, **options):
+        calls.append(segments)
+        if len(calls) == 2:
+            raise InputError("the model's reward of row 3 is NaN or infinite")
+        return score_tokenized(self, segments, **options)
+
+    monkeypatch.setattr(BayesianRewardModel, "score_tokenized", fails)
+    with pytest.raises(InputError, match="NaN"):
+        cli.score(model_folder, tmp_path / "many.jsonl", tmp_path / "scores.jsonl")
+    partial = [json.loads(line) for line in (tmp_path / "scores.jsonl.partial").read_text().splitlines()]
+    assert [row["prompt"] for row in partial[1:]] == [row["prompt"] for row in rows[: cli.CHUNK]]
+    cli.score(model_folder, tmp_path / "many.jsonl", tmp_path / "scores.jsonl", resume=True)
+    assert len(read_rows(tmp_path / "scores.jsonl")) == len(rows)
+
+
+def test_best_of_n_counts_its_variances_and_resumes(model_folder, tmp_path):
+    rows = [{"prompt": words(3, i), "responses": [words(2 + j, 9 * i + j) for j in range(12)]} for i in range(70)]
+    write_rows(tmp_path / "many.jsonl", rows)
+    told = summary("best-of-n", model_folder, tmp_path / "many.jsonl", tmp_path / "best.jsonl", "--k", "0.1")
+    assert (told["prompts"], told["candidates"]) == (70, 840)
+    assert 70 <= told["variances"] < 840
+    lines = (tmp_path / "best.jsonl").read_bytes().splitlines(keepends=True)
+    header = json.dumps({"job": None}) + "\n"
+    (tmp_path / "again.jsonl.partial").write_bytes(header.encode() + b"".join(lines[:64]))
+    assert "another model" in bad(
+        "best-of-n", model_folder, tmp_path / "many.jsonl", tmp_path / "again.jsonl", "--k", "0.1", "--resume"
+    )
+
+
+def test_info_says_which_shortcuts_a_model_takes(model_folder):
+    told = summary("info", model_folder, "--shortcuts")
+    assert told["beginnings that rows share"] == "once"
+    assert "last token alone" in told["last layer"]
 
 
 def bad(*arguments):

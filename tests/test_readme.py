@@ -32,7 +32,7 @@ def test_the_commands_run(base_folder, tmp_path):
     write_rows(tmp_path / "pairs.jsonl", tiny_pairs())
     write_rows(tmp_path / "candidates.jsonl.gz", [{"prompt": words(3, 0), "responses": [words(4, 1), words(5, 2)]}])
     lines = re.findall(r"^(bayesrm [^#\n]*)", README, re.MULTILINE)
-    assert [shlex.split(line)[1] for line in lines] == ["train", "fit", "info", "score", "best-of-n"]
+    assert [shlex.split(line)[1] for line in lines] == ["train", "fit", "info", "score", "best-of-n", "info"]
     for line in lines:
         command = shlex.split(line.replace("distilroberta-base", str(base_folder)))
         command[0] = str(Path(sys.executable).with_name("bayesrm"))

@@ -2,10 +2,11 @@
 
 import pytest
 import torch
-from tiny import tiny_adapter, tiny_base, tiny_pairs, tiny_tokenizer, words
+from tiny import WORDS, tiny_adapter, tiny_base, tiny_pairs, tiny_tokenizer, words
 
 from bayesrm_fast import BayesianRewardModel, InputError, PreferencePair
 from bayesrm_fast.prior import GRID
+from bayesrm_fast.selection import Penalty
 
 PROMPT, RESPONSES = words(3, 1), [words(4 + i, i) for i in range(4)]
 
@@ -63,6 +64,44 @@ def test_best_of_n(rm, penalty):
     assert best.index == int(by_hand[penalty].argmax())
     assert best.response == RESPONSES[best.index]
     torch.testing.assert_close(best.scores, by_hand[penalty])
+
+
+def test_a_penalty_of_ones_own(rm):
+    optimist = Penalty(lambda mean, variance: mean + variance.sqrt())
+    with pytest.warns(UserWarning, match="every variance is computed"):
+        best = rm.best_of_n(PROMPT, RESPONSES, penalty=optimist)
+    assert best.variances == 4
+    assert best.index == int((best.mean + best.variance.sqrt()).argmax())
+    shy = Penalty(lambda mean, variance: mean - 5 * variance.sqrt(), never_raises=True)
+    assert rm.best_of_n(PROMPT, RESPONSES, penalty=shy).index == rm.best_of_n(PROMPT, RESPONSES, k=5.0).index
+
+
+def test_exhaustive_gives_every_variance(rm):
+    responses = [words(2 + i % 30, i) for i in range(60)]
+    lazy, all_of_them = (rm.best_of_n(PROMPT, responses, k=0.01, exhaustive=e) for e in (False, True))
+    assert lazy.variances < 60 == all_of_them.variances
+    assert not all_of_them.scores.isnan().any()
+    assert lazy.index == all_of_them.index
+
+
+def test_one_prompt_with_12500_candidates(rm):
+    responses = [" ".join(WORDS[i // len(WORDS) ** place % len(WORDS)] for place in range(3)) for i in range(12_500)]
+    best = rm.best_of_n(PROMPT, responses)
+    assert best.mean.shape == (12_500,)
+    assert 1 <= best.variances < 12_500
+    few = sorted({best.index, *best.mean.topk(20).indices.tolist()})
+    again = rm.best_of_n(PROMPT, [responses[i] for i in few], exhaustive=True)
+    assert few[again.index] == best.index
+
+
+def test_ten_thousand_prompts_with_four_candidates(rm):
+    sets = [
+        {"prompt": words(3, i), "responses": [WORDS[(i + j) % len(WORDS)] for j in range(4)]} for i in range(10_000)
+    ]
+    best = rm.best_of_each(sets)
+    assert len(best) == 10_000
+    some = rm.best_of_each(sets[:40], exhaustive=True)
+    assert [one.index for one in some] == [one.index for one in best[:40]]
 
 
 def test_equal_candidates_tie_to_the_first(rm):

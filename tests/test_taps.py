@@ -181,3 +181,50 @@ def test_shared_inputs_are_found():
     assert shared[f"{layer}.mlp.gate_proj"] == f"{layer}.mlp.gate_proj"
     assert len(set(shared.values())) == 4
     assert all(isinstance(tap.layer, LoraLayer) for tap in taps)
+
+
+class Pointers(Gradients):
+    gradients_alone = True
+
+    def __init__(self):
+        super().__init__()
+        self.q = {}
+
+    def consume(self, site, p, q, offsets):
+        super().consume(site, p, q, offsets)
+        self.q[site.name] = q.data_ptr()
+        self.tokens = q.shape[0]
+
+
+def test_a_consumer_of_gradients_alone_gets_them_without_a_copy():
+    model = tiny_adapter("llama")
+    rows = [[1, 5, 9, 7], [1, 6], [1, 11, 12]]
+    alone, whole = Pointers(), Gradients()
+    tapped = TappedModel(Classifier(model, torch.ones(1)), find_lora_taps(model))
+    for consumer in (alone, whole):
+        tapped.run(batch_of(rows, "right"), torch.ones_like, consumer)
+    layer = "model.layers.0"
+    assert alone.tokens == 3 * 4
+    assert len({alone.q[f"{layer}.self_attn.{name}.lora_A"] for name in ("q_proj", "k_proj", "v_proj")}) == 1
+    assert len({alone.q[f"{layer}.mlp.{name}.lora_A"] for name in ("gate_proj", "up_proj")}) == 1
+    for name, gradient in whole.by_site.items():
+        torch.testing.assert_close(alone.by_site[name], gradient, rtol=1e-5, atol=1e-6 * gradient.abs().max().item())
+
+
+def test_nothing_is_kept_for_the_layers_under_the_first_adapted_one():
+    kept = []
+    for layers in ([0, 1], [1]):
+        model = tiny_adapter("llama", layers_to_transform=layers)
+        weights = {id(parameter) for parameter in model.parameters()}
+        tapped = TappedModel(Classifier(model, torch.ones(1)), find_lora_taps(model))
+        numbers = []
+
+        def pack(tensor, weights=weights, numbers=numbers):
+            if id(tensor) not in weights:
+                numbers.append(tensor.numel())
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            tapped.run(batch_of([[1, 5, 9, 7]], "right"), torch.ones_like, Gradients())
+        kept.append(sum(numbers))
+    assert kept[1] < 0.6 * kept[0]
