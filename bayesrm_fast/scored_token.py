@@ -6,6 +6,7 @@ and so is what they would add to any gradient. Keys and values of all tokens sta
 
 import contextlib
 import copy
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
@@ -18,8 +19,10 @@ from bayesrm_fast.batching import TokenBatch
 
 ScoredToken = Literal["first", "last"]
 
-NAME = "bayesrm_scored_token"
-"""Of the attention function, while a batch runs."""
+PREFIX = "bayesrm_scored_token_"
+"""Of the attention functions' names. Each batch has its own, because models in other threads run theirs."""
+
+_numbers = itertools.count()
 
 
 def last_layer(model: nn.Module) -> nn.Module | None:
@@ -74,12 +77,13 @@ def scored_token_alone(model: nn.Module, batch: TokenBatch, token: ScoredToken) 
             stack.callback(delattr, owner, name)
         queried = attentions(layer)
         if queried:
-            ALL_ATTENTION_FUNCTIONS[NAME] = _for_scored_queries(rows, at)
-            stack.callback(ALL_ATTENTION_FUNCTIONS.__delitem__, NAME)
+            name = f"{PREFIX}{next(_numbers)}"
+            ALL_ATTENTION_FUNCTIONS[name] = _for_scored_queries(rows, at)
+            stack.callback(ALL_ATTENTION_FUNCTIONS.__delitem__, name)
         for module in queried:
             stack.callback(setattr, module, "config", module.config)
             config: Any = copy.copy(module.config)
-            config._attn_implementation_internal = NAME  # the setter would change sub-configs that are not copied
+            config._attn_implementation_internal = name  # the setter would change sub-configs that are not copied
             module.config = config
         yield
 

@@ -1,5 +1,7 @@
 """Every shortcut gives the plain path's numbers, and one that would not is not taken."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from tiny import ARCHITECTURES, DECODERS, tiny_adapter, tiny_base, tiny_pairs, tiny_tokenizer, words
@@ -9,6 +11,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from bayesrm_fast import BayesianRewardModel
 from bayesrm_fast.classifier import Shortcuts
 from bayesrm_fast.rewards import rewards_of
+from bayesrm_fast.scored_token import PREFIX
 
 PROMPTS = [words(24, 1), words(30, 2)]
 CANDIDATES = [
@@ -84,7 +87,7 @@ def test_nothing_is_left_behind_also_after_a_failure():
             passes.tapped.run(passes.collate([rm.tokenize(["a"], ["able"])[0]]), torch.ones_like, Fails())
         assert "feed_forward_chunk" not in vars(layer)
         assert layer.attention.self.config is config
-        assert "bayesrm_scored_token" not in ALL_ATTENTION_FUNCTIONS
+        assert not [name for name in ALL_ATTENTION_FUNCTIONS if name.startswith(PREFIX)]
 
 
 def replaced(model, change):
@@ -143,3 +146,14 @@ def test_rewards_that_tell_nothing_allow_nothing():
     shortcuts = BayesianRewardModel(tiny_adapter("llama", base=base), tiny_tokenizer("llama")).shortcuts
     assert (shortcuts.no_mask, shortcuts.scored_token, shortcuts.shared_prefix) == (False, None, False)
     assert all("rounding" in told for told in shortcuts.told().values())
+
+
+def test_two_models_in_two_threads_do_not_meet():
+    models = [fitted("llama"), fitted("llama", tiny_adapter("llama", r=2))]
+    texts = ([words(3, 1)] * 8, [words(2 + i, i) for i in range(8)])
+    expected = [rm.score(*texts).variance for rm in models]
+    with ThreadPoolExecutor(2) as pool:
+        for _ in range(5):
+            found = list(pool.map(lambda rm: rm.score(*texts).variance, models))
+            for one, other in zip(found, expected, strict=True):
+                torch.testing.assert_close(one, other, rtol=RELATIVE[torch.float32], atol=0)
