@@ -128,6 +128,9 @@ def timings(rm: BayesianRewardModel, candidates: list[Candidates], quick: bool) 
         row["plain_forwards"] = row["seconds"] / plain
     lazy, padded = timed["ours, lazy best of n"], timed["transformers, batches of 32 in input order"]
     exhaustive = rm.best_of_each(candidates, exhaustive=True)
+    whole = ~found["everything"].truncated  # transformers cuts long texts by a rule of its own
+    lengths = torch.tensor([len(row.input_ids) for (row,) in segments], dtype=torch.float32)
+    needed_rows = torch.cat([~best.variance.isnan() for best in found["lazy"]])
     return {
         "prompts": len(candidates),
         "rows": len(texts),
@@ -135,7 +138,11 @@ def timings(rm: BayesianRewardModel, candidates: list[Candidates], quick: bool) 
         "lazy_over_padded_transformers": lazy["seconds"] / padded["seconds"],
         "variances": [best.variances for best in found["lazy"]],
         "same_winners": [best.index for best in exhaustive] == [best.index for best in found["lazy"]],
-        "largest_difference_of_means": float((found["everything"].mean - found["padded"]).abs().max()),
+        "tokens_of_a_row": float(lengths.mean()),
+        "tokens_of_a_row_whose_variance_is_needed": float(lengths[needed_rows].mean()),
+        "largest_difference_of_means_of_rows_not_cut": float(
+            (found["everything"].mean - found["padded"])[whole].abs().max()
+        ),
         "rows_cut": int(found["everything"].truncated.sum()),
     }
 

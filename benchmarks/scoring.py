@@ -207,6 +207,24 @@ def shapes_part(quick: bool) -> dict[str, Any]:
     return results
 
 
+def best_batches_part(quick: bool) -> dict[str, Any]:
+    """The peers at small batches, where they are at their best."""
+    results = {}
+    for hidden, (layers, rows) in ({64: (1, 16)} if quick else SHAPES).items():
+        subject = Subject(hidden, layers, rows)
+        ours = subject.formulations()
+        laplace = subject.laplace_torch()
+        formulations = {name: ours[name] for name in ("plain forward, our batches", "ours, mean and variance")}
+        formulations |= {f"laplace-torch, batch of {n}": subject.peer("laplace-torch", n, laplace) for n in (1, 2, 4)}
+        if importlib.util.find_spec("bayesian_lora"):
+            formulations |= {f"bayesian-lora, batch of {n}": subject.peer("bayesian-lora", n) for n in (2, 4)}
+        timed = in_turns(formulations, 2 if quick else 5, patience=PATIENCE)
+        for row in timed.values():
+            row["plain_forwards"] = row["seconds"] / timed["plain forward, our batches"]["seconds"]
+        results[f"hidden {hidden}"] = {"layers": layers, "rows": rows, "length": LENGTH, "formulations": timed}
+    return results
+
+
 def _name_and_batch(row: str) -> tuple[str, int]:
     name, batch = row.split(", batch of ")
     return name, int(batch)
@@ -342,6 +360,7 @@ def packing_part(quick: bool) -> dict[str, Any]:
 
 PARTS: dict[str, Callable[[bool], dict[str, Any]]] = {
     "shapes": shapes_part,
+    "best_batches": best_batches_part,
     "prompts": prompts_part,
     "fit": fit_part,
     "memory": memory_part,
@@ -367,7 +386,7 @@ def lazily(passes: Passes, rows: list[Any], owners: list[int], posterior: Kronec
 
 def print_part(name: str, part: dict[str, Any], console: Console) -> None:
     """Times as a table, everything else as it is."""
-    for title, job in part.items() if name in ("shapes", "prompts", "packing", "gpu") else [(name, part)]:
+    for title, job in part.items() if name in ("shapes", "best_batches", "prompts", "packing", "gpu") else [(name, part)]:
         table = Table("formulation", "seconds", "rounds", "plain forwards", "peak MiB", title=title)
         for row, values in job.get("formulations", {}).items() if isinstance(job, dict) else ():
             peak = values.get("memory", {})
