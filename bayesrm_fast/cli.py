@@ -201,7 +201,8 @@ def best_of_n(
     job = _job(loaded, input_file, {"max_batch_tokens": max_batch_tokens, "penalty": penalty, "k": k})
     results = ResumableOutput(output, job, CHUNK, resume)
     with progress_bar("choosing", stderr) as tell:
-        for chunk in _chunks(iter_candidate_sets(iter_rows(input_file), str(input_file)), results.count):
+        sets = iter_candidate_sets(iter_rows(input_file), str(input_file))
+        for chunk in prefetched(_chunks(sets, results.count)):
             best = loaded.best_of_each(chunk, penalty, k)
             results.add(_chosen_row(record, one) for record, one in zip(chunk, best, strict=True))
             tell(results.count, total)
