@@ -238,7 +238,13 @@ class BayesianRewardModel:
 
     @_outside_inference_mode
     def score_tokenized(self, segments: Sequence[Segment], *, progress: Progress | None = None) -> RewardScores:
-        """`score` or `score_pairs` of tokenized rows or pairs."""
+        """`score` or `score_pairs` of tokenized rows or pairs.
+
+        Raises:
+            InputError: nothing to score, or a reward that is NaN or infinite.
+        """
+        if not segments:
+            raise InputError("there is nothing to score: the list is empty")
         mean, variance = score_segments(self.passes(), segments, self.fitted, progress)
         kind = PairScores if len(segments[0]) == 2 else RewardScores
         return kind(mean, variance, _truncated(segments))

@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -86,12 +86,14 @@ class _Search:
     """One prompt's candidates, from the largest mean down, until none that is left can win."""
 
     mean: Tensor
-    order: list[int]
-    variance: Tensor
     taken: int = 0
     best: int = -1
     best_score: float = float("-inf")
-    means: list[float] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.variance = torch.full_like(self.mean, float("nan"))
+        self.order: list[int] = torch.sort(self.mean, descending=True, stable=True).indices.tolist()
+        self.means: list[float] = self.mean.tolist()  # read one by one, which a tensor is slow at
 
     def next_open(self, ahead: int) -> int | None:
         """The candidate `ahead` places on, if it can still win: its score is at most its mean."""
@@ -131,15 +133,7 @@ def needed_variances(
         variances: of `(prompt, candidate)` pairs.
         wave_tokens: where the open prompts' next candidates have fewer tokens, further ones are computed with them.
     """
-    searches = [
-        _Search(
-            mean,
-            torch.sort(mean, descending=True, stable=True).indices.tolist(),
-            torch.full_like(mean, float("nan")),
-            means=mean.tolist(),
-        )
-        for mean in means
-    ]
+    searches = [_Search(mean) for mean in means]
     while True:
         wave = _wave(searches, tokens, wave_tokens)
         if not wave:

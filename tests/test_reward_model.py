@@ -84,6 +84,16 @@ def test_exhaustive_gives_every_variance(rm):
     assert lazy.index == all_of_them.index
 
 
+def test_tokenized_rows_and_pairs_are_scored_as_their_texts_are(rm):
+    scores = rm.score_tokenized(rm.tokenize([PROMPT] * 4, RESPONSES))
+    assert torch.equal(scores.variance, rm.score([PROMPT] * 4, RESPONSES).variance)
+    assert torch.equal(
+        rm.score_tokenized(rm.tokenize_pairs(tiny_pairs())).probability, rm.score_pairs(tiny_pairs()).probability
+    )
+    with pytest.raises(InputError, match="nothing to score"):
+        rm.score_tokenized([])
+
+
 def test_one_prompt_with_12500_candidates(rm):
     responses = [" ".join(WORDS[i // len(WORDS) ** place % len(WORDS)] for place in range(3)) for i in range(12_500)]
     best = rm.best_of_n(PROMPT, responses)
