@@ -121,6 +121,15 @@ class KroneckerPosterior:
         block = self.blocks[name]
         return 1 / (block.eigenvalues + precision), 1 / (block.tail + precision)
 
+    def conditional(self, sites: Sequence[Site]) -> "KroneckerPosterior":
+        """The posterior of some sites' weights where all others are held at the MAP.
+
+        Its variances `J₁ᵀ (GGN₁₁ + λI)⁻¹ J₁` are the least that `JᵀΣJ` can be, whatever the other sites' part of J is
+        (docs/maths.md, section 6); here sites are independent, so that they are the sites' own parts of the sum.
+        """
+        blocks = {site.name: self.blocks[site.name] for site in sites}
+        return KroneckerPosterior(sites, blocks, self.prior_precision, self.record)
+
     def _sum_over_eigenvalues(self, function: Any) -> float:
         total = 0.0
         for block in self.blocks.values():

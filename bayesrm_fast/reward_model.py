@@ -5,6 +5,7 @@ import itertools
 import os
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self, cast
 
@@ -19,10 +20,16 @@ from bayesrm_fast.errors import InputError
 from bayesrm_fast.fitting import FitOptions, Precision, fit_posterior
 from bayesrm_fast.passes import Passes, Progress, Segment, StartAgain, measured_room
 from bayesrm_fast.posterior import RECORD_FILE, FitRecord, KroneckerPosterior
-from bayesrm_fast.rewards import rewards_of
 from bayesrm_fast.room import BATCH_TOKENS, Room, release_memory
-from bayesrm_fast.scoring import JointRewards, PairScores, RewardScores, joint_rewards, score_segments
-from bayesrm_fast.selection import BestOfN, Penalty, first_best, needed_variances, penalty_of
+from bayesrm_fast.scoring import (
+    JointRewards,
+    PairScores,
+    RewardScores,
+    joint_rewards,
+    score_segments,
+    scores_to_choose_by,
+)
+from bayesrm_fast.selection import BestOfN, Penalty, first_best, penalty_of
 from bayesrm_fast.shortcuts import find_shortcuts
 from bayesrm_fast.sites import Tap, adapter_hash, find_head, find_head_tap, find_lora_taps
 from bayesrm_fast.streaming import prefetched
@@ -38,9 +45,6 @@ from bayesrm_fast.text import (
     preference_pairs,
     prompt_and_response,
 )
-
-CPU_WAVE = 1 / 8
-"""Of a batch: what lazy best-of-n computes at a time on a CPU, which is as fast on few rows as on many."""
 
 STREAM_WINDOW = 256
 """Rows of a stream that are sorted by length together."""
@@ -285,7 +289,7 @@ class BayesianRewardModel:
         Args:
             prompt: one prompt.
             responses: its candidates.
-            penalty: "none", "std", "variance", or a `Penalty`. One that may raise a score needs every variance.
+            penalty: "none", "std", "variance", or a `Penalty`. One without a ceiling needs every variance.
             k: weight of a named penalty, at least 0.
             exhaustive: compute every variance, also where it is not needed to choose.
 
@@ -307,7 +311,7 @@ class BayesianRewardModel:
     ) -> list[BestOfN]:
         """`best_of_n` for many prompts at once, whose candidates share batches.
 
-        Means come from forward passes alone, and a variance is computed only where it can change the winner.
+        Means come from forward passes, and a variance is computed only where it can change the winner.
 
         Args:
             candidates: `Candidates`, or mappings with `prompt` and `responses`.
@@ -321,35 +325,17 @@ class BayesianRewardModel:
         sets = candidate_sets(candidates)
         prompts = [one.prompt for one in sets for _ in one.responses]
         rows = self._encode(prompts, [response for one in sets for response in one.responses])
-        owners = [i for i, one in enumerate(sets) for _ in one.responses]
-        starts = [0, *itertools.accumulate(len(one.responses) for one in sets)]
-        passes, posterior = self.passes(), self.fitted
-        means = rewards_of(passes, rows, owners, progress)
-
-        def variances(wave: list[tuple[int, int]]) -> Tensor:
-            segments = [(rows[starts[prompt] + candidate],) for prompt, candidate in wave]
-            return score_segments(passes, segments, posterior, None)[1]
-
-        split = [means[start:stop] for start, stop in itertools.pairwise(starts)]
-        if exhaustive or not rule.never_raises:
-            if not exhaustive:
-                warnings.warn("the penalty may raise a score, so every variance is computed", stacklevel=2)
-            needed = list(
-                variances([(i, j) for i, mean in enumerate(split) for j in range(len(mean))]).split(
-                    [len(mean) for mean in split]
-                )
-            )
-        else:
-            wave = passes.room.batch_tokens
-            if passes.device.type == "cpu":
-                wave = int(CPU_WAVE * wave)
-            lengths = [[len(row.input_ids) for row in rows[start:stop]] for start, stop in itertools.pairwise(starts)]
-            needed = needed_variances(split, lengths, rule, variances, wave)
+        if exhaustive:
+            rule = replace(rule, ceiling=None)
+        elif rule.ceiling is None:
+            warnings.warn("the penalty has no ceiling, so every variance is computed", stacklevel=2)
+        counts = [len(one.responses) for one in sets]
+        scored = scores_to_choose_by(self.passes(), rows, counts, self.fitted, rule, progress)
+        cut = torch.tensor([row.truncated for row in rows]).split(counts)
         results = []
-        for one, start, mean, variance in zip(sets, starts, split, needed, strict=False):
+        for one, (mean, variance), truncated in zip(sets, scored, cut, strict=True):
             scores = rule.score(mean, variance)
             index = first_best(torch.where(variance.isnan(), torch.nan, scores))
-            truncated = torch.tensor([row.truncated for row in rows[start : start + len(mean)]])
             computed = int((~variance.isnan()).sum())
             results.append(BestOfN(index, one.responses[index], scores, mean, variance, truncated, computed))
         return results

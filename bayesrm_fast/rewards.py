@@ -1,4 +1,4 @@
-"""Rewards alone, by forward passes: identical rows once, a beginning that rows share once."""
+"""Rewards by forward passes: identical rows once, a beginning that rows share once; and the least their variance is."""
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bayesrm_fast.passes import Passes, Progress, Segment, check_finite
+from bayesrm_fast.passes import Passes, Progress, Segment, check_finite, row_cotangent
+from bayesrm_fast.posterior import KroneckerPosterior, VarianceConsumer
 from bayesrm_fast.text import TokenizedText
 
 WORTH_SHARING = 1 / 8
@@ -14,6 +15,10 @@ WORTH_SHARING = 1 / 8
 
 LEAST_SAVED = 512
 """Tokens that sharing must save at least, since it costs a forward pass more."""
+
+
+SURE_OF_A_FLOOR = 15 / 16
+"""Of a variance's computed lower bound: what rounding, coarse in bfloat16, cannot push above the variance itself."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +60,27 @@ def rewards_of(
     Raises:
         InputError: a reward that is NaN or infinite.
     """
+    return bounded_rewards(passes, rows, prompts, None, progress)[0]
+
+
+def bounded_rewards(
+    passes: Passes,
+    rows: Sequence[TokenizedText],
+    prompts: Sequence[int],
+    posterior: KroneckerPosterior | None,
+    progress: Progress | None = None,
+) -> tuple[Tensor, Tensor]:  # shapes: (N,), (N,)
+    """Rewards as by `rewards_of`, and lower bounds of their variances at next to no cost.
+
+    A row's bound is its variance under the last layer's conditional posterior, for which the backward pass goes through
+    that layer alone. It is zero for rows that share their beginning, whose last layer is not run as a whole; for models
+    whose last layer does not work at the scored token alone; and without a posterior.
+
+    Raises:
+        InputError: a reward that is NaN or infinite.
+    """
+    last = None if posterior is None else passes.tapped.in_last_layer()
+    conditional = None if posterior is None or last is None else posterior.conditional(last.sites)
     positions, where = distinct([(row,) for row in rows])
     unique = [rows[i] for i in positions]
     groups: list[Group] = []
@@ -63,6 +89,7 @@ def rewards_of(
     grouped = {row for group in groups for row in group.rows}
     plain = [i for i in range(len(unique)) if i not in grouped]
     found: dict[int, Tensor] = {}
+    floors: dict[int, Tensor] = {}
 
     def tell(done: int, _: int) -> None:
         if progress is not None:
@@ -70,7 +97,13 @@ def rewards_of(
 
     def run_plainly(batch: list[int]) -> None:
         chosen = [plain[i] for i in batch]
-        rewards = passes.classifier.rewards(passes.collate([(unique[i],) for i in chosen]))
+        collated = passes.collate([(unique[i],) for i in chosen])
+        if last is None or conditional is None:
+            rewards = passes.classifier.rewards(collated)
+        else:
+            consumer = VarianceConsumer(conditional, len(chosen))
+            rewards = last.run(collated, row_cotangent, consumer)
+            floors.update(zip(chosen, SURE_OF_A_FLOOR * consumer.variance.cpu(), strict=True))
         check_finite(rewards[:, None], [positions[i] for i in chosen])
         found.update(zip(chosen, rewards.cpu(), strict=True))
 
@@ -84,7 +117,11 @@ def rewards_of(
 
     for _ in passes.in_batches(beginnings, run_shared, tell, has_backward=False):
         pass
-    return torch.stack([found[i] for i in where])
+    nothing = torch.zeros(())
+    return (
+        torch.stack([found[i] for i in where]),
+        torch.stack([floors.get(i, nothing).to(found[i]) for i in where]),
+    )
 
 
 def _run_after_beginnings(

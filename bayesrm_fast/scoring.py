@@ -1,5 +1,6 @@
 """Rewards with their uncertainty."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -10,10 +11,15 @@ from torch import Tensor
 from bayesrm_fast.passes import Passes, Progress, Segment, pair_cotangent, row_cotangent
 from bayesrm_fast.posterior import FeatureConsumer, KroneckerPosterior, VarianceConsumer
 from bayesrm_fast.prior import probit_probability
-from bayesrm_fast.rewards import distinct
+from bayesrm_fast.rewards import bounded_rewards, distinct
+from bayesrm_fast.selection import Penalty, needed_variances
+from bayesrm_fast.text import TokenizedText
 
 if TYPE_CHECKING:
     import pandas
+
+CPU_WAVE = 1 / 8
+"""Of a batch: what lazy best-of-n computes at a time on a CPU, which is as fast on few rows as on many."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +99,46 @@ def score_segments(
         means.append((rewards[:, 0] - rewards[:, 1] if paired else rewards[:, 0]).cpu())
         variances.append(consumer.variance.cpu())
     return _restore(torch.cat(means), order)[where], _restore(torch.cat(variances), order)[where]
+
+
+def scores_to_choose_by(
+    passes: Passes,
+    rows: Sequence[TokenizedText],
+    counts: Sequence[int],
+    posterior: KroneckerPosterior,
+    penalty: Penalty,
+    progress: Progress | None = None,
+) -> list[tuple[Tensor, Tensor]]:  # shapes of each: (n,), (n,)
+    """Means of every prompt's candidates, and those variances without which its best one cannot be told.
+
+    Args:
+        passes: the model.
+        rows: all candidates of the first prompt, then all of the second, and so on.
+        counts: number of candidates of each prompt.
+        posterior: on the device of the passes.
+        penalty: a penalty without a ceiling needs every variance.
+        progress: told the candidates whose means are known and their total.
+
+    Returns:
+        For each prompt its means and variances, NaN where a variance was not needed.
+    """
+    starts = [0, *itertools.accumulate(counts)]
+    if penalty.ceiling is None:
+        mean, variance = score_segments(passes, [(row,) for row in rows], posterior, progress)
+        return list(zip(mean.split(list(counts)), variance.split(list(counts)), strict=True))
+    owners = [prompt for prompt, count in enumerate(counts) for _ in range(count)]
+    mean, floor = bounded_rewards(passes, rows, owners, posterior, progress)
+
+    def variances(wave: list[tuple[int, int]]) -> Tensor:
+        return score_segments(passes, [(rows[starts[i] + j],) for i, j in wave], posterior, None)[1]
+
+    means = mean.split(list(counts))
+    ceilings = [penalty.ceiling(m, f) for m, f in zip(means, floor.split(list(counts)), strict=True)]
+    lengths = [[len(row.input_ids) for row in rows[start:stop]] for start, stop in itertools.pairwise(starts)]
+    wave = passes.room.batch_tokens
+    if passes.device.type == "cpu":
+        wave = int(CPU_WAVE * wave)
+    return list(zip(means, needed_variances(means, ceilings, lengths, penalty, variances, wave), strict=True))
 
 
 def joint_rewards(

@@ -17,12 +17,13 @@ class Penalty:
 
     Attributes:
         score: from means `[n]` and variances `[n]` of one prompt's candidates to their scores `[n]`.
-        never_raises: that a candidate's score depends on its own mean and variance alone and is never above its mean.
-            Only then can a candidate be passed over without knowing its variance.
+        ceiling: from means `[n]` and lower bounds of the variances `[n]`, perhaps zero, to upper bounds of the scores
+            `[n]`. For a score that falls as the variance grows that is `score` itself; for any other that is never
+            above the mean, the mean. Only where it is given can a candidate be passed over without its variance.
     """
 
     score: Callable[[Tensor, Tensor], Tensor]
-    never_raises: bool = False
+    ceiling: Callable[[Tensor, Tensor], Tensor] | None = None
 
 
 PENALTIES = ("none", "std", "variance")
@@ -63,11 +64,13 @@ def penalty_of(penalty: str | Penalty, k: float) -> Penalty:
         raise InputError(f"penalty must be one of {', '.join(PENALTIES)}, not {penalty!r}")
     if not 0 <= k < float("inf"):
         raise InputError(f"k must be a finite number of at least 0, not {k}")
-    if penalty == "none":
-        return Penalty(lambda mean, variance: mean, never_raises=True)
-    if penalty == "std":
-        return Penalty(lambda mean, variance: mean - k * variance.sqrt(), never_raises=True)
-    return Penalty(lambda mean, variance: mean - k * variance, never_raises=True)
+
+    def score(mean: Tensor, variance: Tensor) -> Tensor:
+        if penalty == "none":
+            return mean
+        return mean - k * (variance.sqrt() if penalty == "std" else variance)
+
+    return Penalty(score, ceiling=score)
 
 
 def penalised(mean: Tensor, variance: Tensor, penalty: str | Penalty, k: float) -> Tensor:  # shapes: (n,), (n,)
@@ -83,26 +86,27 @@ def first_best(scores: Tensor) -> int:
 
 @dataclass
 class _Search:
-    """One prompt's candidates, from the largest mean down, until none that is left can win."""
+    """One prompt's candidates, from the largest ceiling down, until none that is left can win."""
 
     mean: Tensor
+    ceiling: Tensor
     taken: int = 0
     best: int = -1
     best_score: float = float("-inf")
 
     def __post_init__(self) -> None:
         self.variance = torch.full_like(self.mean, float("nan"))
-        self.order: list[int] = torch.sort(self.mean, descending=True, stable=True).indices.tolist()
-        self.means: list[float] = self.mean.tolist()  # read one by one, which a tensor is slow at
+        ceiling, order = torch.sort(self.ceiling, descending=True, stable=True)
+        self.order: list[int] = order.tolist()
+        self.ceilings: list[float] = ceiling.tolist()  # read one by one, which a tensor is slow at
 
     def next_open(self, ahead: int) -> int | None:
-        """The candidate `ahead` places on, if it can still win: its score is at most its mean."""
+        """The candidate `ahead` places on, if it can still win."""
         at = self.taken + ahead
         if at >= len(self.order):
             return None
-        candidate = self.order[at]
-        mean = self.means[candidate]
-        can_win = mean > self.best_score or (mean == self.best_score and candidate < self.best)
+        candidate, ceiling = self.order[at], self.ceilings[at]
+        can_win = ceiling > self.best_score or (ceiling == self.best_score and candidate < self.best)
         return candidate if can_win else None
 
     def learn(self, candidate: int, variance: Tensor, penalty: Penalty) -> None:
@@ -115,6 +119,7 @@ class _Search:
 
 def needed_variances(
     means: Sequence[Tensor],  # shape of each: (n,)
+    ceilings: Sequence[Tensor],  # shape of each: (n,)
     tokens: Sequence[Sequence[int]],
     penalty: Penalty,
     variances: Callable[[list[tuple[int, int]]], Tensor],
@@ -122,18 +127,19 @@ def needed_variances(
 ) -> list[Tensor]:  # shape of each: (n,)
     """The variances without which the best penalised candidate of each prompt cannot be told; NaN elsewhere.
 
-    A penalty that never raises a score leaves no candidate above its mean. So candidates are taken from the largest
-    mean down, and a prompt is done as soon as the next mean is below the best score found: the winner is the same as
-    with all variances. Candidates of all prompts that are not done are computed together.
+    Candidates are taken from the largest ceiling down, and a prompt is done as soon as the next ceiling is below the
+    best score found: the winner is the same as with all variances. Candidates of all prompts that are not done are
+    computed together.
 
     Args:
         means: of each prompt's candidates.
+        ceilings: what their scores cannot be above.
         tokens: lengths of the candidates, which fill a wave.
-        penalty: must never raise a score.
+        penalty: gives the scores.
         variances: of `(prompt, candidate)` pairs.
         wave_tokens: where the open prompts' next candidates have fewer tokens, further ones are computed with them.
     """
-    searches = [_Search(mean) for mean in means]
+    searches = [_Search(mean, ceiling) for mean, ceiling in zip(means, ceilings, strict=True)]
     while True:
         wave = _wave(searches, tokens, wave_tokens)
         if not wave:

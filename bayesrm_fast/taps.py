@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from bayesrm_fast.batching import TokenBatch
 from bayesrm_fast.classifier import Classifier
 from bayesrm_fast.errors import InputError
+from bayesrm_fast.scored_token import last_layer
 from bayesrm_fast.sites import HeadTap, LoraTap, Site, Tap
 
 FIRST_FP16_SCALE = 2.0**14
@@ -54,6 +55,18 @@ class TappedModel:
     def sites(self) -> list[Site]:
         """The sites of all taps."""
         return [site for tap in self.taps for site in tap.sites]
+
+    def in_last_layer(self) -> "TappedModel | None":
+        """The taps of the last layer and of the head alone, where their backward pass costs next to nothing.
+
+        It does where that layer works at the scored token alone; None where it does not, or where there is no tap.
+        """
+        layer = last_layer(self.classifier.model)
+        if layer is None or self.classifier.shortcuts.scored_token is None:
+            return None
+        modules = set(layer.modules())
+        taps = [tap for tap in self.taps if isinstance(tap, HeadTap) or tap.module in modules]
+        return TappedModel(self.classifier, taps) if taps else None
 
     def run(
         self,

@@ -25,7 +25,6 @@ from bayesrm_fast.passes import Passes, row_cotangent
 from bayesrm_fast.posterior import KroneckerPosterior
 from bayesrm_fast.rewards import rewards_of
 from bayesrm_fast.scoring import score_segments
-from bayesrm_fast.selection import needed_variances, penalty_of
 from benchmarks import machine, peers
 from benchmarks.alpaca import alpaca_part
 from benchmarks.data import RESULTS
@@ -380,20 +379,6 @@ PARTS: dict[str, Callable[[bool], dict[str, Any]]] = {
 }
 
 
-def lazily(passes: Passes, rows: list[Any], owners: list[int], posterior: KroneckerPosterior) -> int:
-    """The penalised best of all rows of one prompt; how many variances that took."""
-    means = rewards_of(passes, rows, owners)
-    lengths = [[len(row.input_ids) for row in rows]]
-    found = needed_variances(
-        [means],
-        lengths,
-        penalty_of("std", 1.0),
-        lambda wave: score_segments(passes, [(rows[i],) for _, i in wave], posterior, None)[1],
-        passes.room.batch_tokens,
-    )
-    return int((~found[0].isnan()).sum())
-
-
 def print_part(name: str, part: dict[str, Any], console: Console) -> None:
     """Times as a table, everything else as it is."""
     has_titles = name in ("shapes", "best_batches", "prompts", "packing", "gpu")
@@ -429,7 +414,7 @@ def main(
     before = json.loads(path.read_text()) if path.exists() and part != "all" else {}
     results = {"command": "python -m benchmarks.scoring", "parts": before.get("parts", {})}
     for chosen in PARTS if part == "all" else [part]:
-        found = gpu_part(quick, lazily) if chosen == "gpu" else PARTS[chosen](quick)
+        found = gpu_part(quick) if chosen == "gpu" else PARTS[chosen](quick)
         found["machine"] = machine.describe(device)
         print_part(chosen, {k: v for k, v in found.items() if k != "machine"}, console)
         results["parts"][chosen] = found

@@ -72,7 +72,7 @@ def test_a_penalty_of_ones_own(rm):
         best = rm.best_of_n(PROMPT, RESPONSES, penalty=optimist)
     assert best.variances == 4
     assert best.index == int((best.mean + best.variance.sqrt()).argmax())
-    shy = Penalty(lambda mean, variance: mean - 5 * variance.sqrt(), never_raises=True)
+    shy = Penalty(lambda mean, variance: mean - 5 * variance.sqrt(), ceiling=lambda mean, floor: mean)
     assert rm.best_of_n(PROMPT, RESPONSES, penalty=shy).index == rm.best_of_n(PROMPT, RESPONSES, k=5.0).index
 
 

@@ -1,10 +1,11 @@
 """Forward passes: what is shared, and what is computed once."""
 
+import pytest
 import torch
-from tiny import tiny_adapter, tiny_pairs, tiny_tokenizer, words
+from tiny import ARCHITECTURES, tiny_adapter, tiny_pairs, tiny_tokenizer, words
 
 from bayesrm_fast import BayesianRewardModel
-from bayesrm_fast.rewards import LEAST_SAVED, distinct, rewards_of, shared_beginnings
+from bayesrm_fast.rewards import LEAST_SAVED, SURE_OF_A_FLOOR, bounded_rewards, distinct, rewards_of, shared_beginnings
 from bayesrm_fast.text import TokenizedText
 
 
@@ -65,3 +66,29 @@ def test_identical_candidates_and_a_shared_prompt_are_computed_once():
     scores = rm.score([prompt] * 60, responses * 2)
     assert sum(seen) == sum(lengths[:30])
     torch.testing.assert_close(scores.mean, rewards, rtol=1e-5, atol=1e-5)
+
+
+def bounded(rm, rows):
+    prompts = list(range(len(rows)))  # of prompts of their own, so that none shares its beginning
+    return bounded_rewards(rm.passes(), [row for (row,) in rows], prompts, rm.fitted)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("include_head", [False, True])
+def test_a_variance_is_never_below_what_its_last_layer_alone_gives(architecture, include_head):
+    rm = BayesianRewardModel(tiny_adapter(architecture), tiny_tokenizer(architecture))
+    rm.fit(tiny_pairs(), rank=4, prior_precision=1.0, include_head=include_head)
+    rows = rm.tokenize([words(5, i) for i in range(20)], [words(1 + i, 50 + i) for i in range(20)])
+    mean, floor = bounded(rm, rows)
+    scores = rm.score_tokenized(rows)
+    torch.testing.assert_close(mean, scores.mean, rtol=1e-5, atol=1e-5)
+    assert (floor < scores.variance).all()
+    assert bool((floor > 0).all()) == (rm.shortcuts.scored_token is not None)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "bert"])
+def test_where_only_the_last_layer_is_adapted_its_part_is_the_variance(architecture):
+    model = tiny_adapter(architecture, layers_to_transform=[1])
+    rm = BayesianRewardModel(model, tiny_tokenizer(architecture)).fit(tiny_pairs(), rank=4, prior_precision=1.0)
+    rows = rm.tokenize([words(5, i) for i in range(20)], [words(1 + i, 50 + i) for i in range(20)])
+    torch.testing.assert_close(bounded(rm, rows)[1], SURE_OF_A_FLOOR * rm.score_tokenized(rows).variance)

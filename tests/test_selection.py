@@ -30,8 +30,12 @@ def test_unknown_penalties_are_refused(penalty, k):
 
 @pytest.mark.parametrize("penalty", ["none", "std", "variance"])
 @pytest.mark.parametrize("wave_tokens", [1, 7, 1000])
-def test_the_lazy_winner_is_the_exhaustive_one_on_500_instances(penalty, wave_tokens):
-    """Means and variances from few values, so that ties are many, and variances of zero, so that a tie can win."""
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_the_lazy_winner_is_the_exhaustive_one_on_500_instances(penalty, wave_tokens, share):
+    """Means and variances from few values, so that ties are many, and variances of zero, so that a tie can win.
+
+    A share of each variance is known beforehand.
+    """
     generator = torch.Generator().manual_seed(wave_tokens)
     rule = penalty_of(penalty, 1.0)
 
@@ -46,7 +50,8 @@ def test_the_lazy_winner_is_the_exhaustive_one_on_500_instances(penalty, wave_to
         asked.extend(wave)
         return torch.stack([variances[prompt][candidate] for prompt, candidate in wave])
 
-    found = needed_variances(means, [[1] * n for n in sizes], rule, compute, wave_tokens)
+    ceilings = [rule.ceiling(mean, share * variance) for mean, variance in zip(means, variances, strict=True)]
+    found = needed_variances(means, ceilings, [[1] * n for n in sizes], rule, compute, wave_tokens)
     assert len(asked) == len(set(asked)) < sum(sizes)
     for mean, variance, needed in zip(means, variances, found, strict=True):
         expected = first_best(rule.score(mean, variance))
@@ -64,9 +69,23 @@ def test_no_more_variances_than_the_choice_needs():
         return torch.tensor([0.01] * len(wave))
 
     means = [torch.tensor([0.0, 3.0, 2.95, 1.0]), torch.tensor([5.0, 1.0])]
-    needed_variances(means, [[10] * 4, [10] * 2], penalty_of("std", 1.0), compute, wave_tokens=1)
+    needed_variances(means, means, [[10] * 4, [10] * 2], penalty_of("std", 1.0), compute, wave_tokens=1)
     # 3.0 − 0.1 stays under 2.95, whose variance is needed too; 5.0 − 0.1 is above everything.
     assert asked == [[(0, 1), (1, 0)], [(0, 2)]]
+
+
+def test_what_is_known_of_a_variance_spares_computing_it():
+    asked = []
+
+    def compute(wave):
+        asked.extend(wave)
+        return torch.tensor([0.25] * len(wave))
+
+    rule, means = penalty_of("std", 1.0), [torch.tensor([3.0, 2.9, 2.8])]
+    ceilings = [rule.ceiling(means[0], torch.tensor([0.2, 0.0, 0.16]))]
+    needed_variances(means, ceilings, [[10] * 3], rule, compute, wave_tokens=1)
+    # 2.9 may be sure and comes first, but scores 2.4; then 3.0, at most 2.55, which gets 2.5. The last has at most 2.4.
+    assert asked == [(0, 1), (0, 0)]
 
 
 def test_a_wave_is_filled_with_what_comes_next_as_long_as_it_finds_room():
@@ -77,5 +96,5 @@ def test_a_wave_is_filled_with_what_comes_next_as_long_as_it_finds_room():
         return torch.ones(len(wave))
 
     means = [torch.tensor([3.0, 2.9, 2.8, 2.7, 2.6])]
-    needed_variances(means, [[10, 10, 30, 10, 10]], penalty_of("std", 1.0), compute, wave_tokens=40)
+    needed_variances(means, means, [[10, 10, 30, 10, 10]], penalty_of("std", 1.0), compute, wave_tokens=40)
     assert asked[0] == [(0, 0), (0, 1)]
