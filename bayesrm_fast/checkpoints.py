@@ -12,7 +12,8 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerBase
 
 from bayesrm_fast.errors import InputError
-from bayesrm_fast.posterior import RECORD_FILE, TENSORS_FILE, KroneckerPosterior
+from bayesrm_fast.posterior import Posterior
+from bayesrm_fast.posterior_files import RECORD_FILE, TENSORS_FILE, save_posterior
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_TENSORS = "adapter_model.safetensors"
@@ -107,7 +108,7 @@ def save_adapter(
     model: PeftModel,
     adapter: str,
     tokenizer: PreTrainedTokenizerBase,
-    posterior: KroneckerPosterior | None,
+    posterior: Posterior | None,
 ) -> None:
     """Write adapter, tokenizer and posterior into a folder.
 
@@ -130,7 +131,7 @@ def save_adapter(
             (staging / "README.md").unlink(missing_ok=True)
             tokenizer.save_pretrained(str(staging))
             if posterior is not None:
-                posterior.save(staging)
+                save_posterior(posterior, staging)
             if folder.exists():
                 last = {TENSORS_FILE: 1, RECORD_FILE: 2}
                 for file in sorted(staging.iterdir(), key=lambda f: last.get(f.name, 0)):

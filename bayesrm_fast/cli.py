@@ -20,7 +20,7 @@ from bayesrm_fast.errors import InputError
 from bayesrm_fast.files import ResumableOutput, check_output, iter_rows, read_rows
 from bayesrm_fast.fitting import SEARCHES, FitOptions, Precision
 from bayesrm_fast.passes import Segment
-from bayesrm_fast.posterior import read_record
+from bayesrm_fast.posterior_files import read_record
 from bayesrm_fast.progress import progress_bar, quiet_transformers
 from bayesrm_fast.reward_model import BayesianRewardModel
 from bayesrm_fast.selection import BestOfN, first_best, penalty_of

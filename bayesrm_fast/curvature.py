@@ -6,14 +6,21 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bayesrm_fast.ops import kron_project, second_moment
+from bayesrm_fast.ops import kron_project, second_moment, segment_outer
 from bayesrm_fast.sites import Site
 
 LARGEST_FULL_MOMENT = 1024
 """Up to this size a second moment is kept whole; beyond it a sketch is, unless full rank was asked for."""
 
 OVERSAMPLING = 16
-"""Columns that a sketch has beyond the wanted rank."""
+"""Columns that a sketch of a second moment has beyond the wanted rank."""
+
+GGN_OVERSAMPLING = 32
+"""Likewise for the whole GGN, whose spectrum falls slowly."""
+
+
+SMALLEST_OF_A_GRAM = 1e-12
+"""Of the largest eigenvalue of a Gram matrix in float64: what is smaller is rounding."""
 
 
 @dataclass(frozen=True)
@@ -185,3 +192,116 @@ class EigenvalueCorrection:
         for name in self.inside:
             self.inside[name] += other.inside[name].to(self.inside[name].device)
             self.outside[name] += other.outside[name].to(self.outside[name].device)
+
+
+class GgnSketch:
+    """Consumer of the whole GGN `Σ_pairs Λ j jᵀ` over all sites together, to give its leading eigenpairs.
+
+    Up to `rank + GGN_OVERSAMPLING` pairs it keeps the gradients `√Λ j` themselves, and the result is exact; of more it
+    keeps a Nyström sketch `Y = Σ g (gᵀΩ)`. Both are sums over pairs: shards add up with `merge`.
+
+    A batch's products `gᵀΩ` run over all sites, so that its gradients are kept until the last site has come.
+
+    Args:
+        sites: what the posterior is over.
+        rank: eigenpairs that will be asked for; None for as many as there are pairs.
+        pairs: how many pairs will come, over all shards.
+        device: where the sums live.
+        dtype: of the sums.
+        omega: test matrix of each site `[M, r · d]`; orthonormal random rows where it is not given.
+    """
+
+    gradients_alone = True
+
+    def __init__(
+        self,
+        sites: Sequence[Site],
+        rank: int | None,
+        pairs: int,
+        device: torch.device,
+        dtype: torch.dtype,
+        omega: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        self.sites = list(sites)
+        columns = ggn_columns(rank, pairs, sum(site.r * site.d for site in sites))
+        self.is_exact = omega is None and pairs <= columns
+        self.omega: dict[str, Tensor] = {}
+        self.total: dict[str, Tensor] = {}
+        if not self.is_exact:
+            self.omega = dict(omega) if omega is not None else _orthonormal_rows(sites, columns, device, dtype)
+            self.total = {name: torch.zeros_like(rows) for name, rows in self.omega.items()}
+        self._kept: list[dict[str, Tensor]] = []
+        self._batch: dict[str, Tensor] = {}
+
+    def consume(self, site: Site, p: Tensor, q: Tensor, offsets: Tensor) -> None:
+        """Keep one site's gradients, and add the batch with the last of them."""
+        self._batch[site.name] = segment_outer(p, q, offsets).flatten(1)
+        if len(self._batch) < len(self.sites):
+            return
+        batch, self._batch = self._batch, {}
+        if self.is_exact:
+            self._kept.append(batch)
+            return
+        products = sum(batch[name] @ rows.to(batch[name].dtype).T for name, rows in self.omega.items())
+        for name, total in self.total.items():
+            total += (products.T @ batch[name]).to(total.dtype)  # type: ignore[union-attr]
+
+    def merge(self, other: "GgnSketch") -> None:
+        """Add another shard's sums."""
+        self._kept += other._kept
+        for name, total in other.total.items():
+            self.total[name] += total.to(self.total[name])
+
+    def eigenpairs(self, rank: int | None) -> tuple[dict[str, Tensor], Tensor]:
+        """The leading `rank` eigenpairs (all that are known for None).
+
+        Returns:
+            For each site `[K, r · d]`, rows that are orthonormal over all sites together; and the eigenvalues `[K]`,
+            float64, descending.
+        """
+        if self.is_exact:
+            half = {s.name: torch.cat([batch[s.name] for batch in self._kept]) for s in self.sites}
+            mixing = torch.eye(next(iter(half.values())).shape[0], dtype=torch.float64)
+            mixing, shift = mixing.to(next(iter(half.values())).device), 0.0
+        else:
+            half, mixing, shift = self._nystrom_factor()
+        # The GGN is FᵀF with F = mixing · half: its eigenvalues are those of the small FFᵀ, in float64.
+        values, vectors = torch.linalg.eigh(mixing @ _row_products(half, half) @ mixing.T)
+        kept = values > values[-1].clamp(min=torch.finfo(values.dtype).tiny) * SMALLEST_OF_A_GRAM
+        values, vectors = values[kept].flip(0)[:rank], vectors[:, kept].flip(1)[:, :rank]
+        rotation = (vectors / values.sqrt()).T @ mixing
+        return {name: (rotation.to(rows.dtype) @ rows) for name, rows in half.items()}, (values - shift).clamp(min=0)
+
+    def _nystrom_factor(self) -> tuple[dict[str, Tensor], Tensor, float]:
+        """A factor of `Y (ΩᵀY)⁻¹ Yᵀ`, shifted as in `SecondMoment`, by what the sums' rounding may have done."""
+        scale = float(_row_products(self.total, self.total).trace()) ** 0.5
+        shift = torch.finfo(next(iter(self.total.values())).dtype).eps * max(scale, 1e-300)
+        half = {name: total + shift * self.omega[name] for name, total in self.total.items()}
+        core = _row_products(self.omega, half)
+        values, vectors = torch.linalg.eigh((core + core.T) / 2)
+        kept = values > shift / 2
+        return half, (vectors[:, kept] / values[kept].sqrt()).T, shift
+
+
+def ggn_columns(rank: int | None, pairs: int, size: int) -> int:
+    """M, the vectors of the sites' size that `GgnSketch` keeps: the rank and a margin, at most all pairs or weights."""
+    return min(pairs if rank is None else rank + GGN_OVERSAMPLING, max(size, 1))
+
+
+def _row_products(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> Tensor:
+    """`Σ_sites L Rᵀ`, float64."""
+    return torch.stack([rows.double() @ right[name].double().T for name, rows in left.items()]).sum(0)
+
+
+def _orthonormal_rows(
+    sites: Sequence[Site], columns: int, device: torch.device, dtype: torch.dtype
+) -> dict[str, Tensor]:
+    """A random matrix `[M, r · d]` for each site, with orthonormal rows over all of them; the same in every shard."""
+    generator = torch.Generator().manual_seed(columns)
+    rows = {
+        site.name: torch.randn(columns, site.r * site.d, generator=generator, dtype=torch.float32).to(device, dtype)
+        for site in sites
+    }
+    factor = torch.linalg.cholesky(_row_products(rows, rows))
+    mixing = torch.linalg.inv(factor).to(dtype)
+    return {name: mixing @ block for name, block in rows.items()}

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from bayesrm_fast.errors import InputError
-from bayesrm_fast.posterior import written_whole
+from bayesrm_fast.posterior_files import written_whole
 
 KINDS = (".jsonl", ".jsonl.gz", ".parquet")
 

@@ -7,15 +7,22 @@ from dataclasses import dataclass, replace
 from typing import Literal, cast
 
 import torch
+from torch import Tensor
 
-from bayesrm_fast.curvature import EigenvalueCorrection, KroneckerMoments
+from bayesrm_fast.curvature import EigenvalueCorrection, GgnSketch, KroneckerMoments
 from bayesrm_fast.errors import InputError
+from bayesrm_fast.fit_memory import ggn_memory
+from bayesrm_fast.kronecker import KroneckerPosterior, ekfac_blocks, kfac_blocks
+from bayesrm_fast.low_rank import LowRankPosterior
 from bayesrm_fast.passes import Passes, Progress, Segment, likelihood_cotangent, pair_cotangent
-from bayesrm_fast.posterior import FitRecord, KroneckerPosterior, ekfac_blocks, kfac_blocks
-from bayesrm_fast.prior import GRID, PriorChoice, VarianceCurveConsumer, by_evidence, by_validation
+from bayesrm_fast.posterior import FitRecord, Posterior
+from bayesrm_fast.prior import GRID, by_evidence, by_validation
 from bayesrm_fast.sites import LoraTap
+from bayesrm_fast.taps import Consumer
 
-STRUCTURES = ("kfac", "ekfac")
+STRUCTURES = ("kfac", "ekfac", "ggn")
+DEFAULT_RANK = {"kfac": 64, "ekfac": 64, "ggn": 128}
+BASIS_DTYPES = (None, torch.float32, torch.bfloat16)
 SEARCHES = ("evidence", "validation")
 HELD_OUT_EVERY = 10
 """Without validation pairs of its own, `prior_precision="validation"` keeps every tenth pair out of the fit."""
@@ -28,17 +35,26 @@ class FitOptions:
     """What a fit was asked for; checked when it is made.
 
     Attributes:
-        structure: "kfac" or "ekfac".
-        rank: eigenvectors kept of each large side; None for all.
+        structure: "kfac", "ekfac" or "ggn".
+        rank: eigenvectors kept, of each large side or, for ggn, of all sites together; None for all.
         prior_precision: λ, "evidence" or "validation".
+        second_pass: for ggn: sharpen the eigenvectors by a second pass over the pairs.
+        basis_dtype: for ggn: what its eigenvectors are kept in, float32 or bfloat16; None for the model's.
 
     Raises:
-        InputError: an unknown structure, a rank below 1, or a λ that is not positive.
+        InputError: an unknown structure, a rank below 1, a λ that is not positive, or what is for ggn alone.
     """
 
     structure: str
     rank: int | None
     prior_precision: Precision
+    second_pass: bool = False
+    basis_dtype: torch.dtype | None = None
+
+    @property
+    def passes(self) -> int:
+        """How often a fit goes over the pairs, at most."""
+        return 2 if self.structure == "ekfac" or self.second_pass else 1
 
     def __post_init__(self) -> None:
         if self.structure not in STRUCTURES:
@@ -52,6 +68,10 @@ class FitOptions:
                 )
         elif not (math.isfinite(self.prior_precision) and self.prior_precision > 0):
             raise InputError(f"the prior precision must be a positive number, not {self.prior_precision}")
+        if self.structure != "ggn" and (self.second_pass or self.basis_dtype is not None):
+            raise InputError("second_pass and basis_dtype are for structure='ggn' alone")
+        if self.basis_dtype not in BASIS_DTYPES:
+            raise InputError(f"basis_dtype must be torch.float32 or torch.bfloat16, not {self.basis_dtype}")
 
 
 def fit_posterior(
@@ -61,8 +81,8 @@ def fit_posterior(
     options: FitOptions,
     record: FitRecord,
     progress: Progress | None,
-) -> KroneckerPosterior:
-    """Fit a posterior in one pass over the pairs for kfac and two for ekfac.
+) -> Posterior:
+    """Fit a posterior in one pass over the pairs for kfac and ggn, two for ekfac.
 
     Args:
         passes: the tapped model.
@@ -85,63 +105,100 @@ def fit_posterior(
     if options.prior_precision != "validation":
         validation = None
 
-    counter = _Counter(progress, len(segments) * (2 if options.structure == "ekfac" else 1) + len(validation or ()))
-    sites = passes.tapped.sites
-    rank = options.rank
+    fits = {"kfac": _fit_kronecker, "ekfac": _fit_kronecker, "ggn": _fit_low_rank}
+    counter = _Counter(progress, len(segments) * options.passes + len(validation or ()))
+    posterior = fits[options.structure](passes, segments, options, record, counter)
+    if options.prior_precision == "evidence":
+        choice = by_evidence(posterior)
+    elif validation is not None:
+        curve = variance_curve(passes, validation, posterior, GRID, counter.next_pass())
+        choice = by_validation(*curve, GRID)
+    else:
+        posterior.prior_precision = cast(float, options.prior_precision)
+        posterior.record = replace(posterior.record, prior={"method": "given"})
+        return posterior
+    posterior.prior_precision = choice.best
+    prior = {"method": choice.method, "criterion": choice.criterion, "curve": [list(point) for point in choice.curve]}
+    posterior.record = replace(posterior.record, prior=prior)
+    return posterior
+
+
+def _fit_kronecker(
+    passes: Passes, segments: Sequence[Segment], options: FitOptions, record: FitRecord, counter: "_Counter"
+) -> Posterior:
+    sites, rank = passes.tapped.sites, options.rank
     short = [site for site in sites if rank is not None and rank > site.d]
     if short:
         warnings.warn(
             f"rank {rank} is larger than the {short[0].d} columns of {short[0].name}"
             f"{f' and {len(short) - 1} other sites' if len(short) > 1 else ''}; full rank is used there",
-            stacklevel=3,
+            stacklevel=4,
         )
     taps = {tap.name: tap for tap in passes.tapped.taps if isinstance(tap, LoraTap)}
     first = passes.shared_inputs(segments[0])
     input_owner = {
         tap.sites[0].name: taps[first[name]].sites[0].name for name, tap in taps.items() if first[name] in taps
     }
-
     moments = KroneckerMoments(sites, input_owner, rank, passes.device)
-    log_likelihood = 0.0
-    for rewards in passes.gather(segments, likelihood_cotangent, moments, counter.next_pass()):
-        margin = (rewards[:, 0] - rewards[:, 1]).double()
-        log_likelihood += float(torch.nn.functional.logsigmoid(margin).sum())
-    dtype = torch.promote_types(rewards.dtype, torch.float32)
-    blocks = kfac_blocks(moments, rank, dtype)
+    log_likelihood = _gather(passes, segments, moments, counter)
+    blocks = kfac_blocks(moments, rank, passes.tapped.gradient_dtype)
     if options.structure == "ekfac":
         measured = EigenvalueCorrection({name: (block.basis_p, block.basis_q) for name, block in blocks.items()})
-        for _ in passes.gather(segments, likelihood_cotangent, measured, counter.next_pass()):
-            pass
+        _gather(passes, segments, measured, counter)
         blocks = ekfac_blocks(blocks, measured)
-
-    squared_norm = sum(
-        float(weight.detach().double().square().sum()) for tap in passes.tapped.taps for weight in tap.weights
-    )
-    record = replace(record, pairs=len(segments), log_likelihood=log_likelihood, squared_norm=squared_norm)
-    posterior = KroneckerPosterior(sites, blocks, 1.0, record)
-    if options.prior_precision == "evidence":
-        choice = by_evidence(posterior)
-    elif validation is not None:
-        choice = _choose_by_validation(passes, validation, posterior, counter.next_pass())
-    else:
-        return KroneckerPosterior(
-            sites, blocks, cast(float, options.prior_precision), replace(record, prior={"method": "given"})
-        )
-    prior = {"method": choice.method, "criterion": choice.criterion, "curve": [list(point) for point in choice.curve]}
-    return KroneckerPosterior(sites, blocks, choice.best, replace(record, prior=prior))
+    return KroneckerPosterior(sites, blocks, 1.0, _filled(record, passes, segments, log_likelihood))
 
 
-def _choose_by_validation(
-    passes: Passes, validation: Sequence[Segment], posterior: KroneckerPosterior, progress: Progress | None
-) -> PriorChoice:
-    difference = torch.zeros(len(validation), dtype=torch.float64)
-    variance = torch.zeros(len(GRID), len(validation), dtype=torch.float64)
+def _fit_low_rank(
+    passes: Passes, segments: Sequence[Segment], options: FitOptions, record: FitRecord, counter: "_Counter"
+) -> Posterior:
+    sites, dtype = passes.tapped.sites, passes.tapped.gradient_dtype
+    memory = ggn_memory(passes, segments, options.rank)
+    memory.refuse_what_does_not_fit()
+    sketch = GgnSketch(sites, options.rank, len(segments), passes.device, dtype)
+    log_likelihood = _gather(passes, segments, sketch, counter)
+    if options.second_pass and not sketch.is_exact:
+        omega, _ = sketch.eigenpairs(None)
+        sketch = GgnSketch(sites, options.rank, len(segments), passes.device, dtype, omega)
+        _gather(passes, segments, sketch, counter)
+    rows, eigenvalues = sketch.eigenpairs(options.rank)
+    stored = dtype if options.basis_dtype is None else options.basis_dtype
+    bases = {site.name: rows.pop(site.name).view(-1, site.r, site.d).to(stored) for site in sites}
+    scale = eigenvalues.sqrt().diag()
+    return LowRankPosterior.from_factor(sites, bases, scale, 1.0, _filled(record, passes, segments, log_likelihood))
+
+
+def _gather(passes: Passes, segments: Sequence[Segment], consumer: Consumer, counter: "_Counter") -> float:
+    """One pass with the likelihood's cotangents; the log likelihood of the pairs in nats."""
+    log_likelihood = 0.0
+    for rewards in passes.gather(segments, likelihood_cotangent, consumer, counter.next_pass()):
+        margin = (rewards[:, 0] - rewards[:, 1]).double()
+        log_likelihood += float(torch.nn.functional.logsigmoid(margin).sum())
+    return log_likelihood
+
+
+def _filled(record: FitRecord, passes: Passes, segments: Sequence[Segment], log_likelihood: float) -> FitRecord:
+    weights = [weight.detach().double() for tap in passes.tapped.taps for weight in tap.weights]
+    squared_norm = sum(float(weight.square().sum()) for weight in weights)
+    return replace(record, pairs=len(segments), log_likelihood=log_likelihood, squared_norm=squared_norm)
+
+
+def variance_curve(
+    passes: Passes,
+    pairs: Sequence[Segment],
+    posterior: Posterior,
+    precisions: Sequence[float],
+    progress: Progress | None,
+) -> tuple[Tensor, Tensor]:  # shapes: (M,), (L, M)
+    """Reward differences of pairs, and their variances at every λ of a list, float64."""
+    difference = torch.zeros(len(pairs), dtype=torch.float64)
+    variance = torch.zeros(len(precisions), len(pairs), dtype=torch.float64)
     for positions, rewards, consumer in passes.over(
-        validation, pair_cotangent, lambda _: VarianceCurveConsumer(posterior, GRID), progress
+        pairs, pair_cotangent, lambda _: posterior.variance_curve_consumer(precisions), progress
     ):
         difference[positions] = (rewards[:, 0] - rewards[:, 1]).double().cpu()
         variance[:, positions] = consumer.variance.double().cpu()
-    return by_validation(difference, variance, GRID)
+    return difference, variance
 
 
 class _Counter:

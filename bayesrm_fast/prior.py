@@ -7,9 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bayesrm_fast.ops import kron_project
-from bayesrm_fast.posterior import KroneckerPosterior
-from bayesrm_fast.sites import Site
+from bayesrm_fast.posterior import Posterior
 
 GRID = tuple(10.0 ** (exponent / 4) for exponent in range(-16, 33))
 """λ from 1e-4 to 1e8, four values a decade: where the curve is shown, and what held-out pairs choose from."""
@@ -32,7 +30,7 @@ class PriorChoice:
     curve: list[tuple[float, float]]
 
 
-def by_evidence(posterior: KroneckerPosterior) -> PriorChoice:
+def by_evidence(posterior: Posterior) -> PriorChoice:
     """The λ that maximises the Laplace evidence.
 
     Its derivative by log λ is half of `γ(λ) − λ‖θ‖²` with γ the effective number of parameters (MacKay, *Bayesian
@@ -54,40 +52,13 @@ def by_evidence(posterior: KroneckerPosterior) -> PriorChoice:
     return PriorChoice("evidence", "log evidence", math.exp((low + high) / 2), curve)
 
 
-class VarianceCurveConsumer:
-    """The variance of each segment at every λ of a list, from one pass.
-
-    Args:
-        posterior: on the device of the pass.
-        precisions: L values of λ.
-    """
-
-    gradients_alone = True
-
-    def __init__(self, posterior: KroneckerPosterior, precisions: Sequence[float]) -> None:
-        self.posterior = posterior
-        self.precisions = list(precisions)
-        self.variance = torch.zeros(len(self.precisions), 1)  # shape: (L, N)
-
-    def consume(self, site: Site, p: Tensor, q: Tensor, offsets: Tensor) -> None:
-        """Add one site's part."""
-        block = self.posterior.blocks[site.name]
-        coordinates, outside = kron_project(p, q, offsets, block.basis_p, block.basis_q)
-        parts = []
-        for precision in self.precisions:
-            weight, residual = self.posterior.weights(site.name, precision)
-            parts.append((coordinates.square() * weight).sum((-2, -1)) + outside @ residual)
-        part = torch.stack(parts)
-        self.variance = self.variance.to(part) + part
-
-
-def probit_probability(difference: Tensor, variance: Tensor) -> Tensor:
-    """`σ(Δ / √(1 + π v / 8))`, the probability that a reward difference `N(Δ, v)` decides for the first response.
+def probit_probability(difference: Tensor, variance: Tensor, temperature: float = 1.0) -> Tensor:
+    """`σ(Δ / √(T² + π v / 8))`, the probability that a reward difference `N(Δ, v)` decides for the first response.
 
     The probit approximation of a logistic-Gaussian integral (MacKay, *The evidence framework applied to
-    classification networks*, 1992).
+    classification networks*, 1992), of the difference over a temperature T.
     """
-    return torch.sigmoid(difference / (1 + math.pi / 8 * variance).sqrt())
+    return torch.sigmoid(difference / (temperature**2 + math.pi / 8 * variance).sqrt())
 
 
 def by_validation(

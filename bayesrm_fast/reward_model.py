@@ -7,22 +7,26 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Any, Literal, Self, cast, get_args
 
 import torch
 from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from bayesrm_fast.calibration import Calibration, calibrate
 from bayesrm_fast.checkpoints import load_adapter, local_folder, save_adapter
 from bayesrm_fast.classifier import Classifier, Shortcuts
 from bayesrm_fast.errors import InputError
-from bayesrm_fast.fitting import FitOptions, Precision, fit_posterior
+from bayesrm_fast.fitting import DEFAULT_RANK, FitOptions, Precision, fit_posterior, variance_curve
+from bayesrm_fast.joint import JointRewards
 from bayesrm_fast.passes import Passes, Progress, Segment, StartAgain, measured_room
-from bayesrm_fast.posterior import RECORD_FILE, FitRecord, KroneckerPosterior
+from bayesrm_fast.posterior import FitRecord, Posterior
+from bayesrm_fast.posterior_files import RECORD_FILE, load_posterior
+from bayesrm_fast.prior import GRID, by_evidence, probit_probability
 from bayesrm_fast.room import BATCH_TOKENS, Room, release_memory
 from bayesrm_fast.scoring import (
-    JointRewards,
+    Outside,
     PairScores,
     RewardScores,
     joint_rewards,
@@ -83,7 +87,7 @@ class BayesianRewardModel:
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
-        self.posterior: KroneckerPosterior | None = None
+        self.posterior: Posterior | None = None
         """The fitted posterior, None before `fit`. Its `prior_precision` may be set."""
         self._lora = find_lora_taps(model)
         self._shortcuts: Shortcuts | None = None
@@ -127,7 +131,7 @@ class BayesianRewardModel:
             InputError: an adapter that cannot be served, or a posterior of other adapter weights.
         """
         folder = local_folder(path)
-        posterior = KroneckerPosterior.load(folder) if (folder / RECORD_FILE).exists() else None
+        posterior = load_posterior(folder) if (folder / RECORD_FILE).exists() else None
         if posterior is not None:
             saved = posterior.record.output_weights
             if output_weights is not None and [float(w) for w in output_weights] != saved:
@@ -163,29 +167,37 @@ class BayesianRewardModel:
         self,
         pairs: Iterable[Any],
         structure: str = "ekfac",
-        rank: int | None = 64,
+        rank: int | Literal["default"] | None = "default",
         prior_precision: Precision = "evidence",
         *,
         include_head: bool = False,
         validation_pairs: Iterable[Any] | None = None,
+        second_pass: bool = False,
+        basis_dtype: torch.dtype | None = None,
         progress: Progress | None = None,
     ) -> Self:
         """Fit the posterior on preference pairs; an earlier one is kept until the new one is whole.
 
         Args:
             pairs: `PreferencePair`, mappings with `prompt`, `chosen` and `rejected`, or a `datasets.Dataset`.
-            structure: "kfac" (one pass over the pairs) or "ekfac" (two, with measured eigenvalues).
-            rank: eigenvectors kept of each large side; the rest gets its exact mean eigenvalue. None keeps all.
+            structure: "ggn" (the leading eigenvectors of the whole curvature, one pass over the pairs), "kfac" (a
+                block for each LoRA matrix, one pass) or "ekfac" (two passes, with measured eigenvalues).
+            rank: for kfac and ekfac: eigenvectors kept of each large side, 64 by default; the rest gets its exact mean
+                eigenvalue. For ggn: eigenvectors kept of all sites together, 128 by default; exact where there are no
+                more pairs, with the prior outside of them otherwise. None keeps all.
             prior_precision: λ; "evidence" maximises the Laplace evidence; "validation" takes the λ with the smallest
                 NLL on held-out pairs.
             include_head: put the score head's weight into the posterior too.
             validation_pairs: the held-out pairs. Default: every tenth of `pairs`, kept out of the fit.
+            second_pass: for ggn: sharpen the eigenvectors by a second pass over the pairs.
+            basis_dtype: for ggn: `torch.bfloat16` halves what is stored.
             progress: called with the pairs done and their total over all passes.
 
         Raises:
             InputError: pairs or options that cannot be served.
         """
-        options = FitOptions(structure, rank, prior_precision)
+        kept = DEFAULT_RANK.get(structure) if rank == "default" else rank
+        options = FitOptions(structure, kept, prior_precision, second_pass, basis_dtype)
         if validation_pairs is not None and prior_precision != "validation":
             raise InputError("validation_pairs are used by prior_precision='validation' alone")
         segments = self._pair_segments(preference_pairs(pairs))
@@ -195,7 +207,7 @@ class BayesianRewardModel:
         self._lora = find_lora_taps(self.model)
         record = FitRecord(
             structure=structure,
-            rank=rank,
+            rank=options.rank,
             pairs=len(segments),
             log_likelihood=0.0,
             squared_norm=0.0,
@@ -250,8 +262,9 @@ class BayesianRewardModel:
         if not segments:
             raise InputError("there is nothing to score: the list is empty")
         mean, variance = score_segments(self.passes(), segments, self.fitted, progress)
-        kind = PairScores if len(segments[0]) == 2 else RewardScores
-        return kind(mean, variance, _truncated(segments))
+        if len(segments[0]) == 2:
+            return PairScores(mean, variance, _truncated(segments), self.fitted.record.temperature)
+        return RewardScores(mean, variance, _truncated(segments))
 
     def score_pairs(self, pairs: Iterable[Any], *, progress: Progress | None = None) -> PairScores:
         """Mean and variance of `r_chosen − r_rejected`, and the probability that the chosen response is preferred.
@@ -263,17 +276,57 @@ class BayesianRewardModel:
         return cast(PairScores, scores)
 
     @_outside_inference_mode
-    def covariance(self, prompt: Text, responses: Sequence[Text]) -> JointRewards:
-        """Joint Gaussian over the rewards of one prompt's candidates.
+    def calibrate(
+        self, pairs: Iterable[Any], prior_precision: Precision = "validation", *, progress: Progress | None = None
+    ) -> Calibration:
+        """Choose λ and a temperature by held-out pairs, and tell what their probabilities were worth before and after.
 
-        Memory: n times as many float32 numbers as the posterior has weights.
+        The posterior has both from then on: variances change with λ, probabilities with both, means with neither.
+
+        Args:
+            pairs: as for `fit`, and none of those that the model was trained or fitted on.
+            prior_precision: "validation" chooses λ with the temperature, by the pairs' NLL; "evidence" or a number
+                gives λ and leaves the temperature to the pairs.
+            progress: told the pairs done and their total.
 
         Raises:
-            InputError: no candidates, or text that cannot be read.
+            InputError: fewer than two pairs, pairs that cannot be read, or an unknown `prior_precision`.
         """
+        posterior, segments = self.fitted, self.tokenize_pairs(pairs)
+        FitOptions(posterior.record.structure, None, prior_precision)
+        if prior_precision == "validation":
+            choices = list(GRID)
+        else:
+            choices = [by_evidence(posterior).best if isinstance(prior_precision, str) else float(prior_precision)]
+        current = posterior.prior_precision
+        difference, variance = variance_curve(self.passes(), segments, posterior, [*choices, current], progress)
+        before = probit_probability(difference, variance[-1], posterior.record.temperature)
+        found = calibrate(difference, variance[:-1], choices, before)
+        posterior.prior_precision = found.prior_precision
+        prior = {"method": "calibration", "criterion": "held-out negative log likelihood", "pairs": found.pairs}
+        posterior.record = replace(posterior.record, temperature=found.temperature, prior=prior)
+        return found
+
+    @_outside_inference_mode
+    def covariance(self, prompt: Text, responses: Sequence[Text], *, outside: Outside = "auto") -> JointRewards:
+        """Joint Gaussian over the rewards of one prompt's n candidates, and what follows from it for a choice.
+
+        Args:
+            prompt: one prompt.
+            responses: its candidates.
+            outside: how to keep the part of the gradients outside of the posterior's bases. "exact" takes n times as
+                many float32 numbers of the host's memory as the posterior has weights; "sketch" 8,192 numbers for each
+                candidate, with an error that the result tells; "auto" is exact where that takes half of the free
+                memory or less.
+
+        Raises:
+            InputError: no candidates, text that cannot be read, or an unknown `outside`.
+        """
+        if outside not in get_args(Outside):
+            raise InputError(f"outside must be one of {', '.join(get_args(Outside))}, not {outside!r}")
         segments = [(row,) for row in self._encode([prompt] * len(responses), responses)]
-        mean, covariance = joint_rewards(self.passes(), segments, self.fitted)
-        return JointRewards(mean, covariance, _truncated(segments))
+        mean, covariance, error = joint_rewards(self.passes(), segments, self.fitted, outside)
+        return JointRewards(mean, covariance, _truncated(segments), error, self.fitted.record.temperature)
 
     def best_of_n(
         self,
@@ -368,7 +421,7 @@ class BayesianRewardModel:
             yield from zip(scores.mean.tolist(), scores.variance.tolist(), scores.truncated.tolist(), strict=True)
 
     @property
-    def fitted(self) -> KroneckerPosterior:
+    def fitted(self) -> Posterior:
         """The posterior; raises InputError where there is none."""
         if self.posterior is None:
             raise InputError("there is no posterior: call fit, or load a folder that holds one")

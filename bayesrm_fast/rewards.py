@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from bayesrm_fast.passes import Passes, Progress, Segment, check_finite, row_cotangent
-from bayesrm_fast.posterior import KroneckerPosterior, VarianceConsumer
+from bayesrm_fast.posterior import Posterior
 from bayesrm_fast.text import TokenizedText
 
 WORTH_SHARING = 1 / 8
@@ -67,7 +67,7 @@ def bounded_rewards(
     passes: Passes,
     rows: Sequence[TokenizedText],
     prompts: Sequence[int],
-    posterior: KroneckerPosterior | None,
+    posterior: Posterior | None,
     progress: Progress | None = None,
 ) -> tuple[Tensor, Tensor]:  # shapes: (N,), (N,)
     """Rewards as by `rewards_of`, and lower bounds of their variances at next to no cost.
@@ -101,7 +101,7 @@ def bounded_rewards(
         if last is None or conditional is None:
             rewards = passes.classifier.rewards(collated)
         else:
-            consumer = VarianceConsumer(conditional, len(chosen))
+            consumer = conditional.variance_consumer(len(chosen))
             rewards = last.run(collated, row_cotangent, consumer)
             floors.update(zip(chosen, SURE_OF_A_FLOOR * consumer.variance.cpu(), strict=True))
         check_finite(rewards[:, None], [positions[i] for i in chosen])

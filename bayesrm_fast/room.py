@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import psutil
 import torch
 
 BATCH_TOKENS = {"cpu": 4096, "mps": 4096}
@@ -57,6 +58,13 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
         isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
     )
+
+
+def free_bytes(device: torch.device) -> int:
+    """What a device has left, or the host's memory for the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return int(psutil.virtual_memory().available)
 
 
 def release_memory(device: torch.device) -> None:

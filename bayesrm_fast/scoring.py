@@ -3,20 +3,26 @@
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 
+from bayesrm_fast.feature_sketch import FeatureSketch
 from bayesrm_fast.passes import Passes, Progress, Segment, pair_cotangent, row_cotangent
-from bayesrm_fast.posterior import FeatureConsumer, KroneckerPosterior, VarianceConsumer
+from bayesrm_fast.posterior import Posterior
 from bayesrm_fast.prior import probit_probability
 from bayesrm_fast.rewards import bounded_rewards, distinct
+from bayesrm_fast.room import free_bytes
 from bayesrm_fast.selection import Penalty, needed_variances
 from bayesrm_fast.text import TokenizedText
 
 if TYPE_CHECKING:
     import pandas
+
+Outside = Literal["auto", "exact", "sketch"]
+CPU = torch.device("cpu")
+SHARE_FOR_FEATURES = 0.5
 
 CPU_WAVE = 1 / 8
 """Of a batch: what lazy best-of-n computes at a time on a CPU, which is as fast on few rows as on many."""
@@ -54,35 +60,26 @@ class RewardScores:
 
 @dataclass(frozen=True)
 class PairScores(RewardScores):
-    """Differences of rewards, chosen minus rejected, of N pairs."""
+    """Differences of rewards, chosen minus rejected, of N pairs.
+
+    Attributes:
+        temperature: T of the probabilities, from `calibrate`.
+    """
+
+    temperature: float = 1.0
 
     @property
     def probability(self) -> Tensor:
         """Probability `[N]` that the first response is preferred, the variance taken into account."""
-        return probit_probability(self.mean, self.variance)
+        return probit_probability(self.mean, self.variance, self.temperature)
 
     def columns(self) -> dict[str, Tensor]:
         """What a table of the scores shows."""
         return super().columns() | {"probability": self.probability}
 
 
-@dataclass(frozen=True)
-class JointRewards:
-    """Joint Gaussian over the rewards of n candidates of one prompt.
-
-    Attributes:
-        mean: `[n]`.
-        covariance: `[n, n]`, positive semi-definite.
-        truncated: which rows `max_length` cut, `[n]`, bool.
-    """
-
-    mean: Tensor
-    covariance: Tensor
-    truncated: Tensor
-
-
 def score_segments(
-    passes: Passes, segments: Sequence[Segment], posterior: KroneckerPosterior, progress: Progress | None
+    passes: Passes, segments: Sequence[Segment], posterior: Posterior, progress: Progress | None
 ) -> tuple[Tensor, Tensor]:  # shapes: (N,), (N,)
     """Mean and variance of each segment: a row's reward, or the difference of a pair's two rewards."""
     paired = len(segments[0]) == 2
@@ -92,7 +89,7 @@ def score_segments(
     for positions, rewards, consumer in passes.over(
         unique,
         pair_cotangent if paired else row_cotangent,
-        lambda n: VarianceConsumer(posterior, n),
+        posterior.variance_consumer,
         progress,
     ):
         order += positions
@@ -105,7 +102,7 @@ def scores_to_choose_by(
     passes: Passes,
     rows: Sequence[TokenizedText],
     counts: Sequence[int],
-    posterior: KroneckerPosterior,
+    posterior: Posterior,
     penalty: Penalty,
     progress: Progress | None = None,
 ) -> list[tuple[Tensor, Tensor]]:  # shapes of each: (n,), (n,)
@@ -142,23 +139,64 @@ def scores_to_choose_by(
 
 
 def joint_rewards(
-    passes: Passes, segments: Sequence[Segment], posterior: KroneckerPosterior
-) -> tuple[Tensor, Tensor]:  # shapes: (n,), (n, n)
-    """Mean and covariance of the segments' rewards.
+    passes: Passes, segments: Sequence[Segment], posterior: Posterior, outside: Outside
+) -> tuple[Tensor, Tensor, float | None]:  # shapes: (n,), (n, n)
+    """Mean and covariance of the segments' rewards, and the sketch's error where there was one.
 
-    Holds n times as many numbers as the posterior has weights while it runs.
+    The covariance is the sum of inner products of whitened gradients. Their part in the posterior's bases is a few
+    numbers each; the part outside is as many as the posterior has weights, kept as they are or sketched.
+
+    Args:
+        passes: the model.
+        segments: n rows.
+        posterior: on the device of the passes.
+        outside: "exact", "sketch", or "auto": exact where n times the posterior's weights take no more than half of the
+            host's free memory.
     """
-    means, features, order = [], [], []
-    for positions, rewards, consumer in passes.over(segments, row_cotangent, lambda _: FeatureConsumer(posterior)):
+    if outside == "auto":
+        numbers = len(segments) * posterior.parameters
+        fits = numbers * passes.tapped.gradient_dtype.itemsize <= free_bytes(CPU) * SHARE_FOR_FEATURES
+        outside = "exact" if fits else "sketch"
+    means, order = [], []
+    inside: list[dict[str, Tensor]] = []
+    kept: list[dict[str, Tensor]] = []
+    sketches = []
+    consumers = passes.over(segments, row_cotangent, lambda _: posterior.feature_consumer())
+    for positions, rewards, consumer in consumers:
         order += positions
         means.append(rewards[:, 0].cpu())
-        features.append({name: rows.cpu() for name, rows in consumer.features.items()})
+        few, many = consumer.features()
+        inside.append({name: rows.cpu() for name, rows in few.items()})
+        if outside == "exact":
+            kept.append({name: rows.cpu() for name, rows in many.items()})
+        elif many:
+            sketch = FeatureSketch()
+            for name in list(many):
+                sketch.add(name, many.pop(name))
+            sketches.append(sketch)
     mean = _restore(torch.cat(means), order)
-    covariance = torch.zeros(len(order), len(order), dtype=torch.float64)
-    for name in list(features[0]):
-        rows = _restore(torch.cat([batch.pop(name) for batch in features]), order)
+    covariance = _inner_products(inside) + _inner_products(kept)
+    error = None
+    if sketches:
+        rows = torch.cat([sketch.rows.cpu() for sketch in sketches if sketch.rows is not None]).double()
+        exact = torch.cat([s.squared_norms.cpu() for s in sketches if s.squared_norms is not None])
+        sketched = rows.square().sum(1)
+        error = float((sketched / exact.clamp(min=torch.finfo(exact.dtype).tiny) - 1).square().mean().sqrt())
+        rows *= (exact / sketched.clamp(min=torch.finfo(exact.dtype).tiny)).sqrt()[:, None]
         covariance += rows @ rows.T
-    return mean, covariance.to(mean.dtype)
+    restored = torch.empty_like(covariance)
+    at = torch.tensor(order)
+    restored[at[:, None], at] = covariance
+    return mean, restored.to(mean.dtype), error
+
+
+def _inner_products(batches: list[dict[str, Tensor]]) -> Tensor:  # shape: (n, n)
+    """Over all features, float64, in the order of the batches; takes them out."""
+    total = torch.zeros((), dtype=torch.float64)
+    for name in list(batches[0]) if batches else ():
+        rows = torch.cat([batch.pop(name) for batch in batches])
+        total = total + rows @ rows.T
+    return total
 
 
 def _restore(values: Tensor, order: Sequence[int]) -> Tensor:

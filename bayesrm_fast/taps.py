@@ -56,6 +56,12 @@ class TappedModel:
         """The sites of all taps."""
         return [site for tap in self.taps for site in tap.sites]
 
+    @property
+    def gradient_dtype(self) -> torch.dtype:
+        """Of the sites' gradients: float64 where weights are, float32 otherwise."""
+        doubles = any(weight.dtype == torch.float64 for tap in self.taps for weight in tap.weights)
+        return torch.float64 if doubles else torch.float32
+
     def in_last_layer(self) -> "TappedModel | None":
         """The taps of the last layer and of the head alone, where their backward pass costs next to nothing.
 

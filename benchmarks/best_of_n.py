@@ -23,7 +23,6 @@ from rich.table import Table
 
 from bayesrm_fast import BayesianRewardModel
 from bayesrm_fast.passes import row_cotangent
-from bayesrm_fast.prior import VarianceCurveConsumer
 from bayesrm_fast.progress import quiet_transformers
 from bayesrm_fast.training import TrainOptions, train_adapter
 from benchmarks import machine
@@ -103,7 +102,7 @@ def score_all(
     mean = np.zeros(len(segments))
     variance = np.zeros((len(precisions), len(segments)))
     for positions, rewards, consumer in rm.passes().over(
-        segments, row_cotangent, lambda _: VarianceCurveConsumer(posterior, precisions)
+        segments, row_cotangent, lambda _: posterior.variance_curve_consumer(precisions)
     ):
         mean[positions] = rewards[:, 0].numpy()
         variance[:, positions] = consumer.variance.numpy()

@@ -111,8 +111,8 @@ def scoring_share(rounds: int, layers: int = 4) -> dict[str, Any]:
     from transformers import LlamaConfig, LlamaForSequenceClassification
 
     from bayesrm_fast.classifier import Classifier
+    from bayesrm_fast.kronecker import KroneckerBlock
     from bayesrm_fast.passes import Passes, row_cotangent
-    from bayesrm_fast.posterior import KroneckerBlock
     from bayesrm_fast.room import Room
     from bayesrm_fast.sites import Site, find_lora_taps
     from bayesrm_fast.taps import TappedModel

@@ -6,7 +6,7 @@ import torch
 
 from bayesrm_fast.batching import plan_batches
 from bayesrm_fast.passes import Passes
-from bayesrm_fast.posterior import KroneckerPosterior
+from bayesrm_fast.posterior import Posterior
 from bayesrm_fast.rewards import rewards_of
 from bayesrm_fast.scoring import score_segments, scores_to_choose_by
 from bayesrm_fast.selection import penalty_of
@@ -100,7 +100,7 @@ def gpu_part(quick: bool, device: str = "cuda") -> dict[str, Any]:
     return results | rates
 
 
-def largest_batch(passes: Passes, posterior: KroneckerPosterior) -> int:
+def largest_batch(passes: Passes, posterior: Posterior) -> int:
     """Tokens of the largest batch, in powers of two, of which mean and variance fit in memory."""
     tokens = 4096
     while tokens < 2**20:

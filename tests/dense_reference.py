@@ -131,8 +131,8 @@ class DensePosterior:
         raise KeyError(name)
 
     def ggn(self, structure, rank=None):
-        """The curvature over all weights: "exact", or block diagonal "kfac" or "ekfac"."""
-        if structure == "exact":
+        """The curvature over all weights: as it is ("ggn"), or block diagonal "kfac" or "ekfac"."""
+        if structure == "ggn":
             return (self.jacobians.T * self.curvature) @ self.jacobians
         total = np.zeros((len(self.theta),) * 2)
         for name in self.modules:

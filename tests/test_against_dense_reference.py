@@ -55,7 +55,9 @@ def assert_all_numbers_agree(rm, dense, pairs, structure, rank, relative):
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
 @pytest.mark.parametrize("padding_side", ["left", "right"])
-@pytest.mark.parametrize(("structure", "rank"), [("kfac", None), ("ekfac", None), ("kfac", 5), ("ekfac", 5)])
+@pytest.mark.parametrize(
+    ("structure", "rank"), [("kfac", None), ("ekfac", None), ("kfac", 5), ("ekfac", 5), ("ggn", 16)]
+)
 @pytest.mark.parametrize("architecture", ["llama", "bert"])
 def test_variance_pairs_covariance_and_evidence(architecture, structure, rank, padding_side, dtype):
     tokenizer = tiny_tokenizer(architecture)
@@ -66,12 +68,13 @@ def test_variance_pairs_covariance_and_evidence(architecture, structure, rank, p
     assert_all_numbers_agree(rm, dense_posterior(rm, pairs), pairs, structure, rank, RELATIVE[dtype])
 
 
+@pytest.mark.parametrize("structure", ["ekfac", "ggn"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_every_architecture(architecture):
+def test_every_architecture(architecture, structure):
     rm = BayesianRewardModel(tiny_adapter(architecture, dtype=torch.float64), tiny_tokenizer(architecture))
     pairs = tiny_pairs(4)
-    rm.fit(pairs, structure="ekfac", rank=5, prior_precision=PRECISION)
-    assert_all_numbers_agree(rm, dense_posterior(rm, pairs), pairs, "ekfac", 5, FLOAT32_INSIDE)
+    rm.fit(pairs, structure=structure, rank=5, prior_precision=PRECISION)
+    assert_all_numbers_agree(rm, dense_posterior(rm, pairs), pairs, structure, 5, FLOAT32_INSIDE)
 
 
 @pytest.mark.parametrize(
@@ -93,7 +96,7 @@ def test_adapter_options(lora):
 
 
 @pytest.mark.parametrize(("architecture", "head"), [("llama", "score"), ("bert", "classifier")])
-@pytest.mark.parametrize("structure", ["kfac", "ekfac"])
+@pytest.mark.parametrize("structure", ["kfac", "ekfac", "ggn"])
 def test_head_in_the_posterior(architecture, head, structure):
     rm = BayesianRewardModel(tiny_adapter(architecture, dtype=torch.float64), tiny_tokenizer(architecture))
     pairs = tiny_pairs(4)

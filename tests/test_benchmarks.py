@@ -13,7 +13,6 @@ from bayesrm_fast.ops.cpp import unavailable
 from benchmarks.data import ROOT, data_folder
 from benchmarks.formulations import LOSES_DIGITS, PLAIN_TORCH, inputs, rectangles
 from benchmarks.on_gpu import gpu_part
-from benchmarks.scoring import lazily
 
 OURS = "ours, batch of 8"
 
@@ -71,7 +70,7 @@ def test_scoring_quick(tmp_path, part):
 
 def test_the_gpu_part_runs(monkeypatch):
     """On small shapes on a CPU: what it measures there says nothing."""
-    results = gpu_part(True, lazily, "cpu")
+    results = gpu_part(True, "cpu")
     assert 1 <= results["small"]["variances"] <= 8
     assert set(results["small"]["formulations"]) > {"ours, lazy best of n", "plain forward of whole rows"}
 

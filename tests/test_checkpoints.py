@@ -8,7 +8,7 @@ import torch
 from tiny import tiny_adapter, tiny_base, tiny_pairs, tiny_tokenizer, words
 
 from bayesrm_fast import BayesianRewardModel, InputError
-from bayesrm_fast.posterior import KroneckerPosterior
+from bayesrm_fast.posterior_files import load_posterior, save_posterior
 
 PROMPTS, RESPONSES = [words(3, 1)] * 3, [words(4 + i, i) for i in range(3)]
 
@@ -86,7 +86,7 @@ def test_the_record_is_readable(model_folder):
 
 
 def test_shared_bases_are_stored_once(model_folder):
-    posterior = KroneckerPosterior.load(model_folder)
+    posterior = load_posterior(model_folder)
     layer = "model.layers.0.self_attn"
     blocks = posterior.blocks
     assert blocks[f"{layer}.q_proj.lora_A"].basis_q is blocks[f"{layer}.v_proj.lora_A"].basis_q
@@ -135,12 +135,12 @@ def test_a_broken_record_is_refused(copied, content):
 
 
 def test_a_posterior_with_values_that_are_not_finite_is_refused(model_folder, tmp_path):
-    posterior = KroneckerPosterior.load(model_folder)
+    posterior = load_posterior(model_folder)
     name = posterior.sites[0].name
     posterior.blocks[name].basis_p[0, 0] = float("nan")  # no part of the record's own figures
-    posterior.save(tmp_path)
+    save_posterior(posterior, tmp_path)
     with pytest.raises(InputError, match=f"basis_p of {name} is NaN"):
-        KroneckerPosterior.load(tmp_path)
+        load_posterior(tmp_path)
 
 
 def test_a_record_with_a_prior_precision_that_is_not_positive_is_refused(copied):

@@ -9,9 +9,9 @@ from tolerances import RELATIVE
 
 from bayesrm_fast import BayesianRewardModel
 from bayesrm_fast.curvature import EigenvalueCorrection
+from bayesrm_fast.kronecker import KroneckerPosterior, ekfac_blocks
 from bayesrm_fast.ops import segment_outer
 from bayesrm_fast.passes import likelihood_cotangent
-from bayesrm_fast.posterior import KroneckerPosterior, ekfac_blocks
 
 SETTINGS = settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 TEXTS = st.builds(words, st.integers(1, 12), st.integers(0, 10**6))
@@ -98,7 +98,7 @@ def test_more_pairs_never_raise_an_ekfac_variance_at_fixed_bases(fitted, count, 
     assert (variances[1] <= variances[0] * (1 + 1e-6)).all()
 
 
-@pytest.mark.parametrize("structure", ["kfac", "ekfac"])
+@pytest.mark.parametrize("structure", ["kfac", "ekfac", "ggn"])
 def test_order_and_sharding_of_the_pairs_change_nothing(structure):
     pairs = tiny_pairs(8)
     results = []

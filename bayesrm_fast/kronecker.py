@@ -1,0 +1,241 @@
+"""Posteriors whose GGN has one block per site, each in a Kronecker eigenbasis: kfac and ekfac."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bayesrm_fast.curvature import EigenvalueCorrection, KroneckerMoments, by_columns
+from bayesrm_fast.ops import kron_project, kron_variance, segment_outer
+from bayesrm_fast.posterior import FitRecord, Posterior
+from bayesrm_fast.sites import Site
+
+
+@dataclass(frozen=True)
+class KroneckerBlock:
+    """The GGN's block of one site in its Kronecker eigenbasis.
+
+    Attributes:
+        basis_p: V `[r, r]`.
+        basis_q: U `[d, k]`.
+        eigenvalues: E `[r, k]`.
+        tail: e `[r]`, the eigenvalue of row i in every direction outside span(U).
+    """
+
+    basis_p: Tensor
+    basis_q: Tensor
+    eigenvalues: Tensor
+    tail: Tensor
+
+    @property
+    def outside(self) -> int:
+        """d − k, directions of a row outside the basis."""
+        return self.basis_q.shape[0] - self.basis_q.shape[1]
+
+
+class KroneckerPosterior(Posterior):
+    """Gaussian posterior whose GGN is one Kronecker eigenbasis per site.
+
+    Args:
+        sites: what it is over.
+        blocks: a block for each site, by name. Sites that share an input share the tensor `basis_q`.
+        prior_precision: λ.
+        record: what it was fitted on.
+    """
+
+    def __init__(
+        self, sites: Sequence[Site], blocks: Mapping[str, KroneckerBlock], prior_precision: float, record: FitRecord
+    ) -> None:
+        super().__init__(sites, prior_precision, record)
+        self.blocks = dict(blocks)
+
+    def weights(self, name: str, prior_precision: float | None = None) -> tuple[Tensor, Tensor]:  # (r, k), (r,)
+        """Posterior variances `1 / (E + λ)` of a site's coordinates inside its basis, and of each row outside it."""
+        precision = self.prior_precision if prior_precision is None else prior_precision
+        block = self.blocks[name]
+        return 1 / (block.eigenvalues + precision), 1 / (block.tail + precision)
+
+    def conditional(self, sites: Sequence[Site]) -> "KroneckerPosterior":
+        """See `Posterior`; sites are independent here, so that these are the sites' own blocks."""
+        blocks = {site.name: self.blocks[site.name] for site in sites}
+        return KroneckerPosterior(sites, blocks, self.prior_precision, self.record)
+
+    def spectrum(self) -> list[tuple[Tensor, int]]:
+        """See `Posterior`."""
+        inside = [(block.eigenvalues.double(), 1) for block in self.blocks.values()]
+        return inside + [(block.tail.double(), block.outside) for block in self.blocks.values()]
+
+    def variance_consumer(self, segments: int) -> "KroneckerVariance":
+        """See `Posterior`."""
+        return KroneckerVariance(self, segments)
+
+    def variance_curve_consumer(self, precisions: Sequence[float]) -> "KroneckerVarianceCurve":
+        """See `Posterior`."""
+        return KroneckerVarianceCurve(self, precisions)
+
+    def feature_consumer(self) -> "KroneckerFeatures":
+        """See `Posterior`."""
+        return KroneckerFeatures(self)
+
+    def to(self, device: torch.device | str) -> "KroneckerPosterior":
+        """The same posterior with its tensors on `device`."""
+        moved: dict[int, Tensor] = {}
+
+        def move(tensor: Tensor) -> Tensor:
+            return moved.setdefault(id(tensor), tensor.to(device))
+
+        blocks = {
+            name: KroneckerBlock(move(b.basis_p), move(b.basis_q), move(b.eigenvalues), move(b.tail))
+            for name, b in self.blocks.items()
+        }
+        return KroneckerPosterior(self.sites, blocks, self.prior_precision, self.record)
+
+    def tensors(self) -> tuple[dict[str, Tensor], dict[str, str]]:
+        """See `Posterior`."""
+        tensors: dict[str, Tensor] = {}
+        owners: dict[int, str] = {}
+        shared: dict[str, str] = {}
+        for name, block in self.blocks.items():
+            owner = owners.setdefault(id(block.basis_q), name)
+            if owner == name:
+                tensors[f"{name}/basis_q"] = block.basis_q
+            else:
+                shared[name] = owner
+            for part in ("basis_p", "eigenvalues", "tail"):
+                tensors[f"{name}/{part}"] = getattr(block, part)
+        return tensors, shared
+
+    @classmethod
+    def from_tensors(
+        cls,
+        sites: Sequence[Site],
+        tensors: Mapping[str, Tensor],
+        shared: Mapping[str, str],
+        prior_precision: float,
+        record: FitRecord,
+    ) -> "KroneckerPosterior":
+        """See `Posterior`."""
+        bases = {name: by_columns(tensor) for name, tensor in tensors.items() if name.endswith("/basis_q")}
+        blocks = {
+            site.name: KroneckerBlock(
+                basis_p=tensors[f"{site.name}/basis_p"],
+                basis_q=bases[f"{shared.get(site.name, site.name)}/basis_q"],
+                eigenvalues=tensors[f"{site.name}/eigenvalues"],
+                tail=tensors[f"{site.name}/tail"],
+            )
+            for site in sites
+        }
+        return cls(sites, blocks, prior_precision, record)
+
+
+def kfac_blocks(moments: KroneckerMoments, rank: int | None, dtype: torch.dtype) -> dict[str, KroneckerBlock]:
+    """Blocks `P ⊗ Q`: `E_ij = γ_i μ_j`, and outside the basis γ_i times the mean of the μ left out."""
+    large = {name: moment.eigenbasis(rank) for name, moment in moments.large.items()}
+    bases = {name: basis.vectors.to(dtype) for name, basis in large.items()}
+    blocks = {}
+    for site in moments.sites:
+        owner = moments.large_owner(site.name)
+        small = moments.small[site.name].eigenbasis(None)
+        gamma = small.values / max(moments.tokens[site.name], 1)
+        blocks[site.name] = KroneckerBlock(
+            basis_p=small.vectors.to(dtype),
+            basis_q=bases[owner],
+            eigenvalues=torch.outer(gamma, large[owner].values).to(dtype),
+            tail=(gamma * large[owner].tail).to(dtype),
+        )
+    return blocks
+
+
+def ekfac_blocks(blocks: Mapping[str, KroneckerBlock], measured: EigenvalueCorrection) -> dict[str, KroneckerBlock]:
+    """The same bases with measured eigenvalues."""
+    return {
+        name: KroneckerBlock(
+            basis_p=block.basis_p,
+            basis_q=block.basis_q,
+            eigenvalues=measured.inside[name].to(block.eigenvalues.dtype),
+            tail=(measured.outside[name] / max(block.outside, 1)).to(block.tail.dtype),
+        )
+        for name, block in blocks.items()
+    }
+
+
+class KroneckerVariance:
+    """Adds up `JᵀΣJ` of each segment over the sites.
+
+    Args:
+        posterior: on the device of the pass.
+        segments: N.
+    """
+
+    gradients_alone = True
+
+    def __init__(self, posterior: KroneckerPosterior, segments: int) -> None:
+        self.posterior = posterior
+        self.variance = torch.zeros(segments)  # shape: (N,)
+
+    def consume(self, site: Site, p: Tensor, q: Tensor, offsets: Tensor) -> None:
+        """Add one site's part."""
+        block = self.posterior.blocks[site.name]
+        weight, residual = self.posterior.weights(site.name)
+        part = kron_variance(p, q, offsets, block.basis_p, block.basis_q, weight, residual)
+        self.variance = self.variance.to(part) + part
+
+
+class KroneckerVarianceCurve:
+    """The variance of each segment at every λ of a list, from one pass.
+
+    Args:
+        posterior: on the device of the pass.
+        precisions: L values of λ.
+    """
+
+    gradients_alone = True
+
+    def __init__(self, posterior: KroneckerPosterior, precisions: Sequence[float]) -> None:
+        self.posterior = posterior
+        self.precisions = list(precisions)
+        self.variance = torch.zeros(len(self.precisions), 1)  # shape: (L, N)
+
+    def consume(self, site: Site, p: Tensor, q: Tensor, offsets: Tensor) -> None:
+        """Add one site's part."""
+        block = self.posterior.blocks[site.name]
+        coordinates, outside = kron_project(p, q, offsets, block.basis_p, block.basis_q)
+        parts = []
+        for precision in self.precisions:
+            weight, residual = self.posterior.weights(site.name, precision)
+            parts.append((coordinates.square() * weight).sum((-2, -1)) + outside @ residual)
+        part = torch.stack(parts)
+        self.variance = self.variance.to(part) + part
+
+
+class KroneckerFeatures:
+    """Keeps each segment's whitened gradient `Σ^½ J`.
+
+    Args:
+        posterior: on the device of the pass.
+    """
+
+    gradients_alone = True
+
+    def __init__(self, posterior: KroneckerPosterior) -> None:
+        self.posterior = posterior
+        self.inside: dict[str, Tensor] = {}  # shape: (N, r · k) for each site
+        self.outside: dict[str, Tensor] = {}  # shape: (N, r · d) for each site
+
+    def features(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """See `posterior.FeatureConsumer`."""
+        return self.inside, self.outside
+
+    def consume(self, site: Site, p: Tensor, q: Tensor, offsets: Tensor) -> None:
+        """Keep one site's features."""
+        block = self.posterior.blocks[site.name]
+        weight, residual = self.posterior.weights(site.name)
+        gradient = segment_outer(p, q, offsets)
+        basis_p, basis_q = block.basis_p.to(gradient.dtype), block.basis_q.to(gradient.dtype)
+        rotated = basis_p.T @ gradient
+        coordinates = rotated @ basis_q
+        self.inside[site.name] = (coordinates * weight.sqrt()).flatten(1)
+        if block.outside:
+            outside = rotated - coordinates @ basis_q.T
+            self.outside[site.name] = (outside * residual.sqrt()[:, None]).flatten(1)

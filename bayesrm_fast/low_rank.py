@@ -1,0 +1,215 @@
+"""The posterior whose GGN is its leading eigenpairs over all sites together, with the prior outside of them: ggn."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from bayesrm_fast.ops import segment_outer
+from bayesrm_fast.posterior import FitRecord, Posterior
+from bayesrm_fast.sites import Site
+
+SMALLEST_EIGENVALUE = 1e-12
+"""Of the largest: below it, an eigenvalue of a Gram matrix in float64 is its rounding."""
+
+
+class LowRankPosterior(Posterior):
+    """Gaussian posterior whose GGN is `Σ_k s_k e_k e_kᵀ`, `e = T B` with B the stored bases of all sites side by side.
+
+    B may be rounded, to bfloat16 as well: T makes its rows orthonormal, whatever they are (docs/maths.md, section 7).
+
+    Args:
+        sites: what it is over.
+        bases: B of each site `[K, r, d]`, any floating dtype.
+        transform: T `[K', K]`, float64.
+        eigenvalues: s `[K']`, float64, descending.
+        prior_precision: λ.
+        record: what it was fitted on.
+    """
+
+    def __init__(
+        self,
+        sites: Sequence[Site],
+        bases: Mapping[str, Tensor],
+        transform: Tensor,
+        eigenvalues: Tensor,
+        prior_precision: float,
+        record: FitRecord,
+    ) -> None:
+        super().__init__(sites, prior_precision, record)
+        self.bases = dict(bases)
+        self.transform = transform
+        self.eigenvalues = eigenvalues
+
+    @classmethod
+    def from_factor(
+        cls,
+        sites: Sequence[Site],
+        bases: Mapping[str, Tensor],
+        scale: Tensor,
+        prior_precision: float,
+        record: FitRecord,
+    ) -> "LowRankPosterior":
+        """The posterior whose GGN is `FᵀF`, `F = scale B`.
+
+        Args:
+            sites: what it is over.
+            bases: B of each site `[K, r, d]`.
+            scale: `[K', K]`, float64.
+            prior_precision: λ.
+            record: what it was fitted on.
+        """
+        values, vectors = torch.linalg.eigh(scale @ gram(bases) @ scale.T)
+        kept = values > SMALLEST_EIGENVALUE * values[-1].clamp(min=torch.finfo(values.dtype).tiny)
+        eigenvalues, vectors = values[kept].flip(0), vectors[:, kept].flip(1)
+        transform = (vectors / eigenvalues.sqrt()).T @ scale
+        return cls(sites, bases, transform, eigenvalues, prior_precision, record)
+
+    def conditional(self, sites: Sequence[Site]) -> "LowRankPosterior":
+        """See `Posterior`; the GGN's block of some sites is the product of their part of its factor."""
+        bases = {site.name: self.bases[site.name] for site in sites}
+        scale = self.eigenvalues.sqrt()[:, None] * self.transform
+        return self.from_factor(sites, bases, scale, self.prior_precision, self.record)
+
+    def spectrum(self) -> list[tuple[Tensor, int]]:
+        """See `Posterior`."""
+        return [(self.eigenvalues, 1)]
+
+    def variance_consumer(self, segments: int) -> "LowRankVariance":
+        """See `Posterior`."""
+        return LowRankVariance(self, (self.prior_precision,))
+
+    def variance_curve_consumer(self, precisions: Sequence[float]) -> "LowRankVariance":
+        """See `Posterior`."""
+        return LowRankVariance(self, precisions, curve=True)
+
+    def feature_consumer(self) -> "LowRankFeatures":
+        """See `Posterior`."""
+        return LowRankFeatures(self)
+
+    def to(self, device: torch.device | str) -> "LowRankPosterior":
+        """See `Posterior`."""
+        bases = {name: basis.to(device) for name, basis in self.bases.items()}
+        transform, eigenvalues = self.transform.to(device), self.eigenvalues.to(device)
+        return LowRankPosterior(self.sites, bases, transform, eigenvalues, self.prior_precision, self.record)
+
+    def tensors(self) -> tuple[dict[str, Tensor], dict[str, str]]:
+        """See `Posterior`."""
+        tensors = {f"{name}/basis": basis for name, basis in self.bases.items()}
+        return tensors | {"all/transform": self.transform, "all/eigenvalues": self.eigenvalues}, {}
+
+    @classmethod
+    def from_tensors(
+        cls,
+        sites: Sequence[Site],
+        tensors: Mapping[str, Tensor],
+        shared: Mapping[str, str],
+        prior_precision: float,
+        record: FitRecord,
+    ) -> "LowRankPosterior":
+        """See `Posterior`."""
+        bases = {site.name: tensors[f"{site.name}/basis"] for site in sites}
+        return cls(sites, bases, tensors["all/transform"], tensors["all/eigenvalues"], prior_precision, record)
+
+
+def gram(bases: Mapping[str, Tensor]) -> Tensor:  # shape: (K, K)
+    """`B Bᵀ` over all sites, float64."""
+    parts = [(flat := basis.flatten(1).double()) @ flat.T for basis in bases.values()]
+    return torch.stack(parts).sum(0)
+
+
+class _Coordinates:
+    """A consumer's sums `B J` and `‖J‖²` over the sites, in float64.
+
+    Most of `‖J‖²` may lie in the bases, and what does not has a weight that can be a million times the rest's. So both
+    are summed in float64: products of float32 numbers are exact there, and their difference keeps its digits.
+    """
+
+    gradients_alone = True
+
+    def __init__(self, posterior: LowRankPosterior) -> None:
+        self.posterior = posterior
+        self._products: Tensor | None = None  # shape: (N, K)
+        self._squared_norm: Tensor | None = None  # shape: (N,)
+
+    def consume(self, site: Site, p: Tensor, q: Tensor, offsets: Tensor) -> None:
+        """Add one site's part."""
+        self._add(site, segment_outer(p, q, offsets).flatten(1))
+
+    def _add(self, site: Site, gradient: Tensor) -> None:  # shape: (N, r · d)
+        gradient = gradient.double()
+        products = gradient @ self.posterior.bases[site.name].flatten(1).double().T
+        squared_norm = torch.linalg.vecdot(gradient, gradient)
+        if self._products is None or self._squared_norm is None:
+            self._products, self._squared_norm = products, squared_norm
+        else:
+            self._products += products
+            self._squared_norm += squared_norm
+
+    def coordinates(self) -> tuple[Tensor, Tensor]:  # shapes: (N, K'), (N,)
+        """Coordinates in the eigenvectors, and the squared norm of what lies outside of them."""
+        assert self._products is not None
+        assert self._squared_norm is not None
+        inside = self._products @ self.posterior.transform.T
+        return inside, (self._squared_norm - inside.square().sum(1)).clamp(min=0)
+
+
+class LowRankVariance(_Coordinates):
+    """`Σ_k c_k² / (s_k + λ) + (‖J‖² − Σ_k c_k²) / λ` of each segment, c its coordinates in the eigenvectors.
+
+    Args:
+        posterior: on the device of the pass.
+        precisions: L values of λ.
+        curve: whether the result is `[L, N]`; `[N]` for the first λ otherwise.
+    """
+
+    def __init__(self, posterior: LowRankPosterior, precisions: Sequence[float], *, curve: bool = False) -> None:
+        super().__init__(posterior)
+        self.precisions = list(precisions)
+        self.curve = curve
+        self.dtype = torch.float32
+
+    def consume(self, site: Site, p: Tensor, q: Tensor, offsets: Tensor) -> None:
+        """Add one site's part."""
+        gradient = segment_outer(p, q, offsets).flatten(1)
+        self.dtype = gradient.dtype
+        self._add(site, gradient)
+
+    @property
+    def variance(self) -> Tensor:
+        """`[N]` or `[L, N]`; float32, float64 for a float64 model."""
+        inside, outside = self.coordinates()
+        precisions = torch.tensor(self.precisions, dtype=inside.dtype, device=inside.device)
+        weights = 1 / (self.posterior.eigenvalues + precisions[:, None])  # shape: (L, K')
+        variance = weights @ inside.square().T + outside / precisions[:, None]
+        return (variance if self.curve else variance[0]).to(self.dtype)
+
+
+class LowRankFeatures(_Coordinates):
+    """Keeps each segment's gradient until its coordinates are known, and then what lies outside of the eigenvectors.
+
+    Args:
+        posterior: on the device of the pass.
+    """
+
+    def __init__(self, posterior: LowRankPosterior) -> None:
+        super().__init__(posterior)
+        self._gradients: dict[str, Tensor] = {}  # shape: (N, r · d) for each site
+
+    def consume(self, site: Site, p: Tensor, q: Tensor, offsets: Tensor) -> None:
+        """Keep one site's gradients."""
+        gradient = segment_outer(p, q, offsets).flatten(1)
+        self._gradients[site.name] = gradient
+        self._add(site, gradient)
+
+    def features(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """See `posterior.FeatureConsumer`; the gradients are used up."""
+        posterior, precision = self.posterior, self.posterior.prior_precision
+        inside, _ = self.coordinates()
+        projection = inside @ posterior.transform  # shape: (N, K)
+        outside = {}
+        for name in list(self._gradients):
+            gradient = self._gradients.pop(name)
+            basis = posterior.bases[name].flatten(1).double()
+            outside[name] = ((gradient.double() - projection @ basis) / precision**0.5).to(gradient.dtype)
+        return {"all": inside / (posterior.eigenvalues + precision).sqrt()}, outside
