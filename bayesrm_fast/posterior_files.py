@@ -20,7 +20,7 @@ from bayesrm_fast.sites import Site
 
 TENSORS_FILE = "posterior.safetensors"
 RECORD_FILE = "posterior.json"
-FORMAT = 1
+FORMAT = 2
 
 CLASSES: dict[str, type[Posterior]] = {
     "kfac": KroneckerPosterior,

@@ -10,7 +10,7 @@ The exact posterior is solved densely in float64 from the pairs' Jacobians: with
 import json
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -37,7 +37,6 @@ from benchmarks.data import RESULTS, alpaca_eval, embedded_encoder
 from benchmarks.estimators import rank_correlation
 from benchmarks.timing import in_turns
 
-PRECISIONS = (0.1, 1.0, 10.0, 100.0)
 OURS: dict[str, dict[str, Any]] = {
     "kfac, 10": {"structure": "kfac", "rank": 10},
     "kfac, 64": {"structure": "kfac", "rank": 64},
@@ -63,10 +62,29 @@ class Scale:
     epochs: float
     timed_pairs: int
     rounds: int
+    precisions: tuple[float, ...]
 
 
-FULL = Scale(prompts=200, test_prompts=12, responses=20, max_length=128, epochs=2, timed_pairs=200, rounds=5)
-QUICK = Scale(prompts=30, test_prompts=3, responses=8, max_length=48, epochs=1, timed_pairs=10, rounds=1)
+FULL = Scale(
+    prompts=200,
+    test_prompts=12,
+    responses=20,
+    max_length=128,
+    epochs=2,
+    timed_pairs=200,
+    rounds=5,
+    precisions=(0.1, 1.0, 10.0, 100.0),
+)
+QUICK = Scale(
+    prompts=30,
+    test_prompts=3,
+    responses=8,
+    max_length=48,
+    epochs=1,
+    timed_pairs=10,
+    rounds=1,
+    precisions=(1e-4, 1e-3, 1e-2),
+)
 
 
 @dataclass(frozen=True)
@@ -135,7 +153,9 @@ def jacobians(passes: Passes, segments: list[Any]) -> tuple[Tensor, Tensor]:  # 
     return values, rows
 
 
-def exact_variances(passes: Passes, pairs: list[Any], rows: list[Any]) -> Tensor:  # shape: (L, N)
+def exact_variances(
+    passes: Passes, pairs: list[Any], rows: list[Any], precisions: Sequence[float]
+) -> Tensor:  # shape: (L, N)
     """Of the rows, by a dense solve in the pairs' space."""
     margins, pair_gradients = jacobians(passes, pairs)
     weighted = pair_gradients * (torch.sigmoid(margins) * torch.sigmoid(-margins)).sqrt()[:, None]
@@ -143,17 +163,17 @@ def exact_variances(passes: Passes, pairs: list[Any], rows: list[Any]) -> Tensor
     products, cross = weighted @ weighted.T, weighted @ gradients.T
     squared_norms = gradients.square().sum(1)
     found = []
-    for precision in PRECISIONS:
+    for precision in precisions:
         system = products + precision * torch.eye(len(products), dtype=torch.float64)
         found.append((squared_norms - (cross * torch.linalg.solve(system, cross)).sum(0)) / precision)
     return torch.stack(found)
 
 
-def ours(passes: Passes, rows: list[Any], posterior: Posterior) -> Tensor:  # shape: (L, N)
+def ours(passes: Passes, rows: list[Any], posterior: Posterior, precisions: Sequence[float]) -> Tensor:  # shape: (L, N)
     """Variances at every λ."""
-    found = torch.zeros(len(PRECISIONS), len(rows), dtype=torch.float64)
+    found = torch.zeros(len(precisions), len(rows), dtype=torch.float64)
     for positions, _, consumer in passes.over(
-        rows, row_cotangent, lambda _: posterior.variance_curve_consumer(PRECISIONS)
+        rows, row_cotangent, lambda _: posterior.variance_curve_consumer(precisions)
     ):
         found[:, positions] = consumer.variance.double()
     return found
@@ -166,10 +186,10 @@ def without_tail(posterior: Posterior) -> KroneckerPosterior:
     return KroneckerPosterior(posterior.sites, blocks, posterior.prior_precision, posterior.record)
 
 
-def compared(found: Tensor, exact: Tensor) -> list[dict[str, float]]:
+def compared(found: Tensor, exact: Tensor, precisions: Sequence[float]) -> list[dict[str, float]]:
     """For each λ: how the variances rank, correlate and compare with the exact ones."""
     figures = []
-    for precision, ours_, theirs in zip(PRECISIONS, found.numpy(), exact.numpy(), strict=True):
+    for precision, ours_, theirs in zip(precisions, found.numpy(), exact.numpy(), strict=True):
         low, median, high = np.quantile(ours_ / theirs, [0.05, 0.5, 0.95])
         figures.append(
             {
@@ -216,37 +236,43 @@ def measured(case: Case, scale: Scale, folder: Path) -> dict[str, Any]:
         seconds = time.perf_counter() - start
         passes = rm.passes()
         if exact is None:
-            exact = exact_variances(passes, segments, rows)
+            exact = exact_variances(passes, segments, rows, scale.precisions)
         methods[name] = {
-            "figures": compared(ours(passes, rows, posterior), exact),
+            "figures": compared(ours(passes, rows, posterior, scale.precisions), exact, scale.precisions),
             "fit_seconds": seconds,
             "stored_bytes": stored_bytes(posterior),
         }
         if name == "kfac, 10":
             bare = without_tail(posterior)
-            methods["kfac, 10, no tail"] = {**methods[name], "figures": compared(ours(passes, rows, bare), exact)}
+            methods["kfac, 10, no tail"] = {
+                **methods[name],
+                "figures": compared(ours(passes, rows, bare, scale.precisions), exact, scale.precisions),
+            }
         if name in TIMED:
             fits[name] = lambda choice=choice: rm.fit(pairs[: scale.timed_pairs], prior_precision=1.0, **choice).fitted
             scores[name] = _scoring(rm, rows[:64], posterior)
     assert exact is not None
     head = TappedModel(passes.classifier, [find_head_tap(rm.model, [])])
     start = time.perf_counter()
-    last = exact_variances(replace(passes, tapped=head), segments, rows)
-    methods["head alone"] = {"figures": compared(last, exact), "fit_seconds": time.perf_counter() - start}
+    last = exact_variances(replace(passes, tapped=head), segments, rows, scale.precisions)
+    methods["head alone"] = {
+        "figures": compared(last, exact, scale.precisions),
+        "fit_seconds": time.perf_counter() - start,
+    }
     timed_fits, timed_scores = in_turns(fits, scale.rounds), in_turns(scores, scale.rounds)
     for name in fits:
         methods[name]["timed_fit"], methods[name]["timed_score"] = timed_fits[name], timed_scores[name]
-    for name, run in peers.fidelity_peers(rm, segments, rows, PRECISIONS).items():
+    for name, run in peers.fidelity_peers(rm, segments, rows, scale.precisions).items():
         start = time.perf_counter()
         try:
             found, fit_seconds, size = run()
         except Exception as error:  # a peer that cannot run is a row that says so
-            methods[name] = {"failed": f"{type(error).__name__}: {str(error).splitlines()[0]}"[:200]}
+            methods[name] = {"failed": " ".join(f"{type(error).__name__}: {error}".split())[:160]}
             continue
         methods[name] = {
-            "figures": compared(found.double(), exact),
+            "figures": compared(found.double(), exact, scale.precisions),
             "fit_seconds": fit_seconds,
-            "score_seconds": (time.perf_counter() - start - fit_seconds) / len(PRECISIONS),
+            "score_seconds": (time.perf_counter() - start - fit_seconds) / len(scale.precisions),
             "stored_bytes": size,
         }
     ratios = {
@@ -314,7 +340,8 @@ def draw(results: dict[str, Any], path: Path) -> None:
 
 def print_case(title: str, case: dict[str, Any], console: Console) -> None:
     """One table: a row for each method, the λ side by side."""
-    table = Table("posterior", *(f"λ = {p:g}" for p in PRECISIONS), "fit, s", "MiB", title=title)
+    precisions = [row["prior_precision"] for row in case["methods"]["head alone"]["figures"]]
+    table = Table("posterior", *(f"λ = {p:g}" for p in precisions), "fit, s", "MiB", title=title)
     for name, method in case["methods"].items():
         if "failed" in method:
             table.add_row(name, method["failed"])

@@ -217,6 +217,7 @@ def _bayesian_lora_fidelity(
     factors = calculate_kronecker_factors(
         rm.model, both, loader, n_kfac=kept, lr_threshold=large, target_module_keywords=["lora"], exclude_bias=True
     )
+    rm.model.eval()
     factors = cholesky_decompose_small_factors(factors, large, "cpu", torch.float32)
     seconds = time.perf_counter() - start
     found = torch.zeros(len(precisions), len(rows))
@@ -224,8 +225,10 @@ def _bayesian_lora_fidelity(
     for at, (row,) in enumerate(rows):
         inputs = inputs_of(row)
         jacobian, _ = jacobian_mean(rm.model, inputs, output_callback=lambda outputs: outputs.logits)
-        twice = {name: j.detach().expand(-1, 2, *j.shape[2:]) for name, j in jacobian.items()}
+        # `variance` squeezes the dimension of the row away as well as the output's: both are given twice.
+        twice = {name: j.detach().expand(2, 2, *j.shape[2:]) for name, j in jacobian.items()}
+        two = Inputs(input_ids=inputs.input_ids.expand(2, -1))
         for i, precision in enumerate(precisions):
             s2 = torch.tensor(1 / precision)
-            found[i, at] = variance(inputs, twice, factors, s2, 2, lora_rank, kept, "cpu")[0, 0, 0]
+            found[i, at] = variance(two, twice, factors, s2, 2, lora_rank, kept, "cpu")[0, 0, 0]
     return found, seconds, sum(a.nbytes + s.nbytes for a, s in factors.values())
