@@ -74,8 +74,15 @@ class Calibration:
     temperature: float
 
     def plot(self, path: str | Path) -> None:
-        """Draw a reliability diagram into a file; needs matplotlib."""
-        from matplotlib.figure import Figure
+        """Draw a reliability diagram into a file.
+
+        Raises:
+            InputError: there is no matplotlib.
+        """
+        try:
+            from matplotlib.figure import Figure
+        except ImportError as error:
+            raise InputError("a plot needs the extra: pip install 'bayesrm_fast[plot]'") from error
 
         figure = Figure(figsize=(8.4, 4.4), layout="constrained")
         for axis, title, one in zip(
@@ -156,7 +163,8 @@ def calibrate(
         raise InputError("a calibration needs at least two pairs")
     difference, variance = difference.double(), variance.double()
     temperatures = torch.tensor(TEMPERATURES, dtype=torch.float64)
-    fold = torch.arange(len(difference)) % FOLDS
+    # By lot, because pairs may come in an order that means something.
+    fold = torch.randperm(len(difference), generator=torch.Generator().manual_seed(0)) % FOLDS
     # (L, temperatures, M) would be large; the mean over a fold is all that is needed of it.
     nll = torch.stack(
         [

@@ -3,6 +3,7 @@
 import hashlib
 import itertools
 import json
+import logging
 import sys
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar, cast
 
 import numpy as np
+import torch
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -20,7 +22,7 @@ from bayesrm_fast.errors import InputError
 from bayesrm_fast.files import ResumableOutput, check_output, iter_rows, read_rows
 from bayesrm_fast.fitting import SEARCHES, FitOptions, Precision
 from bayesrm_fast.passes import Segment
-from bayesrm_fast.posterior_files import read_record
+from bayesrm_fast.posterior_files import read_record, save_posterior
 from bayesrm_fast.progress import progress_bar, quiet_transformers
 from bayesrm_fast.reward_model import BayesianRewardModel
 from bayesrm_fast.selection import BestOfN, first_best, penalty_of
@@ -57,6 +59,8 @@ MaxBatchTokens = Annotated[int | None, typer.Option(help="Tokens of a batch, pad
 def main() -> None:
     """Run the command line; bad input ends with one line and exit code 2."""
     warnings.showwarning = _show_warning
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    logging.getLogger("bayesrm_fast").setLevel(logging.INFO)
     try:
         app()
     except InputError as error:
@@ -115,8 +119,12 @@ def fit(
     output: Annotated[
         Path | None, typer.Option(help="Folder for adapter and posterior. Default: the adapter's own.")
     ] = None,
-    structure: Annotated[str, typer.Option(help="kfac or ekfac.")] = "ekfac",
-    rank: Annotated[str, typer.Option(help="Eigenvectors kept of each large side, or full.")] = "64",
+    structure: Annotated[str, typer.Option(help="ggn, kfac or ekfac.")] = "ekfac",
+    rank: Annotated[
+        str, typer.Option(help="Eigenvectors kept (kfac, ekfac: of each large side), a number or full.")
+    ] = "default",
+    second_pass: Annotated[bool, typer.Option(help="For ggn: sharpen the eigenvectors by a second pass.")] = False,
+    basis_dtype: Annotated[str | None, typer.Option(help="For ggn: float32 or bfloat16.")] = None,
     prior_precision: Annotated[str, typer.Option(help="A number, evidence or validation.")] = "evidence",
     include_head: Annotated[bool, typer.Option(help="Put the score head into the posterior.")] = False,
     output_weights: Annotated[str | None, typer.Option(help="Weight of each output, separated by commas.")] = None,
@@ -128,10 +136,10 @@ def fit(
     folder = output or adapter
     options = FitOptions(
         structure,
-        None if rank == "full" else _whole_number("rank", rank),
-        cast(
-            Precision, prior_precision if prior_precision in SEARCHES else _number("prior-precision", prior_precision)
-        ),
+        "default" if rank == "default" else None if rank == "full" else _whole_number("rank", rank),
+        _precision(prior_precision),
+        second_pass,
+        None if basis_dtype is None else _dtype("basis-dtype", basis_dtype),
     )
     weights = None if output_weights is None else [_number("output-weights", w) for w in output_weights.split(",")]
     check_writable(folder)
@@ -140,10 +148,44 @@ def fit(
     model = _load(adapter, output_weights=weights, max_length=max_length, max_batch_tokens=max_batch_tokens)
     with progress_bar("fitting", stderr) as tell:
         model.fit(
-            rows, options.structure, options.rank, options.prior_precision, include_head=include_head, progress=tell
+            rows,
+            options.structure,
+            options.rank,
+            options.prior_precision,
+            include_head=include_head,
+            second_pass=options.second_pass,
+            basis_dtype=options.basis_dtype,
+            progress=tell,
         )
     model.save_pretrained(folder)
     _summary({"output": str(folder), **_posterior_summary(folder)}, as_json)
+
+
+@app.command("calibrate")
+def calibrate_command(
+    model: Model,
+    pairs: Pairs,
+    prior_precision: Annotated[str, typer.Option(help="validation, evidence or a number.")] = "validation",
+    plot: Annotated[Path | None, typer.Option(help="Draw a reliability diagram into this file.")] = None,
+    max_batch_tokens: MaxBatchTokens = None,
+    as_json: AsJson = False,
+) -> None:
+    """Choose prior precision and temperature by held-out pairs, and save them with the posterior."""
+    rows = preference_pairs(read_rows(pairs), str(pairs))
+    loaded = _load_fitted(model, max_batch_tokens)
+    with progress_bar("calibrating", stderr) as tell:
+        found = loaded.calibrate(rows, _precision(prior_precision), progress=tell)
+    if plot is not None:
+        found.plot(plot)
+    save_posterior(loaded.fitted, model)
+    shown: dict[str, Any] = {
+        "pairs": found.pairs,
+        "prior_precision": found.prior_precision,
+        "temperature": found.temperature,
+    }
+    for when, one in (("before", found.before), ("after", found.after)):
+        shown |= {f"{name}_{when}": getattr(one, name) for name in ("accuracy", "nll", "brier", "ece")}
+    _summary(shown, as_json)
 
 
 @app.command()
@@ -249,7 +291,7 @@ def info(
 
 def _posterior_summary(folder: Path) -> dict[str, Any]:
     record = read_record(folder)
-    names = ("structure", "rank", "pairs", "prior_precision", "log_evidence", "effective_parameters")
+    names = ("structure", "rank", "pairs", "prior_precision", "temperature", "log_evidence", "effective_parameters")
     return {name: record[name] for name in names} | {"prior_chosen_by": record["prior"]["method"]}
 
 
@@ -263,6 +305,7 @@ def _job(loaded: BayesianRewardModel, input_file: Path, options: dict[str, Any])
         "structure": record.structure,
         "rank": record.rank,
         "prior_precision": loaded.fitted.prior_precision,
+        "temperature": record.temperature,
         "max_length": loaded.encoder.max_length,
         **options,
     }
@@ -308,6 +351,16 @@ def _number(option: str, text: str) -> float:
         return float(text)
     except ValueError as error:
         raise InputError(f"--{option} must be a number, not {text!r}") from error
+
+
+def _precision(text: str) -> Precision:
+    return cast(Precision, text) if text in SEARCHES else _number("prior-precision", text)
+
+
+def _dtype(option: str, text: str) -> torch.dtype:
+    if text not in ("float32", "bfloat16"):
+        raise InputError(f"--{option} must be float32 or bfloat16, not {text!r}")
+    return cast(torch.dtype, getattr(torch, text))
 
 
 def _whole_number(option: str, text: str) -> int:

@@ -1,5 +1,6 @@
 """From preference pairs to a posterior."""
 
+import logging
 import math
 import warnings
 from collections.abc import Sequence
@@ -20,6 +21,8 @@ from bayesrm_fast.prior import GRID, by_evidence, by_validation
 from bayesrm_fast.sites import LoraTap
 from bayesrm_fast.taps import Consumer
 
+logger = logging.getLogger("bayesrm_fast")
+
 STRUCTURES = ("kfac", "ekfac", "ggn")
 DEFAULT_RANK = {"kfac": 64, "ekfac": 64, "ggn": 128}
 BASIS_DTYPES = (None, torch.float32, torch.bfloat16)
@@ -36,7 +39,8 @@ class FitOptions:
 
     Attributes:
         structure: "kfac", "ekfac" or "ggn".
-        rank: eigenvectors kept, of each large side or, for ggn, of all sites together; None for all.
+        rank: eigenvectors kept, of each large side or, for ggn, of all sites together; None for all, "default" for
+            `DEFAULT_RANK`.
         prior_precision: λ, "evidence" or "validation".
         second_pass: for ggn: sharpen the eigenvectors by a second pass over the pairs.
         basis_dtype: for ggn: what its eigenvectors are kept in, float32 or bfloat16; None for the model's.
@@ -46,10 +50,15 @@ class FitOptions:
     """
 
     structure: str
-    rank: int | None
+    rank: int | Literal["default"] | None
     prior_precision: Precision
     second_pass: bool = False
     basis_dtype: torch.dtype | None = None
+
+    @property
+    def kept(self) -> int | None:
+        """The rank as a number, or None for all."""
+        return DEFAULT_RANK[self.structure] if isinstance(self.rank, str) else self.rank
 
     @property
     def passes(self) -> int:
@@ -59,7 +68,7 @@ class FitOptions:
     def __post_init__(self) -> None:
         if self.structure not in STRUCTURES:
             raise InputError(f"structure must be one of {', '.join(STRUCTURES)}, not {self.structure!r}")
-        if self.rank is not None and (not isinstance(self.rank, int) or isinstance(self.rank, bool) or self.rank < 1):
+        if self.rank not in (None, "default") and (type(self.rank) is not int or self.rank < 1):
             raise InputError(f"rank must be a whole number of at least 1, or None for full rank, not {self.rank!r}")
         if isinstance(self.prior_precision, str):
             if self.prior_precision not in SEARCHES:
@@ -126,7 +135,7 @@ def fit_posterior(
 def _fit_kronecker(
     passes: Passes, segments: Sequence[Segment], options: FitOptions, record: FitRecord, counter: "_Counter"
 ) -> Posterior:
-    sites, rank = passes.tapped.sites, options.rank
+    sites, rank = passes.tapped.sites, options.kept
     short = [site for site in sites if rank is not None and rank > site.d]
     if short:
         warnings.warn(
@@ -153,15 +162,16 @@ def _fit_low_rank(
     passes: Passes, segments: Sequence[Segment], options: FitOptions, record: FitRecord, counter: "_Counter"
 ) -> Posterior:
     sites, dtype = passes.tapped.sites, passes.tapped.gradient_dtype
-    memory = ggn_memory(passes, segments, options.rank)
+    memory = ggn_memory(passes, segments, options.kept)
+    logger.info("%s", memory)
     memory.refuse_what_does_not_fit()
-    sketch = GgnSketch(sites, options.rank, len(segments), passes.device, dtype)
+    sketch = GgnSketch(sites, options.kept, len(segments), passes.device, dtype)
     log_likelihood = _gather(passes, segments, sketch, counter)
     if options.second_pass and not sketch.is_exact:
         omega, _ = sketch.eigenpairs(None)
-        sketch = GgnSketch(sites, options.rank, len(segments), passes.device, dtype, omega)
+        sketch = GgnSketch(sites, options.kept, len(segments), passes.device, dtype, omega)
         _gather(passes, segments, sketch, counter)
-    rows, eigenvalues = sketch.eigenpairs(options.rank)
+    rows, eigenvalues = sketch.eigenpairs(options.kept)
     stored = dtype if options.basis_dtype is None else options.basis_dtype
     bases = {site.name: rows.pop(site.name).view(-1, site.r, site.d).to(stored) for site in sites}
     scale = eigenvalues.sqrt().diag()

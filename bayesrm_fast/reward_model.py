@@ -18,7 +18,7 @@ from bayesrm_fast.calibration import Calibration, calibrate
 from bayesrm_fast.checkpoints import load_adapter, local_folder, save_adapter
 from bayesrm_fast.classifier import Classifier, Shortcuts
 from bayesrm_fast.errors import InputError
-from bayesrm_fast.fitting import DEFAULT_RANK, FitOptions, Precision, fit_posterior, variance_curve
+from bayesrm_fast.fitting import FitOptions, Precision, fit_posterior, variance_curve
 from bayesrm_fast.joint import JointRewards
 from bayesrm_fast.passes import Passes, Progress, Segment, StartAgain, measured_room
 from bayesrm_fast.posterior import FitRecord, Posterior
@@ -196,8 +196,7 @@ class BayesianRewardModel:
         Raises:
             InputError: pairs or options that cannot be served.
         """
-        kept = DEFAULT_RANK.get(structure) if rank == "default" else rank
-        options = FitOptions(structure, kept, prior_precision, second_pass, basis_dtype)
+        options = FitOptions(structure, rank, prior_precision, second_pass, basis_dtype)
         if validation_pairs is not None and prior_precision != "validation":
             raise InputError("validation_pairs are used by prior_precision='validation' alone")
         segments = self._pair_segments(preference_pairs(pairs))
@@ -207,7 +206,7 @@ class BayesianRewardModel:
         self._lora = find_lora_taps(self.model)
         record = FitRecord(
             structure=structure,
-            rank=options.rank,
+            rank=options.kept,
             pairs=len(segments),
             log_likelihood=0.0,
             squared_norm=0.0,
@@ -293,7 +292,7 @@ class BayesianRewardModel:
             InputError: fewer than two pairs, pairs that cannot be read, or an unknown `prior_precision`.
         """
         posterior, segments = self.fitted, self.tokenize_pairs(pairs)
-        FitOptions(posterior.record.structure, None, prior_precision)
+        FitOptions(posterior.record.structure, None, prior_precision)  # checks it
         if prior_precision == "validation":
             choices = list(GRID)
         else:
