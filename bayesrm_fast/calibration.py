@@ -2,14 +2,17 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from bayesrm_fast.errors import InputError
-from bayesrm_fast.prior import probit_probability
+from bayesrm_fast.fitting import FitOptions, Precision, variance_curve
+from bayesrm_fast.passes import Passes, Progress, Segment
+from bayesrm_fast.posterior import Posterior
+from bayesrm_fast.prior import GRID, by_evidence, probit_probability
 
 TEMPERATURES = tuple(2.0 ** (exponent / 8) for exponent in range(-24, 25))
 """T from 1/8 to 8, eight values an octave."""
@@ -190,3 +193,37 @@ def calibrate(
         after[held] = probit_probability(difference[held], variance[row, held], temperature)
     row, temperature = best(nll.sum(2))
     return Calibration(len(difference), reliability(before), reliability(after), precisions[row], temperature)
+
+
+def calibrate_posterior(
+    passes: Passes,
+    pairs: Sequence[Segment],
+    posterior: Posterior,
+    prior_precision: Precision,
+    progress: Progress | None,
+) -> Calibration:
+    """Choose λ and a temperature by held-out pairs and give them to the posterior.
+
+    Args:
+        passes: the model.
+        pairs: tokenized, the chosen response first.
+        posterior: on the device of the passes.
+        prior_precision: "validation" chooses λ by the pairs; "evidence" or a number gives it.
+        progress: told the pairs done and their total.
+
+    Raises:
+        InputError: fewer than two pairs, or an unknown `prior_precision`.
+    """
+    FitOptions(posterior.record.structure, None, prior_precision)  # checks it
+    if prior_precision == "validation":
+        choices = list(GRID)
+    else:
+        choices = [by_evidence(posterior).best if isinstance(prior_precision, str) else float(prior_precision)]
+    current = posterior.prior_precision
+    difference, variance = variance_curve(passes, pairs, posterior, [*choices, current], progress)
+    before = probit_probability(difference, variance[-1], posterior.record.temperature)
+    found = calibrate(difference, variance[:-1], choices, before)
+    posterior.prior_precision = found.prior_precision
+    prior = {"method": "calibration", "criterion": "held-out negative log likelihood", "pairs": found.pairs}
+    posterior.record = replace(posterior.record, temperature=found.temperature, prior=prior)
+    return found

@@ -74,6 +74,28 @@ def load_adapter(folder: Path, **model_options: Any) -> tuple[PeftModel, PreTrai
     return adapted.eval(), tokenizer
 
 
+def add_adapter(model: PeftModel, folder: Path, name: str) -> None:
+    """Load another adapter of the same base model beside those that a model has, and make it active.
+
+    Raises:
+        InputError: no adapter, an unreadable one, one of another base model, or a name that is in use.
+    """
+    if not (folder / ADAPTER_CONFIG).is_file():
+        raise InputError(f"{folder} has no {ADAPTER_CONFIG}; it is not a peft adapter")
+    if name in model.peft_config:
+        raise InputError(f"the model has an adapter {name!r} already")
+    try:
+        base = PeftConfig.from_pretrained(str(folder)).base_model_name_or_path
+    except (ValueError, TypeError, KeyError) as error:
+        raise InputError(f"{folder / ADAPTER_CONFIG} cannot be read: {error}") from error
+    own = next(iter(model.peft_config.values())).base_model_name_or_path
+    if base != own:
+        raise InputError(f"the adapter in {folder} is of the base model {base}, not of {own}")
+    _head_shapes(folder / ADAPTER_TENSORS)
+    model.load_adapter(str(folder), adapter_name=name)
+    model.set_adapter(name, inference_mode=True)
+
+
 def _head_shapes(path: Path) -> list[list[int]]:
     """Shapes of the score head's weights in an adapter's file, in the file's order; empty where it has none."""
     try:

@@ -14,26 +14,26 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from bayesrm_fast.calibration import Calibration, calibrate
-from bayesrm_fast.checkpoints import load_adapter, local_folder, save_adapter
+from bayesrm_fast.calibration import Calibration, calibrate_posterior
+from bayesrm_fast.checkpoints import add_adapter, load_adapter, local_folder, save_adapter
 from bayesrm_fast.classifier import Classifier, Shortcuts
 from bayesrm_fast.errors import InputError
-from bayesrm_fast.fitting import FitOptions, Precision, fit_posterior, variance_curve
+from bayesrm_fast.fitting import FitOptions, Precision, fit_posterior
 from bayesrm_fast.joint import JointRewards
 from bayesrm_fast.passes import Passes, Progress, Segment, StartAgain, measured_room
 from bayesrm_fast.posterior import FitRecord, Posterior
 from bayesrm_fast.posterior_files import RECORD_FILE, load_posterior
-from bayesrm_fast.prior import GRID, by_evidence, probit_probability
+from bayesrm_fast.rewards import rewards_of
 from bayesrm_fast.room import BATCH_TOKENS, Room, release_memory
 from bayesrm_fast.scoring import (
     Outside,
     PairScores,
     RewardScores,
+    choose_each,
     joint_rewards,
     score_segments,
-    scores_to_choose_by,
 )
-from bayesrm_fast.selection import BestOfN, Penalty, first_best, penalty_of
+from bayesrm_fast.selection import BestOfN, Penalty, penalty_of
 from bayesrm_fast.shortcuts import find_shortcuts
 from bayesrm_fast.sites import Tap, adapter_hash, find_head, find_head_tap, find_lora_taps
 from bayesrm_fast.streaming import prefetched
@@ -44,7 +44,7 @@ from bayesrm_fast.text import (
     Text,
     TextEncoder,
     candidate_sets,
-    check_text,
+    check_rows,
     default_max_length,
     preference_pairs,
     prompt_and_response,
@@ -131,28 +131,54 @@ class BayesianRewardModel:
             InputError: an adapter that cannot be served, or a posterior of other adapter weights.
         """
         folder = local_folder(path)
-        posterior = load_posterior(folder) if (folder / RECORD_FILE).exists() else None
-        if posterior is not None:
-            saved = posterior.record.output_weights
-            if output_weights is not None and [float(w) for w in output_weights] != saved:
-                raise InputError(f"the posterior in {folder} was fitted with output_weights={saved}")
-            output_weights = saved
-            max_length = max_length or posterior.record.max_length
+        posterior = _saved_posterior(folder, output_weights)
         model, tokenizer = load_adapter(folder, **model_options)
         if "device_map" not in model_options:
             model = model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         loaded = cls(
             model,
             tokenizer,
-            output_weights=output_weights,
-            max_length=max_length,
+            output_weights=output_weights if posterior is None else posterior.record.output_weights,
+            max_length=max_length or (posterior.record.max_length if posterior else None),
             max_batch_tokens=max_batch_tokens,
         )
-        if posterior is not None:
-            if posterior.record.adapter_sha256 != loaded._adapter_hash():
-                raise InputError(f"the posterior in {folder} was fitted on other adapter weights than those beside it")
-            loaded.posterior = posterior.to(loaded._passes_options["device"])
+        loaded._take_posterior(posterior, folder)
         return loaded
+
+    def with_adapter(self, folder: Path, name: str) -> Self:
+        """Another adapter, with the posterior that is saved beside it, on this one's base model; it is active then.
+
+        Args:
+            folder: what `save_pretrained` or peft wrote, for the same base model.
+            name: of the adapter in the shared model, not in use yet.
+
+        Raises:
+            InputError: an adapter of another base model, or one that cannot be served.
+        """
+        posterior = _saved_posterior(folder, None)
+        add_adapter(self.model, folder, name)
+        room = self._room
+        loaded = type(self)(
+            self.model,
+            self.tokenizer,
+            output_weights=self.output_weights if posterior is None else posterior.record.output_weights,
+            max_length=self.encoder.max_length if posterior is None else posterior.record.max_length,
+            max_batch_tokens=None if room is None else room.batch_tokens,
+        )
+        loaded._take_posterior(posterior, folder)
+        return loaded
+
+    def _take_posterior(self, posterior: Posterior | None, folder: Path) -> None:
+        if posterior is None:
+            return
+        if posterior.record.adapter_sha256 != self._adapter_hash():
+            raise InputError(f"the posterior in {folder} was fitted on other adapter weights than those beside it")
+        self.posterior = posterior.to(self._passes_options["device"])
+
+    @property
+    def adapter(self) -> str:
+        """Name of the adapter that is scored by, among those of the model."""
+        return self._lora[0].adapter
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write the adapter, the tokenizer and the posterior; a new folder appears whole or not at all.
@@ -160,7 +186,7 @@ class BayesianRewardModel:
         Raises:
             InputError: the folder cannot be written.
         """
-        save_adapter(Path(folder), self.model, self._lora[0].adapter, self.tokenizer, self.posterior)
+        save_adapter(Path(folder), self.model, self.adapter, self.tokenizer, self.posterior)
 
     @_outside_inference_mode
     def fit(
@@ -252,6 +278,18 @@ class BayesianRewardModel:
         return self._pair_segments(preference_pairs(pairs))
 
     @_outside_inference_mode
+    def rewards(self, prompts: Sequence[Text], responses: Sequence[Text]) -> Tensor:
+        """MAP rewards `[N]` by forward passes alone; needs no posterior.
+
+        Raises:
+            InputError: no rows, lists of different lengths, or text that cannot be read.
+        """
+        rows = self._encode(prompts, responses)
+        numbers: dict[str, int] = {}
+        owners = [numbers.setdefault(str(prompt), len(numbers)) for prompt in prompts]
+        return rewards_of(self._passes(include_head=False), rows, owners)
+
+    @_outside_inference_mode
     def score_tokenized(self, segments: Sequence[Segment], *, progress: Progress | None = None) -> RewardScores:
         """`score` or `score_pairs` of tokenized rows or pairs.
 
@@ -291,20 +329,8 @@ class BayesianRewardModel:
         Raises:
             InputError: fewer than two pairs, pairs that cannot be read, or an unknown `prior_precision`.
         """
-        posterior, segments = self.fitted, self.tokenize_pairs(pairs)
-        FitOptions(posterior.record.structure, None, prior_precision)  # checks it
-        if prior_precision == "validation":
-            choices = list(GRID)
-        else:
-            choices = [by_evidence(posterior).best if isinstance(prior_precision, str) else float(prior_precision)]
-        current = posterior.prior_precision
-        difference, variance = variance_curve(self.passes(), segments, posterior, [*choices, current], progress)
-        before = probit_probability(difference, variance[-1], posterior.record.temperature)
-        found = calibrate(difference, variance[:-1], choices, before)
-        posterior.prior_precision = found.prior_precision
-        prior = {"method": "calibration", "criterion": "held-out negative log likelihood", "pairs": found.pairs}
-        posterior.record = replace(posterior.record, temperature=found.temperature, prior=prior)
-        return found
+        segments = self.tokenize_pairs(pairs)
+        return calibrate_posterior(self.passes(), segments, self.fitted, prior_precision, progress)
 
     @_outside_inference_mode
     def covariance(self, prompt: Text, responses: Sequence[Text], *, outside: Outside = "auto") -> JointRewards:
@@ -381,16 +407,7 @@ class BayesianRewardModel:
             rule = replace(rule, ceiling=None)
         elif rule.ceiling is None:
             warnings.warn("the penalty has no ceiling, so every variance is computed", stacklevel=2)
-        counts = [len(one.responses) for one in sets]
-        scored = scores_to_choose_by(self.passes(), rows, counts, self.fitted, rule, progress)
-        cut = torch.tensor([row.truncated for row in rows]).split(counts)
-        results = []
-        for one, (mean, variance), truncated in zip(sets, scored, cut, strict=True):
-            scores = rule.score(mean, variance)
-            index = first_best(torch.where(variance.isnan(), torch.nan, scores))
-            computed = int((~variance.isnan()).sum())
-            results.append(BestOfN(index, one.responses[index], scores, mean, variance, truncated, computed))
-        return results
+        return choose_each(self.passes(), sets, rows, self.fitted, rule, progress)
 
     def score_stream(self, rows: Iterable[Any], *, window: int = STREAM_WINDOW) -> Iterator[tuple[float, float, bool]]:
         """Reward and variance of every row of an iterable that need not fit in memory, in its order.
@@ -457,16 +474,7 @@ class BayesianRewardModel:
         return adapter_hash([*self._lora, *([head] if head else [])])
 
     def _encode(self, prompts: Sequence[Text], responses: Sequence[Text]) -> list[Any]:
-        for name, texts in (("prompts", prompts), ("responses", responses)):
-            if isinstance(texts, str) or not isinstance(texts, Sequence):
-                raise InputError(f"{name} must be a list, not {type(texts).__name__}")
-        if len(prompts) != len(responses):
-            raise InputError(f"there are {len(prompts)} prompts but {len(responses)} responses")
-        if not prompts:
-            raise InputError("there is nothing to score: the list is empty")
-        for i, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
-            check_text(prompt, f"prompts[{i}]")
-            check_text(response, f"responses[{i}]")
+        check_rows(prompts, responses)
         return self.encoder.encode(prompts, responses)
 
     def _pair_segments(self, pairs: Sequence[PreferencePair]) -> list[Segment]:
@@ -485,6 +493,16 @@ def _checked_output_weights(weights: Sequence[float] | Tensor | None, labels: in
     if checked.shape != (labels,) or not checked.isfinite().all():
         raise InputError(f"output_weights must be {labels} finite numbers, one for each output of the model")
     return checked
+
+
+def _saved_posterior(folder: Path, output_weights: Sequence[float] | None) -> Posterior | None:
+    if not (folder / RECORD_FILE).exists():
+        return None
+    posterior = load_posterior(folder)
+    saved = posterior.record.output_weights
+    if output_weights is not None and [float(w) for w in output_weights] != saved:
+        raise InputError(f"the posterior in {folder} was fitted with output_weights={saved}")
+    return posterior
 
 
 def _truncated(segments: Sequence[Segment]) -> Tensor:

@@ -14,8 +14,8 @@ from bayesrm_fast.posterior import Posterior
 from bayesrm_fast.prior import probit_probability
 from bayesrm_fast.rewards import bounded_rewards, distinct
 from bayesrm_fast.room import free_bytes
-from bayesrm_fast.selection import Penalty, needed_variances
-from bayesrm_fast.text import TokenizedText
+from bayesrm_fast.selection import BestOfN, Penalty, first_best, needed_variances
+from bayesrm_fast.text import Candidates, TokenizedText
 
 if TYPE_CHECKING:
     import pandas
@@ -136,6 +136,27 @@ def scores_to_choose_by(
     if passes.device.type == "cpu":
         wave = int(CPU_WAVE * wave)
     return list(zip(means, needed_variances(means, ceilings, lengths, penalty, variances, wave), strict=True))
+
+
+def choose_each(
+    passes: Passes,
+    candidates: Sequence[Candidates],
+    rows: Sequence[TokenizedText],
+    posterior: Posterior,
+    penalty: Penalty,
+    progress: Progress | None,
+) -> list[BestOfN]:
+    """The best candidate of every prompt; arguments as for `scores_to_choose_by`, with the rows' texts."""
+    counts = [len(one.responses) for one in candidates]
+    scored = scores_to_choose_by(passes, rows, counts, posterior, penalty, progress)
+    cut = torch.tensor([row.truncated for row in rows]).split(counts)
+    results = []
+    for one, (mean, variance), truncated in zip(candidates, scored, cut, strict=True):
+        scores = penalty.score(mean, variance)
+        index = first_best(torch.where(variance.isnan(), torch.nan, scores))
+        computed = int((~variance.isnan()).sum())
+        results.append(BestOfN(index, one.responses[index], scores, mean, variance, truncated, computed))
+    return results
 
 
 def joint_rewards(

@@ -264,3 +264,17 @@ def _as_plain(text: Text) -> str:
 def default_max_length(tokenizer: PreTrainedTokenizerBase, max_position_embeddings: int | None) -> int:
     """The longest row that both tokenizer and model accept, at most `LONGEST_DEFAULT`."""
     return min(int(tokenizer.model_max_length), max_position_embeddings or LONGEST_DEFAULT, LONGEST_DEFAULT)
+
+
+def check_rows(prompts: Sequence[Any], responses: Sequence[Any]) -> None:
+    """Raise InputError unless these are two lists of as many texts each, and not empty."""
+    for name, texts in (("prompts", prompts), ("responses", responses)):
+        if isinstance(texts, str) or not isinstance(texts, Sequence):
+            raise InputError(f"{name} must be a list, not {type(texts).__name__}")
+    if len(prompts) != len(responses):
+        raise InputError(f"there are {len(prompts)} prompts but {len(responses)} responses")
+    if not prompts:
+        raise InputError("there is nothing to score: the list is empty")
+    for i, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
+        check_text(prompt, f"prompts[{i}]")
+        check_text(response, f"responses[{i}]")

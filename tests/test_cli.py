@@ -62,6 +62,34 @@ def test_the_whole_job(base_folder, pairs_file, candidates_file, tmp_path):
         assert row["score"] == pytest.approx(row["mean"] - 0.5 * row["std"], rel=1e-5, abs=1e-7)
 
 
+@pytest.mark.parametrize("options", [(), ("--second-pass", "--basis-dtype", "bfloat16", "--rank", "3")])
+def test_a_ggn_fit_says_what_it_keeps_and_is_served_like_any_other(
+    adapter_folder, pairs_file, candidates_file, tmp_path, options
+):
+    done = bayesrm(
+        "fit", adapter_folder, pairs_file, "--output", tmp_path / "rm", "--structure", "ggn", *options, "--json"
+    )
+    assert "the fit keeps" in done.stderr
+    fitted = json.loads(done.stdout)
+    assert (fitted["structure"], fitted["rank"]) == ("ggn", 3 if options else 128)
+    assert summary("best-of-n", tmp_path / "rm", candidates_file, tmp_path / "best.jsonl")["prompts"] == 5
+    assert summary("score", tmp_path / "rm", candidates_file, tmp_path / "scores.jsonl")["rows"] == 5
+
+
+def test_a_calibration_is_saved_and_used(model_folder, pairs_file, tmp_path):
+    folder = shutil.copytree(model_folder, tmp_path / "rm")
+    found = summary("calibrate", folder, pairs_file, "--plot", tmp_path / "reliability.png")
+    assert (tmp_path / "reliability.png").stat().st_size > 5_000
+    assert set(found) >= {"pairs", "temperature", "nll_before", "nll_after", "ece_before", "ece_after"}
+    record = summary("info", folder)
+    assert (record["temperature"], record["prior_precision"]) == (found["temperature"], found["prior_precision"])
+    bayesrm("score", folder, pairs_file, tmp_path / "after.jsonl")
+    bayesrm("score", model_folder, pairs_file, tmp_path / "before.jsonl")
+    after, before = read_rows(tmp_path / "after.jsonl"), read_rows(tmp_path / "before.jsonl")
+    assert [row["mean"] for row in after] == [row["mean"] for row in before]
+    assert [row["probability"] for row in after] != [row["probability"] for row in before]
+
+
 def test_pairs_are_scored_as_differences(model_folder, pairs_file, tmp_path):
     bayesrm("score", model_folder, pairs_file, tmp_path / "scores.jsonl")
     rows = read_rows(tmp_path / "scores.jsonl")
@@ -183,6 +211,8 @@ def test_bad_pairs(adapter_folder, tmp_path, content, message):
         (("--prior-precision", "much"), "--prior-precision must be a number"),
         (("--rank", "0"), "rank"),
         (("--rank", "some"), "--rank must be a whole number"),
+        (("--second-pass",), "for structure='ggn' alone"),
+        (("--structure", "ggn", "--basis-dtype", "int8"), "--basis-dtype must be"),
         (("--structure", "diag"), "structure must be one of"),
         (("--output", "/proc/nothing/model"), "cannot be written"),
     ],

@@ -1,0 +1,171 @@
+"""Several reward models as one: adapters on a shared base, or models of their own."""
+
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from peft import PeftModel
+from torch import Tensor
+
+from bayesrm_fast.checkpoints import local_folder
+from bayesrm_fast.errors import InputError
+from bayesrm_fast.reward_model import BayesianRewardModel
+from bayesrm_fast.selection import PENALTIES, BestOfN, first_best, penalised
+from bayesrm_fast.text import Text
+
+OBJECTIVES = ("mean", "worst", "uncertainty", "std", "variance")
+
+
+@dataclass(frozen=True)
+class EnsembleScores:
+    """Rewards of N rows by M members.
+
+    Attributes:
+        members: MAP rewards of each member `[M, N]`.
+        within: mean over the members of their posterior variances `[N]`; zero where they have no posterior.
+        truncated: which rows `max_length` cut for any member, `[N]`, bool.
+    """
+
+    members: Tensor
+    within: Tensor
+    truncated: Tensor
+
+    @property
+    def mean(self) -> Tensor:
+        """Over the members, `[N]`."""
+        return self.members.mean(0)
+
+    @property
+    def worst(self) -> Tensor:
+        """The least of the members' rewards, `[N]`."""
+        return self.members.amin(0)
+
+    @property
+    def between(self) -> Tensor:
+        """Population variance of the members' rewards, `[N]`."""
+        return self.members.var(0, correction=0)
+
+    @property
+    def variance(self) -> Tensor:
+        """Of the mixture of the members' posteriors, `[N]`: within and between, by the law of total variance."""
+        return self.within + self.between
+
+    @property
+    def std(self) -> Tensor:
+        """Of the mixture, `[N]`."""
+        return self.variance.sqrt()
+
+    def objective(self, name: str, k: float = 0.5) -> Tensor:
+        """What to choose by, `[N]`.
+
+        Args:
+            name: "mean"; "worst"; "uncertainty", the mean less k times the variance between the members (Coste et al.,
+                arXiv 2310.02743, section 3: mean, worst-case and uncertainty-weighted optimisation); "std" or
+                "variance", the mean less k times the mixture's.
+            k: 0.5 in Coste et al. for best-of-n.
+
+        Raises:
+            InputError: an unknown objective, or a k that is negative or not finite.
+        """
+        if name not in OBJECTIVES:
+            raise InputError(f"objective must be one of {', '.join(OBJECTIVES)}, not {name!r}")
+        if name == "worst":
+            return self.worst
+        if name == "uncertainty":
+            return penalised(self.mean, self.between, "variance", k)
+        return penalised(self.mean, self.variance, name if name in PENALTIES else "none", k)
+
+
+class RewardEnsemble:
+    """Reward models that score together.
+
+    Args:
+        members: at least two. Those that share a base model keep their adapters on it; each is made active while it
+            scores, and what was active before is again afterwards.
+
+    Raises:
+        InputError: fewer than two members, or some with a posterior and some without.
+    """
+
+    def __init__(self, members: Sequence[BayesianRewardModel]) -> None:
+        if len(members) < 2:
+            raise InputError("an ensemble needs at least two members")
+        if len({member.posterior is None for member in members}) > 1:
+            raise InputError("some members have a posterior and some have none")
+        self.members = list(members)
+
+    @classmethod
+    def from_pretrained(cls, paths: Sequence[str | os.PathLike[str]], **options: Any) -> Self:
+        """Load adapters onto one base model, which is loaded once, with the posteriors that are saved beside them.
+
+        Args:
+            paths: folders or hub names of peft LoRA adapters of one base model.
+            options: as for `BayesianRewardModel.from_pretrained`.
+
+        Raises:
+            InputError: fewer than two paths, adapters of different base models, or what a member alone raises.
+        """
+        if len(paths) < 2:
+            raise InputError("an ensemble needs at least two members")
+        members = [BayesianRewardModel.from_pretrained(paths[0], **options)]
+        for number, path in enumerate(paths[1:], start=1):
+            members.append(members[0].with_adapter(Path(local_folder(path)), f"member{number}"))
+        first = members[0]
+        first.model.set_adapter(first.adapter, inference_mode=True)
+        return cls(members)
+
+    def score(self, prompts: Sequence[Text], responses: Sequence[Text]) -> EnsembleScores:
+        """Every member's reward of `responses[i]` to `prompts[i]`, and variance where members have posteriors.
+
+        Raises:
+            InputError: no rows, lists of different lengths, or text that cannot be read.
+        """
+        rewards, variances, truncated = [], [], []
+        for member in self.members:
+            with _active(member.model, member.adapter):
+                if member.posterior is None:
+                    rows = [row for (row,) in member.tokenize(prompts, responses)]
+                    rewards.append(member.rewards(prompts, responses))
+                    truncated.append(torch.tensor([row.truncated for row in rows]))
+                else:
+                    scores = member.score(prompts, responses)
+                    rewards.append(scores.mean)
+                    variances.append(scores.variance)
+                    truncated.append(scores.truncated)
+        means = torch.stack(rewards)
+        within = torch.stack(variances).mean(0) if variances else torch.zeros_like(means[0])
+        return EnsembleScores(means, within, torch.stack(truncated).any(0))
+
+    def best_of_n(
+        self, prompt: Text, responses: Sequence[Text], objective: str = "uncertainty", k: float = 0.5
+    ) -> BestOfN:
+        """The candidate with the largest objective (`EnsembleScores.objective`); of equals the first.
+
+        Raises:
+            InputError: no candidates, text that cannot be read, or an unknown objective.
+        """
+        found = self.score([prompt] * len(responses), responses)
+        scores = found.objective(objective, k)
+        index = first_best(scores)
+        return BestOfN(index, responses[index], scores, found.mean, found.variance, found.truncated, len(scores))
+
+
+@contextlib.contextmanager
+def _active(model: PeftModel, adapter: str) -> Iterator[None]:
+    """An adapter made active; active adapters and what requires gradients are as before afterwards."""
+    before = list(model.active_adapters)
+    if before == [adapter]:
+        yield
+        return
+    trainable = {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
+    model.set_adapter(adapter, inference_mode=True)
+    try:
+        yield
+    finally:
+        model.set_adapter(before[0], inference_mode=True)
+        for parameter in model.parameters():
+            parameter.requires_grad_(id(parameter) in trainable)
