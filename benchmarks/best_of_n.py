@@ -1,16 +1,18 @@
-"""Gold quality of best-of-n under MAP rewards and under penalised ones, on real judged responses.
+"""Gold quality of best-of-n under MAP rewards, penalised ones and ensembles, on real judged responses.
 
-    python -m benchmarks.best_of_n            # about 9 minutes on two cores
-    python -m benchmarks.best_of_n --quick    # half a minute, says nothing about quality
+    python -m benchmarks.best_of_n            # about 35 minutes on two cores
+    python -m benchmarks.best_of_n --quick    # a minute, says nothing about quality
 
-Trains a LoRA reward model on AlpacaEval's `train` prompts, fits its posterior and picks among the responses of the
-`dev` prompts, alone and with distractors that answer another prompt.
+Trains a LoRA reward model on AlpacaEval's `train` prompts with each of three seeds, fits every structure of posterior,
+and picks among the responses of the `dev` prompts, alone and with distractors that answer another prompt. The ensemble
+is the three models.
 """
 
 import json
 import random
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,29 +22,37 @@ import torch
 import typer
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 
 from bayesrm_fast import BayesianRewardModel
+from bayesrm_fast.calibration import calibrate, reliability
+from bayesrm_fast.fitting import variance_curve
 from bayesrm_fast.passes import row_cotangent
+from bayesrm_fast.posterior import Posterior
+from bayesrm_fast.prior import GRID
 from bayesrm_fast.progress import quiet_transformers
+from bayesrm_fast.sites import Site
 from bayesrm_fast.training import TrainOptions, train_adapter
 from benchmarks import machine
 from benchmarks.data import RESULTS, alpaca_eval, embedded_encoder
-from benchmarks.estimators import auroc, best_of_n_kl, calibration, expected_best_of_n
+from benchmarks.estimators import auroc, best_of_n_kl, expected_best_of_n
 
 GAP = 0.2
 """Smallest difference of gold between the two responses of a pair."""
 
 DISTRACTORS = 20
 SIZES = (1, 2, 4, 8, 16, 32, 56)
+STRUCTURES = ("kfac", "ekfac", "ggn")
 PRECISIONS = (1.0, 10.0, 100.0, 1000.0)
 STD_WEIGHTS = (0.5, 1.0, 2.0, 4.0)
-VARIANCE_WEIGHTS = (0.25, 0.5, 1.0, 2.0)
+VARIANCE_WEIGHTS = (0.5, 2.0)
 
 
 @dataclass(frozen=True)
 class Scale:
     """How large a run is."""
 
+    seeds: int
     pairs_per_prompt: int
     train_prompts: int
     dev_prompts: int
@@ -51,8 +61,24 @@ class Scale:
     epochs: float
 
 
-FULL = Scale(pairs_per_prompt=2, train_prompts=360, dev_prompts=120, candidates=57, max_length=128, epochs=2)
-QUICK = Scale(pairs_per_prompt=1, train_prompts=60, dev_prompts=6, candidates=57, max_length=64, epochs=1)
+FULL = Scale(3, pairs_per_prompt=2, train_prompts=360, dev_prompts=120, candidates=57, max_length=128, epochs=2)
+QUICK = Scale(2, pairs_per_prompt=1, train_prompts=60, dev_prompts=6, candidates=57, max_length=64, epochs=1)
+
+Choice = Callable[[np.ndarray, np.ndarray], np.ndarray]
+"""Scores `[n]` from every seed's means `[S, n]` and variances `[S, structures, L, n]`."""
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One prompt's candidates by every seed.
+
+    Attributes:
+        mean: `[S, n]`.
+        variance: `[S, structures, L, n]`, at the evidence's λ and at `PRECISIONS`.
+    """
+
+    mean: np.ndarray
+    variance: np.ndarray
 
 
 def preference_pairs(rows: list[dict[str, Any]], per_prompt: int, seed: int) -> list[dict[str, str]]:
@@ -91,187 +117,301 @@ def with_distractors(rows: list[dict[str, Any]], candidates: int, seed: int) -> 
     return sets
 
 
+class Curves:
+    """A consumer that gives one pass to the curves of several posteriors."""
+
+    gradients_alone = True
+
+    def __init__(self, posteriors: list[Posterior], precisions: list[list[float]]) -> None:
+        self.curves = [p.variance_curve_consumer(wanted) for p, wanted in zip(posteriors, precisions, strict=True)]
+
+    def consume(self, site: Site, p: Tensor, q: Tensor, offsets: Tensor) -> None:
+        """Hand one site on."""
+        for curve in self.curves:
+            curve.consume(site, p, q, offsets)
+
+
 def score_all(
-    rm: BayesianRewardModel, sets: list[dict[str, Any]], precisions: list[float]
-) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Mean `[n]` and variance `[L, n]` of every candidate at every λ, from one pass over all prompts."""
+    rm: BayesianRewardModel, sets: list[dict[str, Any]], posteriors: list[Posterior]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Means `[N]` and variances `[structures, L, N]` of all candidates, from one pass."""
     prompts = [s["prompt"] for s in sets for _ in s["texts"]]
-    segments = [(row,) for row in rm.encoder.encode(prompts, [text for s in sets for text in s["texts"]])]
-    posterior = rm.posterior
-    assert posterior is not None
+    segments = rm.tokenize(prompts, [text for s in sets for text in s["texts"]])
+    precisions = [[posterior.prior_precision, *PRECISIONS] for posterior in posteriors]
     mean = np.zeros(len(segments))
-    variance = np.zeros((len(precisions), len(segments)))
+    variance = np.zeros((len(posteriors), len(precisions[0]), len(segments)))
     for positions, rewards, consumer in rm.passes().over(
-        segments, row_cotangent, lambda _: posterior.variance_curve_consumer(precisions)
+        segments, row_cotangent, lambda _: Curves(posteriors, precisions)
     ):
         mean[positions] = rewards[:, 0].numpy()
-        variance[:, positions] = consumer.variance.numpy()
-    bounds = np.cumsum([0] + [len(s["texts"]) for s in sets])
-    return [(mean[a:b], variance[:, a:b]) for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+        for structure, curve in zip(variance, consumer.curves, strict=True):
+            structure[:, positions] = curve.variance.numpy()
+    return mean, variance
 
 
-def rules(precisions: list[float]) -> list[tuple[str, Any]]:
-    """Name of every selection rule with its score, from mean `[n]` and variance `[L, n]`."""
-    found: list[tuple[str, Any]] = [("MAP", lambda mean, variance: mean)]
-    for i, precision in enumerate(precisions):
-        for k in STD_WEIGHTS:
-            found.append((f"std k={k:g} λ={precision:.4g}", lambda m, v, i=i, k=k: m - k * np.sqrt(v[i])))
-        for k in VARIANCE_WEIGHTS:
-            found.append((f"variance k={k:g} λ={precision:.4g}", lambda m, v, i=i, k=k: m - k * v[i]))
+def rules(seed: int) -> dict[str, Choice]:
+    """How one seed's model may choose."""
+    found: dict[str, Choice] = {"MAP": lambda mean, variance: mean[seed]}
+    for s, structure in enumerate(STRUCTURES):
+        for i, precision in enumerate(["evidence", *(f"{p:g}" for p in PRECISIONS)]):
+            for k in STD_WEIGHTS:
+                found[f"{structure}, std k={k:g}, λ={precision}"] = lambda m, v, s=s, i=i, k=k: (
+                    m[seed] - k * np.sqrt(v[seed, s, i])
+                )
+            for k in VARIANCE_WEIGHTS:
+                found[f"{structure}, variance k={k:g}, λ={precision}"] = lambda m, v, s=s, i=i, k=k: (
+                    m[seed] - k * v[seed, s, i]
+                )
     return found
 
 
-def gold_table(
-    sets: list[dict[str, Any]], scored: list[tuple[np.ndarray, np.ndarray]], precisions: list[float], distractors: bool
-) -> dict[str, list[dict[str, float]]]:
-    """Mean over the prompts of the expected gold at each n, with its standard error, for every rule."""
-    table: dict[str, list[dict[str, float]]] = {}
-    chosen = [*rules(precisions), ("gold oracle", None)]
-    for name, rule in chosen:
+def ensemble_rules() -> dict[str, Choice]:
+    """How all seeds together may choose: Coste et al.'s objectives, and the mixture of the Laplace posteriors."""
+    found: dict[str, Choice] = {
+        "ensemble, mean": lambda m, v: m.mean(0),
+        "ensemble, worst": lambda m, v: m.min(0),
+        "ensemble, uncertainty k=0.5": lambda m, v: m.mean(0) - 0.5 * m.var(0),
+    }
+    ggn = STRUCTURES.index("ggn")
+    for i, precision in enumerate(["evidence", *(f"{p:g}" for p in PRECISIONS)]):
+        for k in STD_WEIGHTS:
+            found[f"ensemble + ggn, std k={k:g}, λ={precision}"] = lambda m, v, i=i, k=k: (
+                m.mean(0) - k * np.sqrt(m.var(0) + v[:, ggn, i].mean(0))
+            )
+    return found
+
+
+def golds(sets: list[dict[str, Any]], scored: list[Scored], rule: Choice | None, distractors: bool) -> np.ndarray:
+    """Expected gold of the choice, `[sizes, prompts]`; NaN for a prompt with fewer candidates. None is the oracle."""
+    values = np.full((len(SIZES), len(sets)), np.nan)
+    for column, (candidates, one) in enumerate(zip(sets, scored, strict=True)):
+        stop = len(candidates["texts"]) if distractors else candidates["own"]
+        gold = candidates["gold"][:stop]
+        scores = gold if rule is None else rule(one.mean[:, :stop], one.variance[..., :stop])
+        for row, n in enumerate(SIZES):
+            if n <= stop:
+                values[row, column] = expected_best_of_n(scores, gold, n)
+    return values
+
+
+def gold_table(sets: list[dict[str, Any]], scored: list[Scored], distractors: bool) -> dict[str, list[dict[str, Any]]]:
+    """For every rule and n: the mean gold over seeds and prompts, by seed, and its errors."""
+    seeds = len(scored[0].mean)
+    single = [rules(seed) for seed in range(seeds)]
+    runs: dict[str, list[Choice | None]] = {name: [one[name] for one in single] for name in single[0]}
+    runs |= {name: [rule] for name, rule in ensemble_rules().items()} | {"gold oracle": [None]}
+    table: dict[str, list[dict[str, Any]]] = {}
+    for name, choices in runs.items():
+        values = np.stack([golds(sets, scored, rule, distractors) for rule in choices])  # [seeds, sizes, prompts]
         table[name] = []
-        for n in SIZES:
-            values = []
-            for candidates, (mean, variance) in zip(sets, scored, strict=True):
-                stop = len(candidates["texts"]) if distractors else candidates["own"]
-                gold = candidates["gold"][:stop]
-                scores = gold if rule is None else rule(mean[:stop], variance[:, :stop])
-                if n <= stop:
-                    values.append(expected_best_of_n(scores, gold, n))
+        for row, n in enumerate(SIZES):
+            there = values[:, row, ~np.isnan(values[0, row])]
+            by_seed = there.mean(1)
             table[name].append(
                 {
                     "n": n,
-                    "gold": float(np.mean(values)),
-                    "standard_error": float(np.std(values, ddof=1) / np.sqrt(len(values))),
-                    "prompts": len(values),
+                    "gold": float(by_seed.mean()),
+                    "by_seed": [float(g) for g in by_seed],
+                    "spread_of_seeds": float(by_seed.std(ddof=1)) if len(by_seed) > 1 else None,
+                    "standard_error": float(there.mean(0).std(ddof=1) / np.sqrt(there.shape[1])),
+                    "prompts": there.shape[1],
                     "kl": best_of_n_kl(n),
                 }
             )
     return table
 
 
+def differences(sets: list[dict[str, Any]], scored: list[Scored], names: list[str]) -> dict[str, dict[str, float]]:
+    """Gold of a rule less MAP's at the largest n, with distractors, prompt by prompt over all seeds' means."""
+    single = [rules(seed) for seed in range(len(scored[0].mean))]
+
+    def mean_over_seeds(name: str) -> np.ndarray:
+        choices = [one[name] for one in single] if name in single[0] else [ensemble_rules()[name]]
+        values: np.ndarray = np.mean([golds(sets, scored, rule, True)[-1] for rule in choices], axis=0)
+        return values
+
+    base = mean_over_seeds("MAP")
+    found = {}
+    for name in names:
+        gain = mean_over_seeds(name) - base
+        gain = gain[~np.isnan(gain)]
+        found[name] = {"gain": float(gain.mean()), "standard_error": float(gain.std(ddof=1) / np.sqrt(len(gain)))}
+    return found
+
+
 def draw(results: dict[str, Any], path: Path) -> None:
-    """Gold against n: MAP and the std penalty at the evidence's λ and at λ = 100, with and without distractors."""
+    """Gold against n, with and without distractors; bands are standard errors over the prompts."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(1, 2, figsize=(10, 4), sharey=True, layout="constrained")
-    shown = results["shown"]
+    figure, axes = pyplot.subplots(1, 2, figsize=(11, 4.6), sharey=True, layout="constrained")
+    colours = ("#444444", "#1b7fbd", "#d1495b", "#e09f3e", "#7b4fa3", "#2e9e6b")
     for axis, key, title in zip(
         axes,
         ("without_distractors", "with_distractors"),
         ("judged responses only", f"with {DISTRACTORS} off-prompt distractors"),
         strict=True,
     ):
-        for (name, label), colour in zip(shown.items(), ("#444444", "#1b7fbd", "#d1495b", "#2e9e6b"), strict=False):
+        for (name, label), colour in zip(SHOWN.items(), colours, strict=True):
             rows = results[key][name]
             n = [row["n"] for row in rows]
             gold = np.array([row["gold"] for row in rows])
             error = np.array([row["standard_error"] for row in rows])
-            axis.plot(n, gold, marker="o", color=colour, label=label)
-            axis.fill_between(n, gold - error, gold + error, color=colour, alpha=0.12, linewidth=0)
+            axis.plot(n, gold, marker="o", ms=4, color=colour, label=label)
+            axis.fill_between(n, gold - error, gold + error, color=colour, alpha=0.1, linewidth=0)
         axis.set(title=title, xscale="log", xlabel="n, candidates to choose among")
         axis.set_xticks(SIZES, [str(n) for n in SIZES])
         axis.minorticks_off()
         axis.grid(alpha=0.25)
     axes[0].set_ylabel("gold of the choice (GPT-4 preference)")
-    axes[0].legend(frameon=False)
+    axes[0].legend(frameon=False, fontsize=8)
     figure.savefig(path, dpi=130)
+
+
+SHOWN = {
+    "MAP": "MAP reward",
+    "ggn, std k=1, λ=evidence": "ggn, mean − 1 std, λ by evidence",
+    "ggn, std k=2, λ=100": "ggn, mean − 2 std, λ = 100",
+    "ensemble, uncertainty k=0.5": "ensemble of 3, mean − ½ variance between",
+    "ensemble + ggn, std k=1, λ=100": "ensemble of 3 with ggn, mean − 1 std, λ = 100",
+    "gold oracle": "gold oracle",
+}
+COMPARED = [
+    *(f"{s}, std k=1, λ=evidence" for s in STRUCTURES),
+    *(f"{s}, std k=2, λ=100" for s in STRUCTURES),
+    "ensemble, mean",
+    "ensemble, worst",
+    "ensemble, uncertainty k=0.5",
+    "ensemble + ggn, std k=1, λ=evidence",
+    "ensemble + ggn, std k=1, λ=100",
+    "ensemble + ggn, std k=2, λ=100",
+]
+
+
+def held_out_figures(rm: BayesianRewardModel, posteriors: list[Posterior], pairs: list[Any]) -> dict[str, Any]:
+    """Accuracy, NLL, Brier and ECE of held-out pairs: with λ by evidence, and calibrated, each half by the other."""
+
+    def figures(one: Any) -> dict[str, float]:
+        return {name: getattr(one, name) for name in ("accuracy", "nll", "brier", "ece")}
+
+    segments = rm.tokenize_pairs(pairs)
+    found: dict[str, Any] = {"count": len(pairs)}
+    for structure, posterior in zip(STRUCTURES, posteriors, strict=True):
+        choices = [*GRID, posterior.prior_precision]
+        difference, variance = variance_curve(rm.passes(), segments, posterior, choices, None)
+        if "MAP" not in found:
+            plain = calibrate(difference, torch.zeros(1, len(difference)), [1.0], torch.sigmoid(difference))
+            found["MAP"] = figures(reliability(torch.sigmoid(difference)))
+            found["MAP, temperature"] = figures(plain.after) | {"temperature": plain.temperature}
+        at_evidence = torch.sigmoid(difference / (1 + torch.pi / 8 * variance[-1]).sqrt())
+        chosen = calibrate(difference, variance[:-1], list(GRID), at_evidence)
+        found[f"{structure}, λ by evidence"] = figures(chosen.before) | {"prior_precision": choices[-1]}
+        found[f"{structure}, calibrated"] = figures(chosen.after) | {
+            "prior_precision": chosen.prior_precision,
+            "temperature": chosen.temperature,
+        }
+    return found
+
+
+def one_seed(
+    scale: Scale, seed: int, pairs: list[Any], held_out: list[Any], sets: list[dict[str, Any]]
+) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
+    """Train, fit, score; means `[N]`, variances `[structures, L, N]` and what there is to tell."""
+    seconds = {}
+    start = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        options = TrainOptions(
+            target_modules=["query", "value"],
+            epochs=scale.epochs,
+            learning_rate=1e-3,
+            max_length=scale.max_length,
+            seed=seed,
+        )
+        train_adapter(embedded_encoder(), pairs, folder, options)
+        seconds["train"] = time.perf_counter() - start
+        rm = BayesianRewardModel.from_pretrained(folder, device="cpu", max_length=scale.max_length)
+    posteriors = []
+    for structure in STRUCTURES:
+        start = time.perf_counter()
+        posteriors.append(rm.fit(pairs, structure).fitted)
+        seconds[f"fit {structure}"] = time.perf_counter() - start
+    start = time.perf_counter()
+    mean, variance = score_all(rm, sets, posteriors)
+    seconds["score"] = time.perf_counter() - start
+    told = {
+        "evidence": {s: p.prior_precision for s, p in zip(STRUCTURES, posteriors, strict=True)},
+        "held_out_pairs": held_out_figures(rm, posteriors, held_out),
+        "seconds": seconds,
+    }
+    return mean, variance, told
 
 
 def main(
     quick: Annotated[bool, typer.Option(help="A small run that only shows that everything works.")] = False,
-    seed: Annotated[int, typer.Option(help="Seed of training and of the sampled pairs.")] = 0,
     output: Annotated[Path, typer.Option(help="Folder for the JSON file and the figure.")] = RESULTS,
 ) -> None:
     """Train, fit, choose; print the tables and write the JSON file and the figure."""
-    console = Console()
+    console = Console(width=140)
     quiet_transformers()
     scale = QUICK if quick else FULL
     train, dev = alpaca_eval("train")[: scale.train_prompts], alpaca_eval("dev")[: scale.dev_prompts]
-    pairs = preference_pairs(train, scale.pairs_per_prompt, seed)
-    held_out = preference_pairs(dev, scale.pairs_per_prompt, seed + 1)
-    seconds = {}
-    with tempfile.TemporaryDirectory() as folder:
-        start = time.perf_counter()
-        train_adapter(
-            embedded_encoder(),
-            pairs,
-            folder,
-            TrainOptions(
-                target_modules=["query", "value"],
-                epochs=scale.epochs,
-                learning_rate=1e-3,
-                max_length=scale.max_length,
-                seed=seed,
-            ),
-        )
-        seconds["train"] = time.perf_counter() - start
-        rm = BayesianRewardModel.from_pretrained(folder, device="cpu", max_length=scale.max_length)
-    start = time.perf_counter()
-    rm.fit(pairs, structure="ekfac", rank=64, prior_precision="evidence")
-    seconds["fit"] = time.perf_counter() - start
-    assert rm.posterior is not None
-    evidence = rm.posterior.prior_precision
-    precisions = [evidence, *PRECISIONS]
-    console.print(
-        f"{len(pairs)} pairs; training {seconds['train']:.0f} s, fit {seconds['fit']:.0f} s, λ = {evidence:.4g}"
-    )
-
-    sets = with_distractors(dev, scale.candidates, seed)
-    start = time.perf_counter()
-    scored = score_all(rm, sets, precisions)
-    seconds["score"] = time.perf_counter() - start
+    pairs = preference_pairs(train, scale.pairs_per_prompt, seed=0)
+    held_out = preference_pairs(dev, scale.pairs_per_prompt, seed=1)
+    sets = with_distractors(dev, scale.candidates, seed=0)
+    means, variances, told = [], [], []
+    for seed in range(scale.seeds):
+        mean, variance, about = one_seed(scale, seed, pairs, held_out, sets)
+        console.print(f"seed {seed}:", about["evidence"], about["seconds"])
+        means.append(mean)
+        variances.append(variance)
+        told.append(about)
+    bounds = np.cumsum([0] + [len(s["texts"]) for s in sets])
+    every_mean, every_variance = np.stack(means), np.stack(variances)
+    scored = [
+        Scored(every_mean[:, a:b], every_variance[..., a:b]) for a, b in zip(bounds[:-1], bounds[1:], strict=True)
+    ]
     results: dict[str, Any] = {
-        "command": "python -m benchmarks.best_of_n"
-        + (" --quick" if quick else "")
-        + (f" --seed {seed}" if seed else ""),
+        "command": "python -m benchmarks.best_of_n" + (" --quick" if quick else ""),
         "machine": machine.describe(),
         "scale": vars(scale),
-        "seed": seed,
         "pairs": len(pairs),
-        "structure": "ekfac",
-        "rank": 64,
-        "evidence_prior_precision": evidence,
-        "seconds": seconds,
-        "without_distractors": gold_table(sets, scored, precisions, distractors=False),
-        "with_distractors": gold_table(sets, scored, precisions, distractors=True),
+        "seeds": told,
+        "without_distractors": gold_table(sets, scored, distractors=False),
+        "with_distractors": gold_table(sets, scored, distractors=True),
+        "gain_over_map_with_distractors": differences(sets, scored, COMPARED),
+        "auroc_of_std": {
+            f"{structure}, λ={precision:g}": float(
+                np.mean(
+                    [
+                        auroc(one.variance[seed, s, i + 1, : c["own"]], one.variance[seed, s, i + 1, c["own"] :])
+                        for seed in range(scale.seeds)
+                        for c, one in zip(sets, scored, strict=True)
+                    ]
+                )
+            )
+            for s, structure in enumerate(STRUCTURES)
+            for i, precision in enumerate(PRECISIONS)
+        },
     }
-    results["shown"] = {
-        "MAP": "MAP reward",
-        f"std k=1 λ={evidence:.4g}": f"mean − 1 std, λ by evidence ({evidence:.3g})",
-        "std k=2 λ=100": "mean − 2 std, λ = 100",
-        "gold oracle": "gold oracle",
-    }
-    results["auroc_of_std"] = {
-        f"{precision:.4g}": float(
-            np.mean([auroc(v[i][: s["own"]], v[i][s["own"] :]) for s, (_, v) in zip(sets, scored, strict=True)])
-        )
-        for i, precision in enumerate(precisions)
-    }
-    results["held_out_pairs"] = {}
-    for precision in precisions:
-        rm.posterior.prior_precision = precision
-        scores = rm.score_pairs(held_out)
-        results["held_out_pairs"]["MAP"] = calibration(torch.sigmoid(scores.mean).numpy())
-        results["held_out_pairs"][f"probit λ={precision:.4g}"] = calibration(scores.probability.numpy())
-    results["held_out_pairs"]["count"] = len(held_out)
-
     for key in ("without_distractors", "with_distractors"):
-        table = Table("rule", *(f"n={n}" for n in SIZES), title=f"gold, {key.replace('_', ' ')}")
-        for name, rows in results[key].items():
-            table.add_row(name, *(f"{row['gold']:.3f}" for row in rows))
+        table = Table("rule", *(f"n={n}" for n in SIZES), "seeds at 56", title=f"gold, {key.replace('_', ' ')}")
+        for name in ["MAP", *COMPARED, "gold oracle"]:
+            rows = results[key][name]
+            table.add_row(
+                name, *(f"{row['gold']:.3f}" for row in rows), " ".join(f"{g:.3f}" for g in rows[-1]["by_seed"])
+            )
         console.print(table)
-    console.print("standard error of MAP at n=56:", f"{results['with_distractors']['MAP'][-1]['standard_error']:.3f}")
-    table = Table("held-out pairs", "accuracy", "NLL", "ECE", title=f"{len(held_out)} pairs of dev prompts")
-    for name, row in results["held_out_pairs"].items():
+    console.print("gain over MAP, with distractors, at n = 56:", results["gain_over_map_with_distractors"])
+    table = Table("held-out pairs", "accuracy", "NLL", "Brier", "ECE", title="seed 0")
+    for name, row in told[0]["held_out_pairs"].items():
         if name != "count":
-            table.add_row(name, f"{row['accuracy']:.3f}", f"{row['nll']:.3f}", f"{row['ece']:.3f}")
+            table.add_row(name, *(f"{row[key]:.3f}" for key in ("accuracy", "nll", "brier", "ece")))
     console.print(table)
     console.print("AUROC of the std, own responses against distractors:", results["auroc_of_std"])
 
-    name = "best_of_n-quick" if quick else "best_of_n" + (f"-seed{seed}" if seed else "")
+    name = "best_of_n-quick" if quick else "best_of_n"
     (output / f"{name}.json").write_text(json.dumps(results, indent=1) + "\n")
     draw(results, output / f"{name}.png")
     console.print(f"wrote {output / name}.json and .png")

@@ -28,26 +28,6 @@ def best_of_n_kl(n: int) -> float:
     return math.log(n) - (n - 1) / n
 
 
-def calibration(probability: np.ndarray, bins: int = 10) -> dict[str, float]:
-    """Accuracy, NLL (nats) and ECE of the probabilities that were given to what happened.
-
-    ECE with equal-width bins of the probability of the predicted side, from 0.5 to 1.
-    """
-    confidence = np.maximum(probability, 1 - probability)
-    correct = (probability > 0.5).astype(float)
-    index = np.minimum(((confidence - 0.5) * 2 * bins).astype(int), bins - 1)
-    gaps = [
-        abs(confidence[index == b].mean() - correct[index == b].mean()) * (index == b).mean()
-        for b in range(bins)
-        if (index == b).any()
-    ]
-    return {
-        "accuracy": float(correct.mean()),
-        "nll": float(-np.log(np.clip(probability, 1e-12, 1)).mean()),
-        "ece": float(sum(gaps)),
-    }
-
-
 def auroc(inside: Sequence[float] | np.ndarray, outside: Sequence[float] | np.ndarray) -> float:
     """Probability that a value from outside exceeds one from inside; ties count half."""
     inside, outside = np.asarray(inside), np.asarray(outside)

@@ -31,6 +31,7 @@ def test_best_of_n_quick(tmp_path):
     assert done.returncode == 0, done.stderr
     results = json.loads((tmp_path / "best_of_n-quick.json").read_text())
     assert (tmp_path / "best_of_n-quick.png").stat().st_size > 10_000
+    assert results["gain_over_map_with_distractors"]
     for key in ("without_distractors", "with_distractors"):
         oracle = [row["gold"] for row in results[key]["gold oracle"]]
         assert oracle == sorted(oracle)

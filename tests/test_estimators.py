@@ -1,12 +1,11 @@
 """The benchmark's estimators against brute force."""
 
 import itertools
-import math
 
 import numpy as np
 import pytest
 
-from benchmarks.estimators import auroc, best_of_n_kl, calibration, expected_best_of_n
+from benchmarks.estimators import auroc, best_of_n_kl, expected_best_of_n, rank_correlation
 
 
 @pytest.mark.parametrize("n", [1, 2, 4, 7])
@@ -34,8 +33,9 @@ def test_auroc_counts_ties_as_half():
     assert auroc([3], [1, 5]) == 0.5
 
 
-def test_calibration_of_known_probabilities():
-    found = calibration(np.array([0.9] * 9 + [0.1]))
-    assert found["accuracy"] == pytest.approx(0.9)
-    assert found["ece"] == pytest.approx(0.0, abs=1e-12)
-    assert found["nll"] == pytest.approx(-0.9 * math.log(0.9) - 0.1 * math.log(0.1))
+def test_rank_correlation_sees_order_alone():
+    values = np.array([0.1, 2.0, 0.5, 9.0])
+    assert rank_correlation(values, np.exp(values)) == pytest.approx(1.0)
+    assert rank_correlation(values, -values) == pytest.approx(-1.0)
+    # Two neighbours swapped among four: 1 − 6 Σd² / (n³ − n) = 1 − 12/60.
+    assert rank_correlation(values, np.array([0.5, 2.0, 0.1, 9.0])) == pytest.approx(0.8)
