@@ -119,7 +119,7 @@ def fit(
     output: Annotated[
         Path | None, typer.Option(help="Folder for adapter and posterior. Default: the adapter's own.")
     ] = None,
-    structure: Annotated[str, typer.Option(help="ggn, kfac or ekfac.")] = "ekfac",
+    structure: Annotated[str, typer.Option(help="ggn, kfac or ekfac.")] = "ggn",
     rank: Annotated[
         str, typer.Option(help="Eigenvectors kept (kfac, ekfac: of each large side), a number or full.")
     ] = "default",

@@ -10,7 +10,7 @@ from typing import Literal, cast
 import torch
 from torch import Tensor
 
-from bayesrm_fast.curvature import EigenvalueCorrection, GgnSketch, KroneckerMoments
+from bayesrm_fast.curvature import GGN_OVERSAMPLING, EigenvalueCorrection, GgnSketch, KroneckerMoments
 from bayesrm_fast.errors import InputError
 from bayesrm_fast.fit_memory import ggn_memory
 from bayesrm_fast.kronecker import KroneckerPosterior, ekfac_blocks, kfac_blocks
@@ -60,10 +60,10 @@ class FitOptions:
         """The rank as a number, or None for all."""
         return DEFAULT_RANK[self.structure] if isinstance(self.rank, str) else self.rank
 
-    @property
-    def passes(self) -> int:
-        """How often a fit goes over the pairs, at most."""
-        return 2 if self.structure == "ekfac" or self.second_pass else 1
+    def passes(self, pairs: int) -> int:
+        """How often a fit goes over so many pairs; a ggn that is exact after the first pass needs no second one."""
+        is_sketched = self.kept is not None and pairs > self.kept + GGN_OVERSAMPLING
+        return 2 if self.structure == "ekfac" or (self.second_pass and is_sketched) else 1
 
     def __post_init__(self) -> None:
         if self.structure not in STRUCTURES:
@@ -115,7 +115,7 @@ def fit_posterior(
         validation = None
 
     fits = {"kfac": _fit_kronecker, "ekfac": _fit_kronecker, "ggn": _fit_low_rank}
-    counter = _Counter(progress, len(segments) * options.passes + len(validation or ()))
+    counter = _Counter(progress, len(segments) * options.passes(len(segments)) + len(validation or ()))
     posterior = fits[options.structure](passes, segments, options, record, counter)
     if options.prior_precision == "evidence":
         choice = by_evidence(posterior)

@@ -60,7 +60,8 @@ class LowRankPosterior(Posterior):
             record: what it was fitted on.
         """
         values, vectors = torch.linalg.eigh(scale @ gram(bases) @ scale.T)
-        kept = values > SMALLEST_EIGENVALUE * values[-1].clamp(min=torch.finfo(values.dtype).tiny)
+        largest = values[-1:].clamp(min=torch.finfo(values.dtype).tiny).sum()  # of none, where the GGN is zero
+        kept = values > SMALLEST_EIGENVALUE * largest
         eigenvalues, vectors = values[kept].flip(0), vectors[:, kept].flip(1)
         transform = (vectors / eigenvalues.sqrt()).T @ scale
         return cls(sites, bases, transform, eigenvalues, prior_precision, record)

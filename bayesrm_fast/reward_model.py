@@ -192,7 +192,7 @@ class BayesianRewardModel:
     def fit(
         self,
         pairs: Iterable[Any],
-        structure: str = "ekfac",
+        structure: str = "ggn",
         rank: int | Literal["default"] | None = "default",
         prior_precision: Precision = "evidence",
         *,

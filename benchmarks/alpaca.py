@@ -2,6 +2,7 @@
 
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ OTHER_PRECISIONS = (1.0, 10.0, 100.0, 1000.0)
 def alpaca_part(quick: bool) -> dict[str, Any]:
     """Plain padded forward, plain forward over our batches, mean and variance of all, and lazy best-of-n."""
     quiet_transformers()
-    scale = QUICK if quick else FULL
+    scale = QUICK if quick else replace(FULL, train_prompts=360, dev_prompts=120)
     pairs = preference_pairs(alpaca_eval("train")[: scale.train_prompts], scale.pairs_per_prompt, seed=0)
     sets = with_distractors(alpaca_eval("dev")[: scale.dev_prompts], scale.candidates, seed=0)
     if quick:

@@ -61,7 +61,7 @@ class Scale:
     epochs: float
 
 
-FULL = Scale(3, pairs_per_prompt=2, train_prompts=360, dev_prompts=120, candidates=57, max_length=128, epochs=2)
+FULL = Scale(3, pairs_per_prompt=2, train_prompts=240, dev_prompts=80, candidates=57, max_length=128, epochs=2)
 QUICK = Scale(2, pairs_per_prompt=1, train_prompts=60, dev_prompts=6, candidates=57, max_length=64, epochs=1)
 
 Choice = Callable[[np.ndarray, np.ndarray], np.ndarray]

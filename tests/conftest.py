@@ -43,5 +43,6 @@ def adapter_folder(base_folder, tmp_path_factory):
 def model_folder(adapter_folder, tmp_path_factory):
     """An adapter with a fitted posterior; not to be written to."""
     folder = tmp_path_factory.mktemp("fitted") / "model"
-    BayesianRewardModel.from_pretrained(adapter_folder, device="cpu").fit(tiny_pairs(), rank=4).save_pretrained(folder)
+    rm = BayesianRewardModel.from_pretrained(adapter_folder, device="cpu")
+    rm.fit(tiny_pairs(), "ekfac", rank=4).save_pretrained(folder)
     return folder

@@ -93,7 +93,7 @@ def test_shared_bases_are_stored_once(model_folder):
 
 
 def test_bases_lie_by_columns_fitted_and_loaded(adapter_folder, model_folder):
-    fitted = BayesianRewardModel.from_pretrained(adapter_folder, device="cpu").fit(tiny_pairs(), rank=4)
+    fitted = BayesianRewardModel.from_pretrained(adapter_folder, device="cpu").fit(tiny_pairs(), "ekfac", rank=4)
     for rm in (fitted, BayesianRewardModel.from_pretrained(model_folder, device="cpu")):
         assert all(block.basis_q.T.is_contiguous() for block in rm.fitted.blocks.values())
 

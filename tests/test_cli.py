@@ -49,7 +49,7 @@ def test_the_whole_job(base_folder, pairs_file, candidates_file, tmp_path):
     trained = summary("train", pairs_file, adapter, "--base", base_folder, *options)
     assert trained["pairs"] == 6
     fitted = summary("fit", adapter, pairs_file, "--rank", "4")
-    assert (fitted["structure"], fitted["rank"], fitted["pairs"]) == ("ekfac", 4, 6)
+    assert (fitted["structure"], fitted["rank"], fitted["pairs"]) == ("ggn", 4, 6)
     scored = summary("score", adapter, candidates_file, tmp_path / "scores.parquet")
     assert scored["rows"] == 5
     rows = read_rows(tmp_path / "scores.parquet")

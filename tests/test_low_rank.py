@@ -152,6 +152,15 @@ def test_the_conditional_posterior_of_some_sites():
     torch.testing.assert_close(consumer.variance, dense_variances(some, some.T @ some, 0.1), rtol=1e-8, atol=0)
 
 
+@pytest.mark.parametrize("pairs", [5, 200])
+def test_pairs_that_say_nothing_leave_the_prior(pairs):
+    posterior = posterior_of(sketched(torch.zeros(pairs, SIZE, dtype=torch.float64), 8), 8)
+    rows = gradients(4)
+    torch.testing.assert_close(variances(posterior, rows), rows.square().sum(1) / 0.1)
+    assert posterior.effective_parameters() == 0.0
+    assert posterior.conditional(SITES[1:]).eigenvalues.numel() == 0
+
+
 def test_variances_at_other_prior_precisions_and_evidence():
     rows = gradients(20)
     posterior = posterior_of(sketched(rows, None), None)

@@ -20,7 +20,9 @@ TEXTS = st.builds(words, st.integers(1, 12), st.integers(0, 10**6))
 @pytest.fixture(scope="module", params=["llama", "bert"])
 def fitted(request):
     model = tiny_adapter(request.param, dtype=torch.float64)
-    return BayesianRewardModel(model, tiny_tokenizer(request.param)).fit(tiny_pairs(), rank=6, prior_precision=0.5)
+    return BayesianRewardModel(model, tiny_tokenizer(request.param)).fit(
+        tiny_pairs(), "ekfac", rank=6, prior_precision=0.5
+    )
 
 
 @SETTINGS

@@ -22,7 +22,7 @@ def test_the_python_runs(adapter_folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shown: dict = {}
     exec(re.search(r"```python\n(.*?)```", README, re.DOTALL)[1], shown)
-    torch.testing.assert_close(shown["joint"].covariance.diagonal()[0], shown["scores"].variance[0])
+    torch.testing.assert_close(shown["joint"].covariance.diagonal()[0], shown["scores"].variance[0], rtol=1e-4, atol=0)
     assert shown["difference"].probability.shape == (2,)
     assert shown["best"].response in ("It is 6.", "Six.")
 
@@ -30,9 +30,18 @@ def test_the_python_runs(adapter_folder, tmp_path, monkeypatch):
 def test_the_commands_run(base_folder, tmp_path):
     pytest.importorskip("trl", reason="the extra `train` is not installed")
     write_rows(tmp_path / "pairs.jsonl", tiny_pairs())
+    write_rows(tmp_path / "held-out.jsonl", tiny_pairs(4, seed=5))
     write_rows(tmp_path / "candidates.jsonl.gz", [{"prompt": words(3, 0), "responses": [words(4, 1), words(5, 2)]}])
     lines = re.findall(r"^(bayesrm [^#\n]*)", README, re.MULTILINE)
-    assert [shlex.split(line)[1] for line in lines] == ["train", "fit", "info", "score", "best-of-n", "info"]
+    assert [shlex.split(line)[1] for line in lines] == [
+        "train",
+        "fit",
+        "calibrate",
+        "info",
+        "score",
+        "best-of-n",
+        "info",
+    ]
     for line in lines:
         command = shlex.split(line.replace("distilroberta-base", str(base_folder)))
         command[0] = str(Path(sys.executable).with_name("bayesrm"))

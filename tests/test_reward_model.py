@@ -13,7 +13,8 @@ PROMPT, RESPONSES = words(3, 1), [words(4 + i, i) for i in range(4)]
 
 @pytest.fixture(scope="module")
 def rm():
-    return BayesianRewardModel(tiny_adapter("llama"), tiny_tokenizer("llama")).fit(tiny_pairs(), rank=4)
+    model = BayesianRewardModel(tiny_adapter("llama"), tiny_tokenizer("llama"))
+    return model.fit(tiny_pairs(), rank=4, prior_precision=10.0)
 
 
 @pytest.fixture
@@ -209,7 +210,7 @@ def test_bad_options(unfitted, options, message):
 
 def test_a_rank_larger_than_a_site_is_clamped_with_a_warning(unfitted):
     with pytest.warns(UserWarning, match="rank 20 is larger than the 16 columns"):
-        unfitted.fit(tiny_pairs(), rank=20)
+        unfitted.fit(tiny_pairs(), "kfac", rank=20)
     assert unfitted.posterior.blocks["model.layers.0.self_attn.q_proj.lora_A"].basis_q.shape == (16, 16)
     assert unfitted.posterior.blocks["model.layers.0.mlp.up_proj.lora_B"].basis_q.shape == (24, 20)
 
@@ -222,8 +223,9 @@ def test_a_failed_fit_keeps_the_earlier_posterior(unfitted):
     assert unfitted.posterior is before
 
 
-def test_evidence_chooses_the_maximum_of_its_curve(rm):
-    posterior = rm.posterior
+@pytest.mark.parametrize("structure", ["kfac", "ekfac", "ggn"])
+def test_evidence_chooses_the_maximum_of_its_curve(unfitted, structure):
+    posterior = unfitted.fit(tiny_pairs(), structure, rank=4, prior_precision="evidence").posterior
     chosen = posterior.log_evidence()
     assert all(chosen >= value for _, value in posterior.record.prior["curve"])
     assert chosen >= max(posterior.log_evidence(posterior.prior_precision * factor) for factor in (0.99, 1.01))
@@ -264,8 +266,11 @@ def test_a_new_prior_precision_needs_no_new_fit(rm, unfitted):
     torch.testing.assert_close(unfitted.score([PROMPT], RESPONSES[:1]).variance, changed, rtol=1e-4, atol=0)
 
 
-def test_progress_counts_every_pass(unfitted):
+@pytest.mark.parametrize(
+    ("structure", "options", "done"), [("kfac", {}, 6), ("ekfac", {}, 12), ("ggn", {"second_pass": True}, 6)]
+)
+def test_progress_counts_every_pass(unfitted, structure, options, done):
     told = []
-    unfitted.fit(tiny_pairs(), rank=4, progress=lambda done, total: told.append((done, total)))
-    assert told[-1] == (12, 12)
-    assert [done for done, _ in told] == sorted(done for done, _ in told)
+    unfitted.fit(tiny_pairs(), structure, progress=lambda *at: told.append(at), **options)
+    assert told[-1] == (done, done)
+    assert [count for count, _ in told] == sorted(count for count, _ in told)
