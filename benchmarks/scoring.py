@@ -21,6 +21,7 @@ from rich.table import Table
 from torch import Tensor
 
 from bayesrm_fast.batching import plan_batches
+from bayesrm_fast.low_rank import LowRankPosterior
 from bayesrm_fast.passes import Passes, row_cotangent
 from bayesrm_fast.posterior import Posterior
 from bayesrm_fast.rewards import rewards_of
@@ -40,6 +41,7 @@ SHAPES = {  # hidden size: layers, rows
     1024: (2, 16),
 }
 PEER_BATCHES = (1, 8, 16)
+GGN_RANK = 128
 PATIENCE = 40.0
 """Seconds of one formulation; a slower one gets fewer than the five rounds, and its row says how many."""
 
@@ -229,6 +231,34 @@ def _name_and_batch(row: str) -> tuple[str, int]:
     return name, int(batch)
 
 
+def structures_part(quick: bool) -> dict[str, Any]:
+    """Mean and variance under kfac, rank 64, and ggn, K = 128; what it takes does not depend on the bases' values."""
+    results = {}
+    for hidden, (layers, rows) in ({64: (1, 16)} if quick else SHAPES).items():
+        subject = Subject(hidden, layers, rows)
+        ours = subject.formulations()
+        sites = subject.posterior.sites
+        bases = {site.name: torch.randn(GGN_RANK, site.r, site.d) for site in sites}
+        eye = torch.eye(GGN_RANK, dtype=torch.float64)
+        ggn = LowRankPosterior.from_factor(sites, bases, eye, 1.0, subject.posterior.record)
+        formulations = {
+            "plain forward, our batches": ours["plain forward, our batches"],
+            "kfac": ours["ours, mean and variance"],
+            "ggn": lambda subject=subject, ggn=ggn: score_segments(subject.passes, subject.segments, ggn, None),
+        }
+        timed = in_turns(formulations, 2 if quick else 7)
+        for row in timed.values():
+            row["plain_forwards"] = row["seconds"] / timed["plain forward, our batches"]["seconds"]
+        results[f"hidden {hidden}"] = {
+            "layers": layers,
+            "rows": rows,
+            "length": LENGTH,
+            "formulations": timed,
+            "ggn_over_kfac": timed["ggn"]["seconds"] / timed["kfac"]["seconds"],
+        }
+    return results
+
+
 def prompts_part(quick: bool) -> dict[str, Any]:
     """Means of candidates that share a prompt, over the plain forward of their whole rows."""
     hidden, layers, count = (64, 1, 8) if quick else (512, 4, 64)
@@ -370,6 +400,7 @@ def packing_part(quick: bool) -> dict[str, Any]:
 PARTS: dict[str, Callable[[bool], dict[str, Any]]] = {
     "shapes": shapes_part,
     "best_batches": best_batches_part,
+    "structures": structures_part,
     "prompts": prompts_part,
     "fit": fit_part,
     "memory": memory_part,
@@ -381,7 +412,7 @@ PARTS: dict[str, Callable[[bool], dict[str, Any]]] = {
 
 def print_part(name: str, part: dict[str, Any], console: Console) -> None:
     """Times as a table, everything else as it is."""
-    has_titles = name in ("shapes", "best_batches", "prompts", "packing", "gpu")
+    has_titles = name in ("shapes", "best_batches", "structures", "prompts", "packing", "gpu")
     for title, job in part.items() if has_titles else [(name, part)]:
         table = Table("formulation", "seconds", "rounds", "plain forwards", "peak MiB", title=title)
         for row, values in job.get("formulations", {}).items() if isinstance(job, dict) else ():
