@@ -1,6 +1,6 @@
 """Gold quality of best-of-n under MAP rewards, penalised ones and ensembles, on real judged responses.
 
-    python -m benchmarks.best_of_n            # about 35 minutes on two cores
+    python -m benchmarks.best_of_n            # about 15 minutes on two cores
     python -m benchmarks.best_of_n --quick    # a minute, says nothing about quality
 
 Trains a LoRA reward model on AlpacaEval's `train` prompts with each of three seeds, fits every structure of posterior,
@@ -61,7 +61,7 @@ class Scale:
     epochs: float
 
 
-FULL = Scale(3, pairs_per_prompt=2, train_prompts=240, dev_prompts=80, candidates=57, max_length=128, epochs=2)
+FULL = Scale(3, pairs_per_prompt=2, train_prompts=120, dev_prompts=48, candidates=57, max_length=128, epochs=2)
 QUICK = Scale(2, pairs_per_prompt=1, train_prompts=60, dev_prompts=6, candidates=57, max_length=64, epochs=1)
 
 Choice = Callable[[np.ndarray, np.ndarray], np.ndarray]
