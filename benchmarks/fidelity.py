@@ -1,6 +1,6 @@
 """How near each posterior's variances are to the exact linearised posterior's, on real preference pairs.
 
-    python -m benchmarks.fidelity            # 30 minutes on two cores
+    python -m benchmarks.fidelity            # an hour on two cores, most of it the peers
     python -m benchmarks.fidelity --quick    # a minute; small, and compared with loose bounds in the tests
 
 The exact posterior is solved densely in float64 from the pairs' Jacobians: with `G = √Λ J` of M pairs,

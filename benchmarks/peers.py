@@ -193,7 +193,7 @@ def _bayesian_lora_fidelity(
     from bayesian_lora import calculate_kronecker_factors, cholesky_decompose_small_factors, variance
     from bayesian_lora.main import jacobian_mean
 
-    kept, large = 10, 100
+    kept, large = 10, 16
     train_lora_alone(rm.model)
     torch.manual_seed(0)  # it draws the labels
 
