@@ -211,7 +211,7 @@ def test_bad_pairs(adapter_folder, tmp_path, content, message):
         (("--prior-precision", "much"), "--prior-precision must be a number"),
         (("--rank", "0"), "rank"),
         (("--rank", "some"), "--rank must be a whole number"),
-        (("--second-pass",), "for structure='ggn' alone"),
+        (("--structure", "kfac", "--second-pass"), "for structure='ggn' alone"),
         (("--structure", "ggn", "--basis-dtype", "int8"), "--basis-dtype must be"),
         (("--structure", "diag"), "structure must be one of"),
         (("--output", "/proc/nothing/model"), "cannot be written"),
