@@ -1,6 +1,5 @@
 """What this machine can do: `python -m bayesrm_fast`."""
 
-import importlib.metadata
 import json
 import platform
 
@@ -8,14 +7,14 @@ import torch
 
 from bayesrm_fast.ops import cpp, cuda
 from bayesrm_fast.ops.backends import BACKENDS, OPERATIONS, PREFERENCE, refusal
+from bayesrm_fast.posterior import library_versions
 
 
 def describe_machine() -> dict[str, str]:
     """Versions, devices and what serves the operations."""
     devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    versions = {name: importlib.metadata.version(name) for name in ("bayesrm_fast", "torch", "transformers", "peft")}
     return {
-        **versions,
+        **library_versions(),
         "python": platform.python_version(),
         "cpu": f"{platform.machine()}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}",
         "gpu": ", ".join(devices) or "none",

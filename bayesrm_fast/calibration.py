@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bayesrm_fast.errors import InputError
-from bayesrm_fast.fitting import FitOptions, Precision, variance_curve
+from bayesrm_fast.fitting import Precision, check_precision, variance_curve
 from bayesrm_fast.passes import Passes, Progress, Segment
 from bayesrm_fast.posterior import Posterior
 from bayesrm_fast.prior import GRID, by_evidence, probit_probability
@@ -80,7 +80,7 @@ class Calibration:
         """Draw a reliability diagram into a file.
 
         Raises:
-            InputError: there is no matplotlib.
+            InputError: there is no matplotlib, or the file cannot be written.
         """
         try:
             from matplotlib.figure import Figure
@@ -112,7 +112,10 @@ class Calibration:
                 ylim=(0, 1.03),
             )
         figure.axes[0].set_ylabel("share that is right (pairs of a bin below)")
-        figure.savefig(path, dpi=130)
+        try:
+            figure.savefig(path, dpi=130)
+        except (OSError, ValueError) as error:  # a ValueError for a kind of file that is unknown
+            raise InputError(f"{path} cannot be written: {error}") from error
 
 
 def reliability(probability: Tensor) -> Reliability:  # shape: (M,)
@@ -165,7 +168,6 @@ def calibrate(
     if len(difference) < FOLDS:
         raise InputError("a calibration needs at least two pairs")
     difference, variance = difference.double(), variance.double()
-    temperatures = torch.tensor(TEMPERATURES, dtype=torch.float64)
     # By lot, because pairs may come in an order that means something.
     fold = torch.randperm(len(difference), generator=torch.Generator().manual_seed(0)) % FOLDS
     # (L, temperatures, M) would be large; the mean over a fold is all that is needed of it.
@@ -184,7 +186,7 @@ def calibrate(
 
     def best(total: Tensor) -> tuple[int, float]:  # shape: (L, temperatures)
         at = int(total.argmin())
-        return at // len(temperatures), TEMPERATURES[at % len(temperatures)]
+        return at // len(TEMPERATURES), TEMPERATURES[at % len(TEMPERATURES)]
 
     after = torch.empty_like(difference)
     for i in range(FOLDS):
@@ -214,7 +216,7 @@ def calibrate_posterior(
     Raises:
         InputError: fewer than two pairs, or an unknown `prior_precision`.
     """
-    FitOptions(posterior.record.structure, None, prior_precision)  # checks it
+    check_precision(prior_precision)
     if prior_precision == "validation":
         choices = list(GRID)
     else:

@@ -1,7 +1,7 @@
 """A sequence classifier as a function from token batches to rewards, and the model left as it was found."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -13,6 +13,7 @@ from transformers.cache_utils import DynamicLayer
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from bayesrm_fast.batching import TokenBatch
+from bayesrm_fast.errors import InputError
 from bayesrm_fast.scored_token import ScoredToken, scored_token_alone
 
 CHECKPOINT_FUNCTION = "_gradient_checkpointing_func"
@@ -47,6 +48,18 @@ class Shortcuts:
             "last layer": token or f"at every token: {why.get('scored_token')}",
             "beginnings that rows share": "once" if self.shared_prefix else f"in every row: {why.get('shared_prefix')}",
         }
+
+
+def checked_output_weights(weights: Sequence[float] | Tensor | None, labels: int) -> Tensor:
+    """Weights of a model's outputs in the reward, `[labels]`; raises InputError where they do not fit the model."""
+    if weights is None:
+        if labels != 1:
+            raise InputError(f"the model has {labels} outputs: give output_weights, the weight of each in the reward")
+        return torch.ones(1)
+    checked = torch.as_tensor(weights, dtype=torch.float32)
+    if checked.shape != (labels,) or not checked.isfinite().all():
+        raise InputError(f"output_weights must be {labels} finite numbers, one for each output of the model")
+    return checked
 
 
 class Classifier:

@@ -175,9 +175,9 @@ def calibrate_command(
     loaded = _load_fitted(model, max_batch_tokens)
     with progress_bar("calibrating", stderr) as tell:
         found = loaded.calibrate(rows, _precision(prior_precision), progress=tell)
+    save_posterior(loaded.fitted, model)
     if plot is not None:
         found.plot(plot)
-    save_posterior(loaded.fitted, model)
     shown: dict[str, Any] = {
         "pairs": found.pairs,
         "prior_precision": found.prior_precision,

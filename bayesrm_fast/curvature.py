@@ -1,11 +1,12 @@
 """Consumers that gather a posterior's curvature over the preference pairs."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from bayesrm_fast.errors import InputError
 from bayesrm_fast.ops import kron_project, second_moment, segment_outer
 from bayesrm_fast.sites import Site
 
@@ -19,8 +20,8 @@ GGN_OVERSAMPLING = 32
 """Likewise for the whole GGN, whose spectrum falls slowly."""
 
 
-SMALLEST_OF_A_GRAM = 1e-12
-"""Of the largest eigenvalue of a Gram matrix in float64: what is smaller is rounding."""
+SMALLEST_EIGENVALUE = 1e-12
+"""Of the largest: below it, an eigenvalue of a Gram matrix in float64 is its rounding."""
 
 
 @dataclass(frozen=True)
@@ -197,7 +198,7 @@ class EigenvalueCorrection:
 class GgnSketch:
     """Consumer of the whole GGN `Σ_pairs Λ j jᵀ` over all sites together, to give its leading eigenpairs.
 
-    Up to `rank + GGN_OVERSAMPLING` pairs it keeps the gradients `√Λ j` themselves, and the result is exact; of more it
+    Of few pairs (`keeps_every_pair`) it keeps the gradients `√Λ j` themselves, and the result is exact; of more it
     keeps a Nyström sketch `Y = Σ g (gᵀΩ)`. Both are sums over pairs: shards add up with `merge`.
 
     A batch's products `gᵀΩ` run over all sites, so that its gradients are kept until the last site has come.
@@ -207,7 +208,7 @@ class GgnSketch:
         rank: eigenpairs that will be asked for; None for as many as there are pairs.
         pairs: how many pairs will come, over all shards.
         device: where the sums live.
-        dtype: of the sums.
+        dtype: of the gradients, and of the sums.
         omega: test matrix of each site `[M, r · d]`; orthonormal random rows where it is not given.
     """
 
@@ -223,11 +224,12 @@ class GgnSketch:
         omega: Mapping[str, Tensor] | None = None,
     ) -> None:
         self.sites = list(sites)
-        columns = ggn_columns(rank, pairs, sum(site.r * site.d for site in sites))
-        self.is_exact = omega is None and pairs <= columns
+        self.is_exact = keeps_every_pair(rank, pairs)
         self.omega: dict[str, Tensor] = {}
         self.total: dict[str, Tensor] = {}
         if not self.is_exact:
+            assert rank is not None
+            columns = sketch_columns(rank, sites)
             self.omega = dict(omega) if omega is not None else _orthonormal_rows(sites, columns, device, dtype)
             self.total = {name: torch.zeros_like(rows) for name, rows in self.omega.items()}
         self._kept: list[dict[str, Tensor]] = []
@@ -242,9 +244,9 @@ class GgnSketch:
         if self.is_exact:
             self._kept.append(batch)
             return
-        products = sum(batch[name] @ rows.to(batch[name].dtype).T for name, rows in self.omega.items())
+        products = torch.stack([batch[name] @ rows.T for name, rows in self.omega.items()]).sum(0)
         for name, total in self.total.items():
-            total += (products.T @ batch[name]).to(total.dtype)  # type: ignore[union-attr]
+            total += products.T @ batch[name]
 
     def merge(self, other: "GgnSketch") -> None:
         """Add another shard's sums."""
@@ -258,39 +260,75 @@ class GgnSketch:
         Returns:
             For each site `[K, r · d]`, rows that are orthonormal over all sites together; and the eigenvalues `[K]`,
             float64, descending.
-        """
-        if self.is_exact:
-            half = {s.name: torch.cat([batch[s.name] for batch in self._kept]) for s in self.sites}
-            mixing = torch.eye(next(iter(half.values())).shape[0], dtype=torch.float64)
-            mixing, shift = mixing.to(next(iter(half.values())).device), 0.0
-        else:
-            half, mixing, shift = self._nystrom_factor()
-        # The GGN is FᵀF with F = mixing · half: its eigenvalues are those of the small FFᵀ, in float64.
-        values, vectors = torch.linalg.eigh(mixing @ _row_products(half, half) @ mixing.T)
-        kept = values > values[-1].clamp(min=torch.finfo(values.dtype).tiny) * SMALLEST_OF_A_GRAM
-        values, vectors = values[kept].flip(0)[:rank], vectors[:, kept].flip(1)[:, :rank]
-        rotation = (vectors / values.sqrt()).T @ mixing
-        return {name: (rotation.to(rows.dtype) @ rows) for name, rows in half.items()}, (values - shift).clamp(min=0)
 
-    def _nystrom_factor(self) -> tuple[dict[str, Tensor], Tensor, float]:
-        """A factor of `Y (ΩᵀY)⁻¹ Yᵀ`, shifted as in `SecondMoment`, by what the sums' rounding may have done."""
-        scale = float(_row_products(self.total, self.total).trace()) ** 0.5
-        shift = torch.finfo(next(iter(self.total.values())).dtype).eps * max(scale, 1e-300)
-        half = {name: total + shift * self.omega[name] for name, total in self.total.items()}
-        core = _row_products(self.omega, half)
+        Raises:
+            InputError: a site that no backward pass has reached, so that no batch was ever whole.
+        """
+        if self._batch:
+            absent = [site.name for site in self.sites if site.name not in self._batch]
+            raise InputError(f"cannot serve weights that the reward does not depend on: {', '.join(absent[:8])}")
+        scale, shift = (None, 0.0) if self.is_exact else self._nystrom_scale()
+        values, rotation = eigenpairs_of_factor(gram(self._factor_rows(site, shift) for site in self.sites), scale)
+        values, rotation = values[:rank], rotation[:rank]
+        found = {}
+        for site in self.sites:
+            rows = self._factor_rows(site, shift)
+            found[site.name] = rotation.to(rows.dtype) @ rows
+        return found, (values - shift).clamp(min=0)
+
+    def _factor_rows(self, site: Site, shift: float) -> Tensor:  # shape: (M, r · d)
+        """One site's rows of what is kept, made when they are needed: all of them would be as much again."""
+        if self.is_exact:
+            return torch.cat([batch[site.name] for batch in self._kept])
+        return self.total[site.name] + shift * self.omega[site.name]
+
+    def _nystrom_scale(self) -> tuple[Tensor, float]:
+        """What makes the shifted sums a factor F of `FᵀF = Y (ΩᵀY)⁻¹ Yᵀ`, and the shift.
+
+        The shift is what the sums' rounding may have done; it is taken off the eigenvalues again, as in `SecondMoment`.
+        """
+        sums = list(self.total.values())
+        shift = torch.finfo(sums[0].dtype).eps * max(float(gram(sums).trace()) ** 0.5, 1e-300)
+        parts = [self.omega[s.name].double() @ self._factor_rows(s, shift).double().T for s in self.sites]
+        core = torch.stack(parts).sum(0)
         values, vectors = torch.linalg.eigh((core + core.T) / 2)
         kept = values > shift / 2
-        return half, (vectors[:, kept] / values[kept].sqrt()).T, shift
+        return (vectors[:, kept] / values[kept].sqrt()).T, shift
 
 
-def ggn_columns(rank: int | None, pairs: int, size: int) -> int:
-    """M, the vectors of the sites' size that `GgnSketch` keeps: the rank and a margin, at most all pairs or weights."""
-    return min(pairs if rank is None else rank + GGN_OVERSAMPLING, max(size, 1))
+def keeps_every_pair(rank: int | None, pairs: int) -> bool:
+    """Whether a ggn fit keeps the pairs' own gradients, which are no more than a sketch's vectors; it is exact then."""
+    return rank is None or pairs <= rank + GGN_OVERSAMPLING
 
 
-def _row_products(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> Tensor:
-    """`Σ_sites L Rᵀ`, float64."""
-    return torch.stack([rows.double() @ right[name].double().T for name, rows in left.items()]).sum(0)
+def sketch_columns(rank: int, sites: Sequence[Site]) -> int:
+    """M, the columns of a ggn fit's sketch: the rank and a margin, and no more than there are weights."""
+    return min(rank + GGN_OVERSAMPLING, sum(site.r * site.d for site in sites))
+
+
+def gram(parts: Iterable[Tensor]) -> Tensor:  # shape of each: (M, …); result: (M, M)
+    """`B Bᵀ` of rows that come in parts, float64."""
+    products = [(flat := part.flatten(1).double()) @ flat.T for part in parts]
+    return torch.stack(products).sum(0)
+
+
+def eigenpairs_of_factor(products: Tensor, scale: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Eigenpairs of `FᵀF`, `F = scale B`, from the small `B Bᵀ`.
+
+    Args:
+        products: `B Bᵀ` `[M, M]`, float64.
+        scale: `[K, M]`, float64; the identity for None.
+
+    Returns:
+        The eigenvalues that are not rounding `[K']`, descending, and T `[K', M]`: the rows of `T B` are their vectors.
+    """
+    if scale is None:
+        scale = torch.eye(len(products), dtype=products.dtype, device=products.device)
+    values, vectors = torch.linalg.eigh(scale @ products @ scale.T)
+    largest = values[-1:].clamp(min=torch.finfo(values.dtype).tiny).sum()  # of none, where the GGN is zero
+    kept = values > SMALLEST_EIGENVALUE * largest
+    values, vectors = values[kept].flip(0), vectors[:, kept].flip(1)
+    return values, (vectors / values.sqrt()).T @ scale
 
 
 def _orthonormal_rows(
@@ -302,6 +340,6 @@ def _orthonormal_rows(
         site.name: torch.randn(columns, site.r * site.d, generator=generator, dtype=torch.float32).to(device, dtype)
         for site in sites
     }
-    factor = torch.linalg.cholesky(_row_products(rows, rows))
+    factor = torch.linalg.cholesky(gram(rows.values()))
     mixing = torch.linalg.inv(factor).to(dtype)
     return {name: mixing @ block for name, block in rows.items()}

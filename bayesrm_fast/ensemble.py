@@ -127,15 +127,14 @@ class RewardEnsemble:
         rewards, variances, truncated = [], [], []
         for member in self.members:
             with _active(member.model, member.adapter):
+                rows = member.tokenize(prompts, responses)
+                truncated.append(torch.tensor([row.truncated for (row,) in rows]))
                 if member.posterior is None:
-                    rows = [row for (row,) in member.tokenize(prompts, responses)]
-                    rewards.append(member.rewards(prompts, responses))
-                    truncated.append(torch.tensor([row.truncated for row in rows]))
+                    rewards.append(member.rewards_tokenized(rows, prompts))
                 else:
-                    scores = member.score(prompts, responses)
+                    scores = member.score_tokenized(rows)
                     rewards.append(scores.mean)
                     variances.append(scores.variance)
-                    truncated.append(scores.truncated)
         means = torch.stack(rewards)
         within = torch.stack(variances).mean(0) if variances else torch.zeros_like(means[0])
         return EnsembleScores(means, within, torch.stack(truncated).any(0))

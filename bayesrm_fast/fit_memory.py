@@ -3,10 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-
 from bayesrm_fast.batching import plan_batches
-from bayesrm_fast.curvature import GGN_OVERSAMPLING, ggn_columns
+from bayesrm_fast.curvature import GGN_OVERSAMPLING, keeps_every_pair, sketch_columns
 from bayesrm_fast.errors import InputError
 from bayesrm_fast.passes import Passes, Segment
 from bayesrm_fast.room import free_bytes
@@ -24,7 +22,7 @@ class FitMemory:
         vectors: how many of them there are.
         free: what the device has left.
         rank: the eigenpairs asked for, None for all.
-        margin: vectors beside two for each eigenpair: of the sketch's margin, and of a batch's gradients.
+        margin: vectors beside three for each eigenpair, of the sketch's margin and of a batch's gradients.
     """
 
     vector: int
@@ -51,20 +49,23 @@ class FitMemory:
         raise InputError(f"rank={self.rank} does not fit: {self}; {advice}")
 
 
-def ggn_memory(passes: Passes, segments: Sequence[Segment], rank: int | None) -> FitMemory:
-    """The memory of a ggn fit on these pairs: test matrix, sketch, eigenvectors, and one batch's gradients."""
-    size = sum(site.r * site.d for site in passes.tapped.sites)
-    columns = ggn_columns(rank, len(segments), size)
-    summed = len(segments) if len(segments) <= columns else 2 * columns
-    kept = columns if rank is None else min(rank, columns)
+def ggn_memory(passes: Passes, segments: Sequence[Segment], rank: int | None, second_pass: bool) -> FitMemory:
+    """Of a ggn fit on these pairs: test matrix and sketch, or gradients; eigenvectors; one batch's gradients."""
+    sites = passes.tapped.sites
+    if rank is None or keeps_every_pair(rank, len(segments)):
+        summed = len(segments)
+        made = summed if rank is None else min(rank, summed)
+    else:
+        columns = sketch_columns(rank, sites)
+        summed = 2 * columns
+        made = columns if second_pass else min(rank, columns)
     batch = max(len(positions) for positions in plan_batches(segments, passes.room.batch_tokens))
-    itemsize = torch.empty((), dtype=passes.tapped.gradient_dtype).element_size()
     return FitMemory(
-        vector=size * itemsize,
-        vectors=summed + kept + batch,
+        vector=sum(site.r * site.d for site in sites) * passes.tapped.gradient_dtype.itemsize,
+        vectors=summed + made + batch,
         free=free_bytes(passes.device),
         rank=rank,
-        margin=2 * GGN_OVERSAMPLING + batch,
+        margin=3 * GGN_OVERSAMPLING + batch,
     )
 
 

@@ -10,7 +10,7 @@ from typing import Literal, cast
 import torch
 from torch import Tensor
 
-from bayesrm_fast.curvature import GGN_OVERSAMPLING, EigenvalueCorrection, GgnSketch, KroneckerMoments
+from bayesrm_fast.curvature import EigenvalueCorrection, GgnSketch, KroneckerMoments, keeps_every_pair
 from bayesrm_fast.errors import InputError
 from bayesrm_fast.fit_memory import ggn_memory
 from bayesrm_fast.kronecker import KroneckerPosterior, ekfac_blocks, kfac_blocks
@@ -23,7 +23,6 @@ from bayesrm_fast.taps import Consumer
 
 logger = logging.getLogger("bayesrm_fast")
 
-STRUCTURES = ("kfac", "ekfac", "ggn")
 DEFAULT_RANK = {"kfac": 64, "ekfac": 64, "ggn": 128}
 BASIS_DTYPES = (None, torch.float32, torch.bfloat16)
 SEARCHES = ("evidence", "validation")
@@ -62,25 +61,28 @@ class FitOptions:
 
     def passes(self, pairs: int) -> int:
         """How often a fit goes over so many pairs; a ggn that is exact after the first pass needs no second one."""
-        is_sketched = self.kept is not None and pairs > self.kept + GGN_OVERSAMPLING
-        return 2 if self.structure == "ekfac" or (self.second_pass and is_sketched) else 1
+        is_sharpened = self.second_pass and not keeps_every_pair(self.kept, pairs)
+        return 2 if self.structure == "ekfac" or is_sharpened else 1
 
     def __post_init__(self) -> None:
-        if self.structure not in STRUCTURES:
-            raise InputError(f"structure must be one of {', '.join(STRUCTURES)}, not {self.structure!r}")
+        if self.structure not in DEFAULT_RANK:
+            raise InputError(f"structure must be one of {', '.join(DEFAULT_RANK)}, not {self.structure!r}")
         if self.rank not in (None, "default") and (type(self.rank) is not int or self.rank < 1):
             raise InputError(f"rank must be a whole number of at least 1, or None for full rank, not {self.rank!r}")
-        if isinstance(self.prior_precision, str):
-            if self.prior_precision not in SEARCHES:
-                raise InputError(
-                    f"prior_precision must be a number, 'evidence' or 'validation', not {self.prior_precision!r}"
-                )
-        elif not (math.isfinite(self.prior_precision) and self.prior_precision > 0):
-            raise InputError(f"the prior precision must be a positive number, not {self.prior_precision}")
+        check_precision(self.prior_precision)
         if self.structure != "ggn" and (self.second_pass or self.basis_dtype is not None):
             raise InputError("second_pass and basis_dtype are for structure='ggn' alone")
         if self.basis_dtype not in BASIS_DTYPES:
             raise InputError(f"basis_dtype must be torch.float32 or torch.bfloat16, not {self.basis_dtype}")
+
+
+def check_precision(precision: Precision) -> None:
+    """Raise InputError unless this is a positive number or the name of a search."""
+    if isinstance(precision, str):
+        if precision not in SEARCHES:
+            raise InputError(f"prior_precision must be a number, 'evidence' or 'validation', not {precision!r}")
+    elif not (math.isfinite(precision) and precision > 0):
+        raise InputError(f"the prior precision must be a positive number, not {precision}")
 
 
 def fit_posterior(
@@ -162,13 +164,14 @@ def _fit_low_rank(
     passes: Passes, segments: Sequence[Segment], options: FitOptions, record: FitRecord, counter: "_Counter"
 ) -> Posterior:
     sites, dtype = passes.tapped.sites, passes.tapped.gradient_dtype
-    memory = ggn_memory(passes, segments, options.kept)
+    memory = ggn_memory(passes, segments, options.kept, options.second_pass)
     logger.info("%s", memory)
     memory.refuse_what_does_not_fit()
     sketch = GgnSketch(sites, options.kept, len(segments), passes.device, dtype)
     log_likelihood = _gather(passes, segments, sketch, counter)
     if options.second_pass and not sketch.is_exact:
         omega, _ = sketch.eigenpairs(None)
+        del sketch  # its sums are as much as the next one's
         sketch = GgnSketch(sites, options.kept, len(segments), passes.device, dtype, omega)
         _gather(passes, segments, sketch, counter)
     rows, eigenvalues = sketch.eigenpairs(options.kept)

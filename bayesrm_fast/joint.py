@@ -1,13 +1,23 @@
 """The joint posterior of one prompt's candidates, and what follows from it for a choice."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from bayesrm_fast.errors import InputError
+from bayesrm_fast.feature_sketch import feature_sketch
+from bayesrm_fast.passes import Passes, Segment, row_cotangent
+from bayesrm_fast.posterior import Posterior
 from bayesrm_fast.prior import probit_probability
+from bayesrm_fast.room import free_bytes
+
+Outside = Literal["auto", "exact", "sketch"]
+
+SHARE_FOR_FEATURES = 0.5
+"""Of the host's free memory: what an exact covariance may hold."""
 
 DRAWS = 65_536
 """Of the joint posterior. A probability near ½ is then known to 0.002."""
@@ -121,6 +131,68 @@ class JointRewards:
         for start in range(0, count, step):
             noise = torch.randn(min(step, count - start), len(self.mean), generator=generator, dtype=torch.float64)
             yield self.mean.double() + noise @ root.T
+
+
+def joint_rewards(
+    passes: Passes, segments: Sequence[Segment], posterior: Posterior, outside: Outside = "auto"
+) -> JointRewards:
+    """The joint posterior of the segments' rewards.
+
+    The covariance is the sum of inner products of whitened gradients. Their part in the posterior's bases is a few
+    numbers each; the part outside is as many as the posterior has weights, kept as they are or sketched.
+
+    Args:
+        passes: the model.
+        segments: n rows.
+        posterior: on the device of the passes.
+        outside: "exact", "sketch", or "auto": exact where n times the posterior's weights take no more than
+            `SHARE_FOR_FEATURES` of the host's free memory.
+
+    Raises:
+        InputError: an unknown `outside`.
+    """
+    if outside not in get_args(Outside):
+        raise InputError(f"outside must be one of {', '.join(get_args(Outside))}, not {outside!r}")
+    if outside == "auto":
+        numbers = len(segments) * posterior.parameters * passes.tapped.gradient_dtype.itemsize
+        outside = "exact" if numbers <= SHARE_FOR_FEATURES * free_bytes(torch.device("cpu")) else "sketch"
+    order: list[int] = []
+    means: list[Tensor] = []
+    inside: list[dict[str, Tensor]] = []
+    kept: list[dict[str, Tensor]] = []
+    sketches: list[tuple[Tensor, Tensor]] = []
+    for positions, rewards, consumer in passes.over(segments, row_cotangent, lambda _: posterior.feature_consumer()):
+        order += positions
+        means.append(rewards[:, 0].cpu())
+        few, many = consumer.features()
+        inside.append({name: rows.cpu() for name, rows in few.items()})
+        if outside == "exact":
+            kept.append({name: rows.cpu() for name, rows in many.items()})
+        elif many:
+            rows, squared_norms = feature_sketch(many)
+            sketches.append((rows.cpu(), squared_norms.cpu()))
+    covariance = _inner_products(inside) + _inner_products(kept)
+    error = None
+    if sketches:
+        sketched = torch.cat([rows for rows, _ in sketches]).double()
+        exact = torch.cat([squared_norms for _, squared_norms in sketches])
+        ratio = exact / sketched.square().sum(1).clamp(min=torch.finfo(exact.dtype).tiny)
+        error = float((1 / ratio - 1)[exact > 0].square().mean().sqrt())
+        sketched *= ratio.sqrt()[:, None]
+        covariance += sketched @ sketched.T
+    back = torch.tensor(order).argsort()
+    truncated = torch.tensor([any(row.truncated for row in segment) for segment in segments])
+    mean = torch.cat(means)[back]
+    return JointRewards(mean, covariance[back][:, back].to(mean), truncated, error, posterior.record.temperature)
+
+
+def _inner_products(batches: list[dict[str, Tensor]]) -> Tensor:  # shape: (n, n)
+    """Over all features, float64, in the order of the batches; takes them out."""
+    total = torch.zeros((), dtype=torch.float64)
+    for name in list(batches[0]) if batches else ():
+        rows = torch.cat([batch.pop(name) for batch in batches])
+        total = total + rows @ rows.T
+    return total
 
 
 def _entropy(probability: Tensor) -> Tensor:

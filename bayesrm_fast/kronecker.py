@@ -78,54 +78,25 @@ class KroneckerPosterior(Posterior):
         """See `Posterior`."""
         return KroneckerFeatures(self)
 
-    def to(self, device: torch.device | str) -> "KroneckerPosterior":
-        """The same posterior with its tensors on `device`."""
-        moved: dict[int, Tensor] = {}
-
-        def move(tensor: Tensor) -> Tensor:
-            return moved.setdefault(id(tensor), tensor.to(device))
-
-        blocks = {
-            name: KroneckerBlock(move(b.basis_p), move(b.basis_q), move(b.eigenvalues), move(b.tail))
-            for name, b in self.blocks.items()
-        }
-        return KroneckerPosterior(self.sites, blocks, self.prior_precision, self.record)
-
-    def tensors(self) -> tuple[dict[str, Tensor], dict[str, str]]:
+    def tensors(self) -> dict[str, Tensor]:
         """See `Posterior`."""
-        tensors: dict[str, Tensor] = {}
-        owners: dict[int, str] = {}
-        shared: dict[str, str] = {}
-        for name, block in self.blocks.items():
-            owner = owners.setdefault(id(block.basis_q), name)
-            if owner == name:
-                tensors[f"{name}/basis_q"] = block.basis_q
-            else:
-                shared[name] = owner
-            for part in ("basis_p", "eigenvalues", "tail"):
-                tensors[f"{name}/{part}"] = getattr(block, part)
-        return tensors, shared
+        return {f"{name}/{part}": tensor for name, block in self.blocks.items() for part, tensor in vars(block).items()}
 
     @classmethod
     def from_tensors(
-        cls,
-        sites: Sequence[Site],
-        tensors: Mapping[str, Tensor],
-        shared: Mapping[str, str],
-        prior_precision: float,
-        record: FitRecord,
+        cls, sites: Sequence[Site], tensors: Mapping[str, Tensor], prior_precision: float, record: FitRecord
     ) -> "KroneckerPosterior":
         """See `Posterior`."""
-        bases = {name: by_columns(tensor) for name, tensor in tensors.items() if name.endswith("/basis_q")}
-        blocks = {
-            site.name: KroneckerBlock(
+        turned: dict[int, Tensor] = {}
+        blocks = {}
+        for site in sites:
+            basis_q = tensors[f"{site.name}/basis_q"]
+            blocks[site.name] = KroneckerBlock(
                 basis_p=tensors[f"{site.name}/basis_p"],
-                basis_q=bases[f"{shared.get(site.name, site.name)}/basis_q"],
+                basis_q=turned.setdefault(id(basis_q), by_columns(basis_q)),
                 eigenvalues=tensors[f"{site.name}/eigenvalues"],
                 tail=tensors[f"{site.name}/tail"],
             )
-            for site in sites
-        }
         return cls(sites, blocks, prior_precision, record)
 
 

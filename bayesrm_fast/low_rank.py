@@ -5,12 +5,10 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from bayesrm_fast.curvature import eigenpairs_of_factor, gram
 from bayesrm_fast.ops import segment_outer
 from bayesrm_fast.posterior import FitRecord, Posterior
 from bayesrm_fast.sites import Site
-
-SMALLEST_EIGENVALUE = 1e-12
-"""Of the largest: below it, an eigenvalue of a Gram matrix in float64 is its rounding."""
 
 
 class LowRankPosterior(Posterior):
@@ -59,11 +57,7 @@ class LowRankPosterior(Posterior):
             prior_precision: λ.
             record: what it was fitted on.
         """
-        values, vectors = torch.linalg.eigh(scale @ gram(bases) @ scale.T)
-        largest = values[-1:].clamp(min=torch.finfo(values.dtype).tiny).sum()  # of none, where the GGN is zero
-        kept = values > SMALLEST_EIGENVALUE * largest
-        eigenvalues, vectors = values[kept].flip(0), vectors[:, kept].flip(1)
-        transform = (vectors / eigenvalues.sqrt()).T @ scale
+        eigenvalues, transform = eigenpairs_of_factor(gram(bases.values()), scale)
         return cls(sites, bases, transform, eigenvalues, prior_precision, record)
 
     def conditional(self, sites: Sequence[Site]) -> "LowRankPosterior":
@@ -78,45 +72,28 @@ class LowRankPosterior(Posterior):
 
     def variance_consumer(self, segments: int) -> "LowRankVariance":
         """See `Posterior`."""
-        return LowRankVariance(self, (self.prior_precision,))
+        return LowRankVariance(self)
 
-    def variance_curve_consumer(self, precisions: Sequence[float]) -> "LowRankVariance":
+    def variance_curve_consumer(self, precisions: Sequence[float]) -> "LowRankVarianceCurve":
         """See `Posterior`."""
-        return LowRankVariance(self, precisions, curve=True)
+        return LowRankVarianceCurve(self, precisions)
 
     def feature_consumer(self) -> "LowRankFeatures":
         """See `Posterior`."""
         return LowRankFeatures(self)
 
-    def to(self, device: torch.device | str) -> "LowRankPosterior":
+    def tensors(self) -> dict[str, Tensor]:
         """See `Posterior`."""
-        bases = {name: basis.to(device) for name, basis in self.bases.items()}
-        transform, eigenvalues = self.transform.to(device), self.eigenvalues.to(device)
-        return LowRankPosterior(self.sites, bases, transform, eigenvalues, self.prior_precision, self.record)
-
-    def tensors(self) -> tuple[dict[str, Tensor], dict[str, str]]:
-        """See `Posterior`."""
-        tensors = {f"{name}/basis": basis for name, basis in self.bases.items()}
-        return tensors | {"all/transform": self.transform, "all/eigenvalues": self.eigenvalues}, {}
+        bases = {f"{name}/basis": basis for name, basis in self.bases.items()}
+        return bases | {"all/transform": self.transform, "all/eigenvalues": self.eigenvalues}
 
     @classmethod
     def from_tensors(
-        cls,
-        sites: Sequence[Site],
-        tensors: Mapping[str, Tensor],
-        shared: Mapping[str, str],
-        prior_precision: float,
-        record: FitRecord,
+        cls, sites: Sequence[Site], tensors: Mapping[str, Tensor], prior_precision: float, record: FitRecord
     ) -> "LowRankPosterior":
         """See `Posterior`."""
         bases = {site.name: tensors[f"{site.name}/basis"] for site in sites}
         return cls(sites, bases, tensors["all/transform"], tensors["all/eigenvalues"], prior_precision, record)
-
-
-def gram(bases: Mapping[str, Tensor]) -> Tensor:  # shape: (K, K)
-    """`B Bᵀ` over all sites, float64."""
-    parts = [(flat := basis.flatten(1).double()) @ flat.T for basis in bases.values()]
-    return torch.stack(parts).sum(0)
 
 
 class _Coordinates:
@@ -130,6 +107,7 @@ class _Coordinates:
 
     def __init__(self, posterior: LowRankPosterior) -> None:
         self.posterior = posterior
+        self.dtype = torch.float32
         self._products: Tensor | None = None  # shape: (N, K)
         self._squared_norm: Tensor | None = None  # shape: (N,)
 
@@ -138,6 +116,7 @@ class _Coordinates:
         self._add(site, segment_outer(p, q, offsets).flatten(1))
 
     def _add(self, site: Site, gradient: Tensor) -> None:  # shape: (N, r · d)
+        self.dtype = gradient.dtype
         gradient = gradient.double()
         products = gradient @ self.posterior.bases[site.name].flatten(1).double().T
         squared_norm = torch.linalg.vecdot(gradient, gradient)
@@ -155,35 +134,37 @@ class _Coordinates:
         return inside, (self._squared_norm - inside.square().sum(1)).clamp(min=0)
 
 
-class LowRankVariance(_Coordinates):
+class LowRankVarianceCurve(_Coordinates):
     """`Σ_k c_k² / (s_k + λ) + (‖J‖² − Σ_k c_k²) / λ` of each segment, c its coordinates in the eigenvectors.
 
     Args:
         posterior: on the device of the pass.
         precisions: L values of λ.
-        curve: whether the result is `[L, N]`; `[N]` for the first λ otherwise.
     """
 
-    def __init__(self, posterior: LowRankPosterior, precisions: Sequence[float], *, curve: bool = False) -> None:
+    def __init__(self, posterior: LowRankPosterior, precisions: Sequence[float]) -> None:
         super().__init__(posterior)
         self.precisions = list(precisions)
-        self.curve = curve
-        self.dtype = torch.float32
-
-    def consume(self, site: Site, p: Tensor, q: Tensor, offsets: Tensor) -> None:
-        """Add one site's part."""
-        gradient = segment_outer(p, q, offsets).flatten(1)
-        self.dtype = gradient.dtype
-        self._add(site, gradient)
 
     @property
     def variance(self) -> Tensor:
-        """`[N]` or `[L, N]`; float32, float64 for a float64 model."""
+        """`[L, N]`; float32, float64 for a float64 model."""
         inside, outside = self.coordinates()
         precisions = torch.tensor(self.precisions, dtype=inside.dtype, device=inside.device)
         weights = 1 / (self.posterior.eigenvalues + precisions[:, None])  # shape: (L, K')
-        variance = weights @ inside.square().T + outside / precisions[:, None]
-        return (variance if self.curve else variance[0]).to(self.dtype)
+        return (weights @ inside.square().T + outside / precisions[:, None]).to(self.dtype)
+
+
+class LowRankVariance(LowRankVarianceCurve):
+    """The same at the posterior's own λ."""
+
+    def __init__(self, posterior: LowRankPosterior) -> None:
+        super().__init__(posterior, [posterior.prior_precision])
+
+    @property
+    def variance(self) -> Tensor:
+        """`[N]`; float32, float64 for a float64 model."""
+        return super().variance[0]
 
 
 class LowRankFeatures(_Coordinates):
@@ -197,11 +178,9 @@ class LowRankFeatures(_Coordinates):
         super().__init__(posterior)
         self._gradients: dict[str, Tensor] = {}  # shape: (N, r · d) for each site
 
-    def consume(self, site: Site, p: Tensor, q: Tensor, offsets: Tensor) -> None:
-        """Keep one site's gradients."""
-        gradient = segment_outer(p, q, offsets).flatten(1)
+    def _add(self, site: Site, gradient: Tensor) -> None:  # shape: (N, r · d)
         self._gradients[site.name] = gradient
-        self._add(site, gradient)
+        super()._add(site, gradient)
 
     def features(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """See `posterior.FeatureConsumer`; the gradients are used up."""

@@ -1,5 +1,6 @@
 """What every structure of the posterior has: prior precision, evidence, variances and features."""
 
+import importlib.metadata
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -11,6 +12,17 @@ from torch import Tensor
 
 from bayesrm_fast.errors import InputError
 from bayesrm_fast.sites import Site
+
+
+def library_versions() -> dict[str, str]:
+    """Of this package and those whose numbers a posterior rests on."""
+    found = {}
+    for name in ("bayesrm_fast", "torch", "transformers", "peft"):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "unknown"
+    return found
 
 
 @dataclass(frozen=True)
@@ -136,23 +148,20 @@ class Posterior(ABC):
         (docs/maths.md, section 6).
         """
 
-    @abstractmethod
     def to(self, device: torch.device | str) -> Self:
         """The same posterior with its tensors on `device`."""
+        moved: dict[int, Tensor] = {}  # a tensor that sites share stays one
+        tensors = {name: moved.setdefault(id(t), t.to(device)) for name, t in self.tensors().items()}
+        return self.from_tensors(self.sites, tensors, self.prior_precision, self.record)
 
     @abstractmethod
-    def tensors(self) -> tuple[dict[str, Tensor], dict[str, str]]:
-        """What a file holds: tensors by `site/part`, and for a site whose tensor is another's, that other site."""
+    def tensors(self) -> dict[str, Tensor]:
+        """What a file holds, by `site/part`; sites may share a tensor."""
 
     @classmethod
     @abstractmethod
     def from_tensors(
-        cls,
-        sites: Sequence[Site],
-        tensors: Mapping[str, Tensor],
-        shared: Mapping[str, str],
-        prior_precision: float,
-        record: FitRecord,
+        cls, sites: Sequence[Site], tensors: Mapping[str, Tensor], prior_precision: float, record: FitRecord
     ) -> Self:
         """The inverse of `tensors`; raises KeyError where one is missing."""
 

@@ -35,8 +35,14 @@ def save_posterior(posterior: Posterior, folder: Path) -> None:
     Each file is complete or absent. The record is written last and names the tensors' hash, so that files of two fits
     are never taken for one.
     """
-    tensors, shared = posterior.tensors()
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    tensors, shared = {}, {}
+    owners: dict[int, str] = {}
+    for name, tensor in posterior.tensors().items():
+        owner = owners.setdefault(id(tensor), name)
+        if owner == name:
+            tensors[name] = tensor.detach().cpu().contiguous()
+        else:
+            shared[name] = owner
     content = safetensors.torch.save(tensors, metadata={"format": "pt"})
     record = {
         "format": FORMAT,
@@ -46,7 +52,7 @@ def save_posterior(posterior: Posterior, folder: Path) -> None:
         "parameters": posterior.parameters,
         **asdict(posterior.record),
         "sites": [asdict(site) for site in posterior.sites],
-        "shared_inputs": shared,
+        "shared_tensors": shared,
         "tensors_sha256": hashlib.sha256(content).hexdigest(),
     }
     write_whole(folder / TENSORS_FILE, content)
@@ -74,8 +80,8 @@ def load_posterior(folder: Path) -> Posterior:
                 raise InputError(f"{folder / TENSORS_FILE}: {part} of {site} is NaN or infinite")
         sites = [Site(**site) for site in record["sites"]]
         fit = FitRecord(**{name: record[name] for name in FitRecord.__dataclass_fields__})
-        kind = CLASSES[fit.structure]
-        return kind.from_tensors(sites, tensors, record["shared_inputs"], record["prior_precision"], fit)
+        tensors |= {name: tensors[owner] for name, owner in record["shared_tensors"].items()}
+        return CLASSES[fit.structure].from_tensors(sites, tensors, record["prior_precision"], fit)
     except (SafetensorError, KeyError, TypeError) as error:
         raise InputError(f"{folder} holds no readable posterior: {error}") from error
 

@@ -1,13 +1,12 @@
 """What a user holds: a reward model with a posterior over its LoRA weights."""
 
-import importlib.metadata
 import itertools
 import os
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, Self, cast, get_args
+from typing import Any, Literal, Self, cast
 
 import torch
 from peft import PeftModel
@@ -16,21 +15,19 @@ from transformers import PreTrainedTokenizerBase
 
 from bayesrm_fast.calibration import Calibration, calibrate_posterior
 from bayesrm_fast.checkpoints import add_adapter, load_adapter, local_folder, save_adapter
-from bayesrm_fast.classifier import Classifier, Shortcuts
+from bayesrm_fast.classifier import Classifier, Shortcuts, checked_output_weights
 from bayesrm_fast.errors import InputError
 from bayesrm_fast.fitting import FitOptions, Precision, fit_posterior
-from bayesrm_fast.joint import JointRewards
+from bayesrm_fast.joint import JointRewards, Outside, joint_rewards
 from bayesrm_fast.passes import Passes, Progress, Segment, StartAgain, measured_room
-from bayesrm_fast.posterior import FitRecord, Posterior
+from bayesrm_fast.posterior import FitRecord, Posterior, library_versions
 from bayesrm_fast.posterior_files import RECORD_FILE, load_posterior
 from bayesrm_fast.rewards import rewards_of
 from bayesrm_fast.room import BATCH_TOKENS, Room, release_memory
 from bayesrm_fast.scoring import (
-    Outside,
     PairScores,
     RewardScores,
     choose_each,
-    joint_rewards,
     score_segments,
 )
 from bayesrm_fast.selection import BestOfN, Penalty, penalty_of
@@ -55,8 +52,6 @@ STREAM_WINDOW = 256
 
 _outside_inference_mode = torch.inference_mode(mode=False)
 """A caller's inference mode would forbid the backward pass that a variance needs."""
-
-VERSIONED = ("bayesrm_fast", "torch", "transformers", "peft")
 
 
 class BayesianRewardModel:
@@ -92,7 +87,7 @@ class BayesianRewardModel:
         self._lora = find_lora_taps(model)
         self._shortcuts: Shortcuts | None = None
         config = model.config.get_text_config()
-        self.output_weights = _checked_output_weights(output_weights, model.config.num_labels)
+        self.output_weights = checked_output_weights(output_weights, model.config.num_labels)
         positions = getattr(config, "max_position_embeddings", None)
         self.encoder = TextEncoder(tokenizer, max_length or default_max_length(tokenizer, positions))
         device = next(model.parameters()).device
@@ -153,18 +148,17 @@ class BayesianRewardModel:
             name: of the adapter in the shared model, not in use yet.
 
         Raises:
-            InputError: an adapter of another base model, or one that cannot be served.
+            InputError: an adapter of another base model or with other output weights, or one that cannot be served.
         """
-        posterior = _saved_posterior(folder, None)
+        posterior = _saved_posterior(folder, self.output_weights.tolist())
         add_adapter(self.model, folder, name)
-        room = self._room
         loaded = type(self)(
             self.model,
             self.tokenizer,
-            output_weights=self.output_weights if posterior is None else posterior.record.output_weights,
+            output_weights=self.output_weights,
             max_length=self.encoder.max_length if posterior is None else posterior.record.max_length,
-            max_batch_tokens=None if room is None else room.batch_tokens,
         )
+        loaded._room = self._room  # of one device
         loaded._take_posterior(posterior, folder)
         return loaded
 
@@ -236,12 +230,12 @@ class BayesianRewardModel:
             pairs=len(segments),
             log_likelihood=0.0,
             squared_norm=0.0,
-            base_model=str(self.model.peft_config[self._lora[0].adapter].base_model_name_or_path),
+            base_model=str(self.model.peft_config[self.adapter].base_model_name_or_path),
             adapter_sha256=self._adapter_hash(),
             include_head=include_head,
             output_weights=self.output_weights.tolist(),
             max_length=self.encoder.max_length,
-            versions={name: _version(name) for name in VERSIONED},
+            versions=library_versions(),
         )
         passes = self._passes(include_head)
         while True:
@@ -277,17 +271,20 @@ class BayesianRewardModel:
         """
         return self._pair_segments(preference_pairs(pairs))
 
-    @_outside_inference_mode
     def rewards(self, prompts: Sequence[Text], responses: Sequence[Text]) -> Tensor:
         """MAP rewards `[N]` by forward passes alone; needs no posterior.
 
         Raises:
             InputError: no rows, lists of different lengths, or text that cannot be read.
         """
-        rows = self._encode(prompts, responses)
+        return self.rewards_tokenized(self.tokenize(prompts, responses), prompts)
+
+    @_outside_inference_mode
+    def rewards_tokenized(self, segments: Sequence[Segment], prompts: Sequence[Text]) -> Tensor:
+        """`rewards` of tokenized rows; rows of equal prompts may share their beginning."""
         numbers: dict[str, int] = {}
         owners = [numbers.setdefault(str(prompt), len(numbers)) for prompt in prompts]
-        return rewards_of(self._passes(include_head=False), rows, owners)
+        return rewards_of(self._passes(include_head=False), [row for (row,) in segments], owners)
 
     @_outside_inference_mode
     def score_tokenized(self, segments: Sequence[Segment], *, progress: Progress | None = None) -> RewardScores:
@@ -347,11 +344,8 @@ class BayesianRewardModel:
         Raises:
             InputError: no candidates, text that cannot be read, or an unknown `outside`.
         """
-        if outside not in get_args(Outside):
-            raise InputError(f"outside must be one of {', '.join(get_args(Outside))}, not {outside!r}")
-        segments = [(row,) for row in self._encode([prompt] * len(responses), responses)]
-        mean, covariance, error = joint_rewards(self.passes(), segments, self.fitted, outside)
-        return JointRewards(mean, covariance, _truncated(segments), error, self.fitted.record.temperature)
+        segments = self.tokenize([prompt] * len(responses), responses)
+        return joint_rewards(self.passes(), segments, self.fitted, outside)
 
     def best_of_n(
         self,
@@ -484,33 +478,15 @@ class BayesianRewardModel:
         return list(zip(chosen, rejected, strict=True))
 
 
-def _checked_output_weights(weights: Sequence[float] | Tensor | None, labels: int) -> Tensor:
-    if weights is None:
-        if labels != 1:
-            raise InputError(f"the model has {labels} outputs: give output_weights, the weight of each in the reward")
-        return torch.ones(1)
-    checked = torch.as_tensor(weights, dtype=torch.float32)
-    if checked.shape != (labels,) or not checked.isfinite().all():
-        raise InputError(f"output_weights must be {labels} finite numbers, one for each output of the model")
-    return checked
-
-
 def _saved_posterior(folder: Path, output_weights: Sequence[float] | None) -> Posterior | None:
     if not (folder / RECORD_FILE).exists():
         return None
     posterior = load_posterior(folder)
     saved = posterior.record.output_weights
-    if output_weights is not None and [float(w) for w in output_weights] != saved:
+    if output_weights is not None and torch.tensor(output_weights, dtype=torch.float32).tolist() != saved:
         raise InputError(f"the posterior in {folder} was fitted with output_weights={saved}")
     return posterior
 
 
 def _truncated(segments: Sequence[Segment]) -> Tensor:
     return torch.tensor([any(row.truncated for row in segment) for segment in segments])
-
-
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "unknown"

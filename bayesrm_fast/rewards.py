@@ -16,7 +16,6 @@ WORTH_SHARING = 1 / 8
 LEAST_SAVED = 512
 """Tokens that sharing must save at least, since it costs a forward pass more."""
 
-
 SURE_OF_A_FLOOR = 15 / 16
 """Of a variance's computed lower bound: what rounding, coarse in bfloat16, cannot push above the variance itself."""
 

@@ -3,26 +3,20 @@
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from bayesrm_fast.feature_sketch import FeatureSketch
 from bayesrm_fast.passes import Passes, Progress, Segment, pair_cotangent, row_cotangent
 from bayesrm_fast.posterior import Posterior
 from bayesrm_fast.prior import probit_probability
 from bayesrm_fast.rewards import bounded_rewards, distinct
-from bayesrm_fast.room import free_bytes
 from bayesrm_fast.selection import BestOfN, Penalty, first_best, needed_variances
 from bayesrm_fast.text import Candidates, TokenizedText
 
 if TYPE_CHECKING:
     import pandas
-
-Outside = Literal["auto", "exact", "sketch"]
-CPU = torch.device("cpu")
-SHARE_FOR_FEATURES = 0.5
 
 CPU_WAVE = 1 / 8
 """Of a batch: what lazy best-of-n computes at a time on a CPU, which is as fast on few rows as on many."""
@@ -157,67 +151,6 @@ def choose_each(
         computed = int((~variance.isnan()).sum())
         results.append(BestOfN(index, one.responses[index], scores, mean, variance, truncated, computed))
     return results
-
-
-def joint_rewards(
-    passes: Passes, segments: Sequence[Segment], posterior: Posterior, outside: Outside
-) -> tuple[Tensor, Tensor, float | None]:  # shapes: (n,), (n, n)
-    """Mean and covariance of the segments' rewards, and the sketch's error where there was one.
-
-    The covariance is the sum of inner products of whitened gradients. Their part in the posterior's bases is a few
-    numbers each; the part outside is as many as the posterior has weights, kept as they are or sketched.
-
-    Args:
-        passes: the model.
-        segments: n rows.
-        posterior: on the device of the passes.
-        outside: "exact", "sketch", or "auto": exact where n times the posterior's weights take no more than half of the
-            host's free memory.
-    """
-    if outside == "auto":
-        numbers = len(segments) * posterior.parameters
-        fits = numbers * passes.tapped.gradient_dtype.itemsize <= free_bytes(CPU) * SHARE_FOR_FEATURES
-        outside = "exact" if fits else "sketch"
-    means, order = [], []
-    inside: list[dict[str, Tensor]] = []
-    kept: list[dict[str, Tensor]] = []
-    sketches = []
-    consumers = passes.over(segments, row_cotangent, lambda _: posterior.feature_consumer())
-    for positions, rewards, consumer in consumers:
-        order += positions
-        means.append(rewards[:, 0].cpu())
-        few, many = consumer.features()
-        inside.append({name: rows.cpu() for name, rows in few.items()})
-        if outside == "exact":
-            kept.append({name: rows.cpu() for name, rows in many.items()})
-        elif many:
-            sketch = FeatureSketch()
-            for name in list(many):
-                sketch.add(name, many.pop(name))
-            sketches.append(sketch)
-    mean = _restore(torch.cat(means), order)
-    covariance = _inner_products(inside) + _inner_products(kept)
-    error = None
-    if sketches:
-        rows = torch.cat([sketch.rows.cpu() for sketch in sketches if sketch.rows is not None]).double()
-        exact = torch.cat([s.squared_norms.cpu() for s in sketches if s.squared_norms is not None])
-        sketched = rows.square().sum(1)
-        error = float((sketched / exact.clamp(min=torch.finfo(exact.dtype).tiny) - 1).square().mean().sqrt())
-        rows *= (exact / sketched.clamp(min=torch.finfo(exact.dtype).tiny)).sqrt()[:, None]
-        covariance += rows @ rows.T
-    restored = torch.empty_like(covariance)
-    at = torch.tensor(order)
-    restored[at[:, None], at] = covariance
-    return mean, restored.to(mean.dtype), error
-
-
-def _inner_products(batches: list[dict[str, Tensor]]) -> Tensor:  # shape: (n, n)
-    """Over all features, float64, in the order of the batches; takes them out."""
-    total = torch.zeros((), dtype=torch.float64)
-    for name in list(batches[0]) if batches else ():
-        rows = torch.cat([batch.pop(name) for batch in batches])
-        total = total + rows @ rows.T
-    return total
 
 
 def _restore(values: Tensor, order: Sequence[int]) -> Tensor:

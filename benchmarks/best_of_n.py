@@ -29,7 +29,7 @@ from bayesrm_fast.calibration import calibrate, reliability
 from bayesrm_fast.fitting import variance_curve
 from bayesrm_fast.passes import row_cotangent
 from bayesrm_fast.posterior import Posterior
-from bayesrm_fast.prior import GRID
+from bayesrm_fast.prior import GRID, probit_probability
 from bayesrm_fast.progress import quiet_transformers
 from bayesrm_fast.sites import Site
 from bayesrm_fast.training import TrainOptions, train_adapter
@@ -305,7 +305,7 @@ def held_out_figures(rm: BayesianRewardModel, posteriors: list[Posterior], pairs
             plain = calibrate(difference, torch.zeros(1, len(difference)), [1.0], torch.sigmoid(difference))
             found["MAP"] = figures(reliability(torch.sigmoid(difference)))
             found["MAP, temperature"] = figures(plain.after) | {"temperature": plain.temperature}
-        at_evidence = torch.sigmoid(difference / (1 + torch.pi / 8 * variance[-1]).sqrt())
+        at_evidence = probit_probability(difference, variance[-1])
         chosen = calibrate(difference, variance[:-1], list(GRID), at_evidence)
         found[f"{structure}, λ by evidence"] = figures(chosen.before) | {"prior_precision": choices[-1]}
         found[f"{structure}, calibrated"] = figures(chosen.after) | {

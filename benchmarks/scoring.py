@@ -23,7 +23,6 @@ from torch import Tensor
 from bayesrm_fast.batching import plan_batches
 from bayesrm_fast.low_rank import LowRankPosterior
 from bayesrm_fast.passes import Passes, row_cotangent
-from bayesrm_fast.posterior import Posterior
 from bayesrm_fast.rewards import rewards_of
 from bayesrm_fast.scoring import score_segments
 from benchmarks import machine, peers
@@ -65,7 +64,7 @@ class Subject:
         self.segments = [(row,) for row in self.rows]
         self.ids = torch.tensor([row.input_ids for row in self.rows])
         self.passes: Passes = passes_of(self.model, batch_tokens)
-        self.posterior: Posterior = fitted(self.passes, self.pairs)
+        self.posterior = fitted(self.passes, self.pairs)
 
     def batches(self) -> list[dict[str, Tensor]]:
         """The inputs of our batches."""

@@ -9,8 +9,9 @@ from transformers import LlamaConfig, LlamaForSequenceClassification
 
 from bayesrm_fast.classifier import Classifier
 from bayesrm_fast.fitting import FitOptions, fit_posterior
+from bayesrm_fast.kronecker import KroneckerPosterior
 from bayesrm_fast.passes import Passes, Segment
-from bayesrm_fast.posterior import FitRecord, Posterior
+from bayesrm_fast.posterior import FitRecord
 from bayesrm_fast.room import Room
 from bayesrm_fast.shortcuts import find_shortcuts
 from bayesrm_fast.sites import find_lora_taps
@@ -79,7 +80,9 @@ def random_pairs(count: int, length: int) -> list[Segment]:
     return list(zip(rows[0::2], rows[1::2], strict=True))
 
 
-def fitted(passes: Passes, pairs: list[Segment], rank: int | None = 64, prior_precision: float = 1.0) -> Posterior:
+def fitted(passes: Passes, pairs: list[Segment], rank: int | None = 64) -> KroneckerPosterior:
     """A kfac posterior."""
     record = FitRecord("kfac", rank, len(pairs), 0.0, 0.0, "random", "", False, [1.0], 4096, {})
-    return fit_posterior(passes, pairs, None, FitOptions("kfac", rank, prior_precision), record, None)
+    posterior = fit_posterior(passes, pairs, None, FitOptions("kfac", rank, 1.0), record, None)
+    assert isinstance(posterior, KroneckerPosterior)
+    return posterior

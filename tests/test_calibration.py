@@ -85,6 +85,9 @@ def test_the_model_has_what_was_chosen(rm, prior_precision, tmp_path):
     assert again.before.nll == pytest.approx(reliability(scores.probability).nll, rel=1e-4)
     found.plot(tmp_path / "reliability.png")
     assert (tmp_path / "reliability.png").stat().st_size > 5_000
+    for bad in (tmp_path / "reliability.xyz", tmp_path / "nowhere" / "reliability.png"):
+        with pytest.raises(InputError, match="cannot be written"):
+            found.plot(bad)
 
 
 def test_too_few_pairs_and_bad_options(rm):

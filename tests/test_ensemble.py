@@ -117,6 +117,12 @@ def test_what_makes_no_ensemble(folders, tmp_path):
     (other / "adapter_config.json").unlink()
     with pytest.raises(InputError, match="not a peft adapter"):
         RewardEnsemble.from_pretrained([folders[0], other], device="cpu")
+    if (folders[1] / "posterior.json").exists():
+        weighted = shutil.copytree(folders[1], tmp_path / "weighted")
+        record = json.loads((weighted / "posterior.json").read_text())
+        (weighted / "posterior.json").write_text(json.dumps(record | {"output_weights": [2.0]}))
+        with pytest.raises(InputError, match="output_weights="):
+            RewardEnsemble.from_pretrained([folders[0], weighted], device="cpu")
     some = [BayesianRewardModel.from_pretrained(folder, device="cpu") for folder in folders[:2]]
     some[0].posterior = None if some[1].posterior is not None else some[0].fit(tiny_pairs(), rank=4).posterior
     with pytest.raises(InputError, match="some have none"):

@@ -8,7 +8,7 @@ from tiny import tiny_adapter, tiny_pairs, tiny_tokenizer, words
 
 from bayesrm_fast import BayesianRewardModel, InputError
 from bayesrm_fast import feature_sketch as sketching
-from bayesrm_fast.feature_sketch import FeatureSketch
+from bayesrm_fast.feature_sketch import feature_sketch
 from bayesrm_fast.joint import DRAWS, JointRewards
 
 MONTE_CARLO = 10**6
@@ -153,7 +153,7 @@ def test_a_sketched_covariance_errs_as_it_says(rm, width, monkeypatch):
 
 
 def test_what_does_not_fit_is_sketched_by_itself(rm, monkeypatch):
-    monkeypatch.setattr("bayesrm_fast.scoring.free_bytes", lambda _: 1000)
+    monkeypatch.setattr("bayesrm_fast.joint.free_bytes", lambda _: 1000)
     assert rm.covariance("about art", RESPONSES[:3]).sketch_error is not None
     with pytest.raises(InputError, match="outside must be one of"):
         rm.covariance("about art", RESPONSES[:3], outside="some")
@@ -164,10 +164,9 @@ def test_the_sketch_is_unbiased():
     x = torch.randn(2, 300, generator=generator, dtype=torch.float64)
     products = []
     for trial in range(400):
-        sketch = FeatureSketch()
-        sketch.add(f"{trial}", x[:, :100])
-        sketch.add(f"{trial} more", x[:, 100:])
-        products.append(float(sketch.rows[0] @ sketch.rows[1]))
+        rows, squared_norms = feature_sketch({f"{trial}": x[:, :100], f"{trial} more": x[:, 100:]})
+        products.append(float(rows[0] @ rows[1]))
+        torch.testing.assert_close(squared_norms, x.square().sum(1))
     found, exact = torch.tensor(products), float(x[0] @ x[1])
     spread = float(((x.square().sum(1).prod() + exact**2) / sketching.WIDTH).sqrt())
     assert float(found.mean()) == pytest.approx(exact, abs=4 * spread / 20)

@@ -153,6 +153,26 @@ def test_the_conditional_posterior_of_some_sites():
 
 
 @pytest.mark.parametrize("pairs", [5, 200])
+def test_a_site_that_no_backward_pass_reaches_is_refused(pairs):
+    rows = gradients(pairs)
+    sketch = GgnSketch([*SITES, Site("unused", 2, 8, "q")], 8, pairs, CPU, torch.float64)
+    feed(sketch, rows[:3])
+    feed(sketch, rows[3:])
+    with pytest.raises(InputError, match="does not depend on: unused"):
+        sketch.eigenpairs(8)
+
+
+def test_of_fewer_weights_than_columns_the_sketch_is_still_whole():
+    sites = [Site("a", 2, 5, "q")]
+    rows = torch.randn(200, 10, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    sketch = GgnSketch(sites, 16, 200, CPU, torch.float64)
+    p = torch.eye(2, dtype=torch.float64).repeat(200, 1)
+    sketch.consume(sites[0], p, rows.reshape(-1, 5), torch.arange(201) * 2)
+    _, values = sketch.eigenpairs(16)
+    torch.testing.assert_close(values, torch.linalg.eigvalsh(rows.T @ rows).flip(0), rtol=1e-8, atol=0)
+
+
+@pytest.mark.parametrize("pairs", [5, 200])
 def test_pairs_that_say_nothing_leave_the_prior(pairs):
     posterior = posterior_of(sketched(torch.zeros(pairs, SIZE, dtype=torch.float64), 8), 8)
     rows = gradients(4)
