@@ -212,7 +212,7 @@ def compared(found: Tensor, exact: Tensor, precisions: Sequence[float]) -> list[
 
 def stored_bytes(posterior: Posterior) -> int:
     """Of the tensors that a file of the posterior holds."""
-    return sum(tensor.nbytes for tensor in posterior.tensors()[0].values())
+    return sum(tensor.nbytes for tensor in posterior.tensors().values())
 
 
 def measured(case: Case, scale: Scale, folder: Path) -> dict[str, Any]:
