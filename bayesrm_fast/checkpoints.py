@@ -1,4 +1,4 @@
-"""Adapters on disk: loading one with its base model, and writing one whole or not at all."""
+"""Models and adapters on disk: loading one, and writing an adapter whole or not at all."""
 
 import os
 import shutil
@@ -9,14 +9,25 @@ from typing import Any
 from huggingface_hub import snapshot_download
 from peft import PeftConfig, PeftModel
 from safetensors import SafetensorError, safe_open
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils.peft_utils import find_adapter_config_file
 
 from bayesrm_fast.errors import InputError
 from bayesrm_fast.posterior import Posterior
 from bayesrm_fast.posterior_files import RECORD_FILE, TENSORS_FILE, save_posterior
+from bayesrm_fast.virtual import VirtualAdapter
+from bayesrm_fast.virtual_files import save_virtual
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_TENSORS = "adapter_model.safetensors"
+MODEL_CONFIG = "config.json"
+TOKENIZER_CONFIG = "tokenizer_config.json"
 
 
 def local_folder(path_or_name: str | os.PathLike[str]) -> Path:
@@ -38,20 +49,75 @@ def local_folder(path_or_name: str | os.PathLike[str]) -> Path:
         raise InputError(f"{folder} is not a folder, and no such repository could be downloaded") from error
 
 
+def local_folder_or_name(path_or_name: str | os.PathLike[str], takes_models: bool) -> Path | str:
+    """A folder as `local_folder` has it; where models without an adapter will do, a hub model's name stays a name.
+
+    Raises:
+        InputError: neither a folder nor a repository that can be had.
+    """
+    if Path(path_or_name).is_dir() or not takes_models or find_adapter_config_file(str(path_or_name)) is not None:
+        return local_folder(path_or_name)
+    return str(path_or_name)
+
+
+def has_adapter_files(folder: Path, or_fail: bool) -> bool:
+    """Whether a folder is a peft adapter's; raises InputError where it has to be and is not."""
+    if (folder / ADAPTER_CONFIG).is_file():
+        return True
+    if or_fail and (folder / MODEL_CONFIG).is_file():
+        raise InputError(
+            f"{folder} holds a model without a LoRA adapter; give virtual_rank=8 (--virtual-rank 8) for a posterior "
+            "over virtual adapters of the model as it is"
+        )
+    if or_fail:
+        raise InputError(f"{folder} has no {ADAPTER_CONFIG}; it is not a peft adapter")
+    return False
+
+
+def load_model(
+    name: Path | str, tokenizer_folder: Path | None, **model_options: Any
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a reward model that is no adapter, and its tokenizer.
+
+    Args:
+        name: a folder or a hub name.
+        tokenizer_folder: where a tokenizer is preferred from, if it holds one.
+        model_options: for `AutoModelForSequenceClassification.from_pretrained`.
+
+    Raises:
+        InputError: no model, one whose weights are not all there, or one of remote code without `trust_remote_code`.
+    """
+    model_options.setdefault("trust_remote_code", False)  # None would ask on the terminal
+    has_tokenizer = tokenizer_folder is not None and (tokenizer_folder / TOKENIZER_CONFIG).is_file()
+    try:
+        model, loading = AutoModelForSequenceClassification.from_pretrained(
+            str(name), output_loading_info=True, **model_options
+        )
+        tokenizer = AutoTokenizer.from_pretrained(
+            str(tokenizer_folder if has_tokenizer else name), trust_remote_code=model_options["trust_remote_code"]
+        )
+    except (OSError, ValueError) as error:
+        if "trust_remote_code" in str(error):
+            raise InputError(
+                f"the model {name} brings code of its own: pass trust_remote_code=True to run it"
+            ) from error
+        raise InputError(f"the model {name} cannot be loaded: {str(error).splitlines()[0]}") from error
+    absent = sorted(loading["missing_keys"])
+    if absent:
+        raise InputError(f"{name} is no reward model: it lacks {', '.join(absent[:4])}, which would be random")
+    return model.eval(), tokenizer
+
+
 def load_adapter(folder: Path, **model_options: Any) -> tuple[PeftModel, PreTrainedTokenizerBase]:
     """Load a LoRA adapter on its base model, and its tokenizer.
 
     Args:
-        folder: what `PeftModel.save_pretrained` wrote.
+        folder: for which `has_adapter_files` holds.
         model_options: for `AutoModelForSequenceClassification.from_pretrained`.
 
     Raises:
-        InputError: no adapter, an unreadable one, or a score head that neither adapter nor base model holds.
+        InputError: an unreadable adapter, or a score head that neither adapter nor base model holds.
     """
-    if not (folder / ADAPTER_CONFIG).is_file():
-        if (folder / "config.json").is_file():
-            raise InputError(f"{folder} holds a model without an adapter; a peft LoRA adapter is needed")
-        raise InputError(f"{folder} has no {ADAPTER_CONFIG}; it is not a peft adapter")
     try:
         config = PeftConfig.from_pretrained(str(folder))
     except (ValueError, TypeError, KeyError) as error:
@@ -69,7 +135,7 @@ def load_adapter(folder: Path, **model_options: Any) -> tuple[PeftModel, PreTrai
     if absent and not head_shapes:
         raise InputError(f"neither {base} nor the adapter in {folder} holds the score head {absent[0]}")
     adapted = PeftModel.from_pretrained(model, str(folder))
-    has_tokenizer = (folder / "tokenizer_config.json").is_file()
+    has_tokenizer = (folder / TOKENIZER_CONFIG).is_file()
     tokenizer = AutoTokenizer.from_pretrained(str(folder) if has_tokenizer else base)
     return adapted.eval(), tokenizer
 
@@ -80,8 +146,7 @@ def add_adapter(model: PeftModel, folder: Path, name: str) -> None:
     Raises:
         InputError: no adapter, an unreadable one, one of another base model, or a name that is in use.
     """
-    if not (folder / ADAPTER_CONFIG).is_file():
-        raise InputError(f"{folder} has no {ADAPTER_CONFIG}; it is not a peft adapter")
+    has_adapter_files(folder, or_fail=True)
     if name in model.peft_config:
         raise InputError(f"the model has an adapter {name!r} already")
     try:
@@ -125,14 +190,15 @@ def check_writable(folder: Path) -> None:
         raise InputError(f"{folder} cannot be written: {error.strerror}") from error
 
 
-def save_adapter(
+def save_folder(
     folder: Path,
-    model: PeftModel,
-    adapter: str,
+    model: PeftModel | PreTrainedModel,
+    adapter: str | None,
     tokenizer: PreTrainedTokenizerBase,
-    posterior: Posterior | None,
+    virtual: VirtualAdapter | None = None,
+    posterior: Posterior | None = None,
 ) -> None:
-    """Write adapter, tokenizer and posterior into a folder.
+    """Write LoRA and virtual adapters, tokenizer and posterior into a folder; never the model under them.
 
     Everything is written beside it first and then moved in, the posterior's record last: a folder that was not there
     appears whole or not at all.
@@ -145,13 +211,17 @@ def save_adapter(
         folder.absolute().parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.absolute().parent, prefix=f".{folder.name}.") as beside:
             staging = Path(beside) / "staging"
-            model.save_pretrained(str(staging), selected_adapters=[adapter], save_embedding_layers=False)
-            if adapter != "default":  # peft gives any other name a folder of its own
-                for file in (staging / adapter).iterdir():
+            staging.mkdir()
+            if adapter is not None:
+                model.save_pretrained(str(staging), selected_adapters=[adapter], save_embedding_layers=False)
+            if adapter not in (None, "default"):  # peft gives any other name a folder of its own
+                for file in (staging / str(adapter)).iterdir():
                     shutil.move(file, staging / file.name)
-                (staging / adapter).rmdir()
+                (staging / str(adapter)).rmdir()
             (staging / "README.md").unlink(missing_ok=True)
             tokenizer.save_pretrained(str(staging))
+            if virtual is not None:
+                save_virtual(virtual, str(model.config.name_or_path), staging)
             if posterior is not None:
                 save_posterior(posterior, staging)
             if folder.exists():

@@ -76,6 +76,12 @@ class Classifier:
         self.output_weights = output_weights
         self.shortcuts = shortcuts or Shortcuts()
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of sums over what the model computes: float64 for a float64 model, float32 otherwise."""
+        doubles = any(parameter.dtype == torch.float64 for parameter in self.model.parameters())
+        return torch.float64 if doubles else torch.float32
+
     def rewards(self, batch: TokenBatch) -> Tensor:  # shape: (B,)
         """Rewards by a forward pass without autograd, detached; float32 (float64 for a float64 model)."""
         with self.prepared(batch), torch.no_grad():

@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import torch
 from peft import PeftModel
@@ -115,7 +115,7 @@ class RewardEnsemble:
         for number, path in enumerate(paths[1:], start=1):
             members.append(members[0].with_adapter(Path(local_folder(path)), f"member{number}"))
         first = members[0]
-        first.model.set_adapter(first.adapter, inference_mode=True)
+        cast(PeftModel, first.model).set_adapter(str(first.adapter), inference_mode=True)
         return cls(members)
 
     def score(self, prompts: Sequence[Text], responses: Sequence[Text]) -> EnsembleScores:
@@ -126,7 +126,7 @@ class RewardEnsemble:
         """
         rewards, variances, truncated = [], [], []
         for member in self.members:
-            with _active(member.model, member.adapter):
+            with _active(member):
                 rows = member.tokenize(prompts, responses)
                 truncated.append(torch.tensor([row.truncated for (row,) in rows]))
                 if member.posterior is None:
@@ -154,10 +154,10 @@ class RewardEnsemble:
 
 
 @contextlib.contextmanager
-def _active(model: PeftModel, adapter: str) -> Iterator[None]:
-    """An adapter made active; active adapters and what requires gradients are as before afterwards."""
-    before = list(model.active_adapters)
-    if before == [adapter]:
+def _active(member: BayesianRewardModel) -> Iterator[None]:
+    """Its adapter made active; active adapters and what requires gradients are as before afterwards."""
+    model, adapter = member.model, member.adapter
+    if adapter is None or not isinstance(model, PeftModel) or (before := list(model.active_adapters)) == [adapter]:
         yield
         return
     trainable = {id(parameter) for parameter in model.parameters() if parameter.requires_grad}

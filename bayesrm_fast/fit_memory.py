@@ -52,21 +52,35 @@ class FitMemory:
 def ggn_memory(passes: Passes, segments: Sequence[Segment], rank: int | None, second_pass: bool) -> FitMemory:
     """Of a ggn fit on these pairs: test matrix and sketch, or gradients; eigenvectors; one batch's gradients."""
     sites = passes.tapped.sites
-    if rank is None or keeps_every_pair(rank, len(segments)):
-        summed = len(segments)
-        made = summed if rank is None else min(rank, summed)
-    else:
-        columns = sketch_columns(rank, sites)
-        summed = 2 * columns
-        made = columns if second_pass else min(rank, columns)
-    batch = max(len(positions) for positions in plan_batches(segments, passes.room.batch_tokens))
+    batch = _largest_batch(passes, segments)
+    columns = None if rank is None else sketch_columns(rank, sites)
     return FitMemory(
         vector=sum(site.r * site.d for site in sites) * passes.tapped.gradient_dtype.itemsize,
-        vectors=summed + made + batch,
+        vectors=_kept_by_fit(len(segments), rank, columns, second_pass) + batch,
         free=free_bytes(passes.device),
         rank=rank,
         margin=3 * GGN_OVERSAMPLING + batch,
     )
+
+
+def weights_that_fit(passes: Passes, segments: Sequence[Segment], rank: int | None, second_pass: bool) -> int:
+    """How many weights a ggn fit of this rank on these pairs has memory for."""
+    columns = None if rank is None else rank + GGN_OVERSAMPLING
+    vectors = _kept_by_fit(len(segments), rank, columns, second_pass) + _largest_batch(passes, segments)
+    return int(SPARE * free_bytes(passes.device)) // (vectors * passes.tapped.gradient_dtype.itemsize)
+
+
+def _kept_by_fit(pairs: int, rank: int | None, columns: int | None, second_pass: bool) -> int:
+    """Vectors of what is summed and of what is made of it."""
+    if rank is None or columns is None:
+        return 2 * pairs
+    if keeps_every_pair(rank, pairs):
+        return pairs + min(rank, pairs)
+    return 2 * columns + (columns if second_pass else min(rank, columns))
+
+
+def _largest_batch(passes: Passes, segments: Sequence[Segment]) -> int:
+    return max(len(positions) for positions in plan_batches(segments, passes.room.batch_tokens))
 
 
 def _size(count: int) -> str:

@@ -192,8 +192,12 @@ def _gather(passes: Passes, segments: Sequence[Segment], consumer: Consumer, cou
 
 def _filled(record: FitRecord, passes: Passes, segments: Sequence[Segment], log_likelihood: float) -> FitRecord:
     weights = [weight.detach().double() for tap in passes.tapped.taps for weight in tap.weights]
-    squared_norm = sum(float(weight.square().sum()) for weight in weights)
-    return replace(record, pairs=len(segments), log_likelihood=log_likelihood, squared_norm=squared_norm)
+    return replace(
+        record,
+        pairs=len(segments),
+        log_likelihood=None if record.log_likelihood is None else log_likelihood,
+        squared_norm=sum(float(weight.square().sum()) for weight in weights),
+    )
 
 
 def variance_curve(

@@ -33,7 +33,7 @@ class FitRecord:
         structure: "kfac", "ekfac" or "ggn".
         rank: eigenvectors kept, of each large side (kfac, ekfac) or of the whole GGN (ggn); None for all.
         pairs: number of preference pairs.
-        log_likelihood: `Σ log σ(r_chosen − r_rejected)` of the fitted pairs.
+        log_likelihood: `Σ log σ(r_chosen − r_rejected)` of the fitted pairs; None where nobody said which is better.
         squared_norm: `‖θ‖²` of the weights that the posterior is over.
         base_model: name or path of the model under the adapter.
         adapter_sha256: hash of the adapter's and the head's weights.
@@ -49,7 +49,7 @@ class FitRecord:
     structure: str
     rank: int | None
     pairs: int
-    log_likelihood: float
+    log_likelihood: float | None
     squared_norm: float
     base_model: str
     adapter_sha256: str
@@ -181,7 +181,13 @@ class Posterior(ABC):
         return self._sum_over_eigenvalues(lambda values: values / (values + precision))
 
     def log_evidence(self, prior_precision: float | None = None) -> float:
-        """`log p(D|θ) − ½λ‖θ‖² + ½P log λ − ½ log det(GGN + λI)`, the Laplace evidence in nats."""
+        """`log p(D|θ) − ½λ‖θ‖² + ½P log λ − ½ log det(GGN + λI)`, the Laplace evidence in nats.
+
+        Raises:
+            InputError: a posterior that was fitted without labels.
+        """
+        if self.record.log_likelihood is None:
+            raise InputError("a posterior of unlabelled candidates has no evidence: nobody said which are better")
         precision = self.prior_precision if prior_precision is None else prior_precision
         return (
             self.record.log_likelihood

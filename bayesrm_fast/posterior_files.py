@@ -47,7 +47,7 @@ def save_posterior(posterior: Posterior, folder: Path) -> None:
     record = {
         "format": FORMAT,
         "prior_precision": posterior.prior_precision,
-        "log_evidence": posterior.log_evidence(),
+        "log_evidence": None if posterior.record.log_likelihood is None else posterior.log_evidence(),
         "effective_parameters": posterior.effective_parameters(),
         "parameters": posterior.parameters,
         **asdict(posterior.record),

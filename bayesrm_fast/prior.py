@@ -7,10 +7,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from bayesrm_fast.errors import InputError
 from bayesrm_fast.posterior import Posterior
 
 GRID = tuple(10.0 ** (exponent / 4) for exponent in range(-16, 33))
 """λ from 1e-4 to 1e8, four values a decade: where the curve is shown, and what held-out pairs choose from."""
+
+NO_EVIDENCE = "the evidence grows with λ for ever where all weights are zero (virtual adapters): use 'validation'"
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,13 @@ def by_evidence(posterior: Posterior) -> PriorChoice:
 
     Its derivative by log λ is half of `γ(λ) − λ‖θ‖²` with γ the effective number of parameters (MacKay, *Bayesian
     Interpolation*, 1992). Both terms are monotone, so there is one root, found by bisection.
+
+    Raises:
+        InputError: weights that are all zero, as virtual adapters' are, for which the evidence grows with λ for ever;
+            or a posterior that was fitted without labels.
     """
+    if posterior.record.squared_norm == 0:
+        raise InputError(NO_EVIDENCE)
 
     def slope(log_precision: float) -> float:
         precision = math.exp(log_precision)

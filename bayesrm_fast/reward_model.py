@@ -1,4 +1,4 @@
-"""What a user holds: a reward model with a posterior over its LoRA weights."""
+"""What a user holds: a reward model with a posterior over its LoRA weights or over virtual adapters."""
 
 import itertools
 import os
@@ -11,19 +11,25 @@ from typing import Any, Literal, Self, cast
 import torch
 from peft import PeftModel
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
 from bayesrm_fast.calibration import Calibration, calibrate_posterior
-from bayesrm_fast.checkpoints import add_adapter, load_adapter, local_folder, save_adapter
-from bayesrm_fast.classifier import Classifier, Shortcuts, checked_output_weights
+from bayesrm_fast.checkpoints import (
+    MODEL_CONFIG,
+    add_adapter,
+    has_adapter_files,
+    load_adapter,
+    load_model,
+    local_folder_or_name,
+    save_folder,
+)
 from bayesrm_fast.errors import InputError
 from bayesrm_fast.fitting import FitOptions, Precision, fit_posterior
 from bayesrm_fast.joint import JointRewards, Outside, joint_rewards
-from bayesrm_fast.passes import Passes, Progress, Segment, StartAgain, measured_room
+from bayesrm_fast.passes import Passes, Progress, Segment, StartAgain
 from bayesrm_fast.posterior import FitRecord, Posterior, library_versions
 from bayesrm_fast.posterior_files import RECORD_FILE, load_posterior
-from bayesrm_fast.rewards import rewards_of
-from bayesrm_fast.room import BATCH_TOKENS, Room, release_memory
+from bayesrm_fast.prior import NO_EVIDENCE
+from bayesrm_fast.room import release_memory
 from bayesrm_fast.scoring import (
     PairScores,
     RewardScores,
@@ -31,91 +37,53 @@ from bayesrm_fast.scoring import (
     score_segments,
 )
 from bayesrm_fast.selection import BestOfN, Penalty, penalty_of
-from bayesrm_fast.shortcuts import find_shortcuts
-from bayesrm_fast.sites import Tap, adapter_hash, find_head, find_head_tap, find_lora_taps
+from bayesrm_fast.served_model import ServedModel, outside_inference_mode
 from bayesrm_fast.streaming import prefetched
-from bayesrm_fast.taps import TappedModel
 from bayesrm_fast.text import (
     Candidates,
-    PreferencePair,
     Text,
-    TextEncoder,
     candidate_sets,
     check_rows,
-    default_max_length,
+    pairs_within_prompts,
     preference_pairs,
     prompt_and_response,
 )
+from bayesrm_fast.virtual import Targets, make_virtual_adapter
+from bayesrm_fast.virtual_files import load_virtual, read_virtual_record
 
 STREAM_WINDOW = 256
 """Rows of a stream that are sorted by length together."""
 
-_outside_inference_mode = torch.inference_mode(mode=False)
-"""A caller's inference mode would forbid the backward pass that a variance needs."""
 
+class BayesianRewardModel(ServedModel):
+    """A sequence classifier with a Laplace posterior over its LoRA weights, or over virtual adapters where it has none.
 
-class BayesianRewardModel:
-    """A peft LoRA adapter of a sequence classifier, with a Laplace posterior over its LoRA weights.
-
-    Args:
-        model: a `PeftModel` with one active LoRA adapter; used where it is and left as it was found.
-        tokenizer: a fast tokenizer. With a chat template it renders conversations by it; otherwise see `TextEncoder`.
-        output_weights: weight of each of the model's outputs in the reward, `[num_labels]`. Needed where the model has
-            several outputs; 1 where it has one.
-        max_length: tokens at which a row is cut (`TextEncoder` says how). Default: what tokenizer and model accept, at
-            most 4,096.
-        max_batch_tokens: tokens of one batch, padding included. Default: 4,096 on a CPU, on a GPU what two short trials
-            say of its free memory. Smaller batches follow by themselves where memory runs out.
-
-    Raises:
-        InputError: an adapter that cannot be served; the message lists the layers.
+    See `ServedModel` for what it is made of.
     """
 
-    def __init__(
-        self,
-        model: PeftModel,
-        tokenizer: PreTrainedTokenizerBase,
-        *,
-        output_weights: Sequence[float] | Tensor | None = None,
-        max_length: int | None = None,
-        max_batch_tokens: int | None = None,
-    ) -> None:
-        self.model = model
-        self.tokenizer = tokenizer
-        self.posterior: Posterior | None = None
-        """The fitted posterior, None before `fit`. Its `prior_precision` may be set."""
-        self._lora = find_lora_taps(model)
-        self._shortcuts: Shortcuts | None = None
-        config = model.config.get_text_config()
-        self.output_weights = checked_output_weights(output_weights, model.config.num_labels)
-        positions = getattr(config, "max_position_embeddings", None)
-        self.encoder = TextEncoder(tokenizer, max_length or default_max_length(tokenizer, positions))
-        device = next(model.parameters()).device
-        if max_batch_tokens is not None and max_batch_tokens < 1:
-            raise InputError(f"max_batch_tokens must be positive, not {max_batch_tokens}")
-        self._passes_options: dict[str, Any] = {
-            "pad_token_id": tokenizer.pad_token_id if config.pad_token_id is None else config.pad_token_id,
-            "vocab_size": config.vocab_size,
-            "device": device,
-        }
-        tokens = max_batch_tokens or BATCH_TOKENS.get(device.type)
-        self._room = None if tokens is None else Room(tokens)
+    posterior: Posterior | None = None
+    """The fitted posterior, None before `fit`. Its `prior_precision` may be set."""
 
     @classmethod
     def from_pretrained(
         cls,
         path: str | os.PathLike[str],
         *,
+        virtual_rank: int | None = None,
+        virtual_targets: Targets = "auto",
         output_weights: Sequence[float] | None = None,
         max_length: int | None = None,
         max_batch_tokens: int | None = None,
         device: str | torch.device | None = None,
         **model_options: Any,
     ) -> Self:
-        """Load an adapter, and the posterior where one is saved beside it.
+        """Load a reward model, and the posterior where one is saved.
 
         Args:
-            path: folder or hub name of a peft LoRA adapter; its base model is loaded too.
+            path: folder or hub name of a peft LoRA adapter, whose base model is loaded too; of what `save_pretrained`
+                wrote; or with `virtual_rank` of any sequence classifier.
+            virtual_rank, virtual_targets: as for the class. A saved folder brings its own; where they are given, its
+                virtual adapters and its posterior are left for `fit` to make anew.
             output_weights, max_length, max_batch_tokens: as for the class. A saved posterior brings its own
                 `output_weights` and `max_length`.
             device: where the model goes. Default: a GPU where there is one. Ignored with `device_map`.
@@ -123,21 +91,35 @@ class BayesianRewardModel:
                 `quantization_config`, `device_map`, `attn_implementation` or `trust_remote_code`.
 
         Raises:
-            InputError: an adapter that cannot be served, or a posterior of other adapter weights.
+            InputError: a model or adapter that cannot be served, or a posterior of other weights.
         """
-        folder = local_folder(path)
-        posterior = _saved_posterior(folder, output_weights)
-        model, tokenizer = load_adapter(folder, **model_options)
+        source = local_folder_or_name(path, takes_models=virtual_rank is not None)
+        folder = source if isinstance(source, Path) else None
+        saved = None if folder is None else read_virtual_record(folder)
+        posterior = None
+        if folder is not None and virtual_rank is None:
+            posterior = _saved_posterior(folder, output_weights)
+        model: Any
+        if folder is not None and has_adapter_files(folder, or_fail=virtual_rank is None and saved is None):
+            model, tokenizer = load_adapter(folder, **model_options)
+        else:
+            is_elsewhere = saved is not None and folder is not None and not (folder / MODEL_CONFIG).is_file()
+            name = saved["model"] if saved is not None and is_elsewhere else source
+            model, tokenizer = load_model(name, folder, **model_options)
         if "device_map" not in model_options:
             model = model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        virtual = saved if virtual_rank is None else None
         loaded = cls(
             model,
             tokenizer,
+            virtual_rank=virtual_rank if virtual is None else virtual["virtual_rank"],
+            virtual_targets=virtual_targets if virtual is None else virtual["virtual_targets"],
             output_weights=output_weights if posterior is None else posterior.record.output_weights,
             max_length=max_length or (posterior.record.max_length if posterior else None),
             max_batch_tokens=max_batch_tokens,
         )
-        loaded._take_posterior(posterior, folder)
+        if folder is not None:
+            loaded._take_saved(folder, virtual, posterior)
         return loaded
 
     def with_adapter(self, folder: Path, name: str) -> Self:
@@ -148,47 +130,50 @@ class BayesianRewardModel:
             name: of the adapter in the shared model, not in use yet.
 
         Raises:
-            InputError: an adapter of another base model or with other output weights, or one that cannot be served.
+            InputError: an adapter of another base model or with other output weights, one that cannot be served, or a
+                model that is not peft's.
         """
-        posterior = _saved_posterior(folder, self.output_weights.tolist())
+        if not isinstance(self.model, PeftModel):
+            raise InputError("only a model with a LoRA adapter takes another one beside it")
+        posterior, virtual = _saved_posterior(folder, self.output_weights.tolist()), read_virtual_record(folder)
         add_adapter(self.model, folder, name)
         loaded = type(self)(
             self.model,
             self.tokenizer,
+            virtual_rank=None if virtual is None else virtual["virtual_rank"],
+            virtual_targets="auto" if virtual is None else virtual["virtual_targets"],
             output_weights=self.output_weights,
             max_length=self.encoder.max_length if posterior is None else posterior.record.max_length,
         )
         loaded._room = self._room  # of one device
-        loaded._take_posterior(posterior, folder)
+        loaded._take_saved(folder, virtual, posterior)
         return loaded
 
-    def _take_posterior(self, posterior: Posterior | None, folder: Path) -> None:
+    def _take_saved(self, folder: Path, virtual: dict[str, Any] | None, posterior: Posterior | None) -> None:
+        self.virtual = None if virtual is None else load_virtual(folder, virtual, self.model)
         if posterior is None:
             return
-        if posterior.record.adapter_sha256 != self._adapter_hash():
+        if posterior.record.adapter_sha256 != self.adapter_hash(self.virtual):
             raise InputError(f"the posterior in {folder} was fitted on other adapter weights than those beside it")
         self.posterior = posterior.to(self._passes_options["device"])
 
-    @property
-    def adapter(self) -> str:
-        """Name of the adapter that is scored by, among those of the model."""
-        return self._lora[0].adapter
-
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Write the adapter, the tokenizer and the posterior; a new folder appears whole or not at all.
+        """Write adapters, tokenizer and posterior, not the model under them; a new folder appears whole or not at all.
 
         Raises:
-            InputError: the folder cannot be written.
+            InputError: the folder cannot be written, or there is nothing to write: virtual adapters before `fit`.
         """
-        save_adapter(Path(folder), self.model, self.adapter, self.tokenizer, self.posterior)
+        if not self.lora and self.virtual is None:
+            raise InputError("there is nothing to save: call fit first")
+        save_folder(Path(folder), self.model, self.adapter, self.tokenizer, self.virtual, self.posterior)
 
-    @_outside_inference_mode
+    @outside_inference_mode
     def fit(
         self,
         pairs: Iterable[Any],
         structure: str = "ggn",
         rank: int | Literal["default"] | None = "default",
-        prior_precision: Precision = "evidence",
+        prior_precision: Precision | None = None,
         *,
         include_head: bool = False,
         validation_pairs: Iterable[Any] | None = None,
@@ -201,12 +186,13 @@ class BayesianRewardModel:
         Args:
             pairs: `PreferencePair`, mappings with `prompt`, `chosen` and `rejected`, or a `datasets.Dataset`.
             structure: "ggn" (the leading eigenvectors of the whole curvature, one pass over the pairs), "kfac" (a
-                block for each LoRA matrix, one pass) or "ekfac" (two passes, with measured eigenvalues).
+                block for each weight matrix, one pass) or "ekfac" (two passes, with measured eigenvalues).
             rank: for kfac and ekfac: eigenvectors kept of each large side, 64 by default; the rest gets its exact mean
                 eigenvalue. For ggn: eigenvectors kept of all sites together, 128 by default; exact where there are no
                 more pairs, with the prior outside of them otherwise. None keeps all.
             prior_precision: λ; "evidence" maximises the Laplace evidence; "validation" takes the λ with the smallest
-                NLL on held-out pairs.
+                NLL on held-out pairs. Default: "evidence" for LoRA, "validation" where there are virtual adapters,
+                whose weights are zero and leave the evidence without a maximum.
             include_head: put the score head's weight into the posterior too.
             validation_pairs: the held-out pairs. Default: every tenth of `pairs`, kept out of the fit.
             second_pass: for ggn: sharpen the eigenvectors by a second pass over the pairs.
@@ -216,31 +202,85 @@ class BayesianRewardModel:
         Raises:
             InputError: pairs or options that cannot be served.
         """
-        options = FitOptions(structure, rank, prior_precision, second_pass, basis_dtype)
-        if validation_pairs is not None and prior_precision != "validation":
+        chosen = prior_precision
+        if chosen is None:
+            chosen = "validation" if self.virtual_options else "evidence"
+        options = FitOptions(structure, rank, chosen, second_pass, basis_dtype)
+        if chosen == "evidence" and not self.lora and not include_head:
+            raise InputError(NO_EVIDENCE)
+        if validation_pairs is not None and chosen != "validation":
             raise InputError("validation_pairs are used by prior_precision='validation' alone")
-        segments = self._pair_segments(preference_pairs(pairs))
+        segments = self.pair_segments(preference_pairs(pairs))
         validation = None
         if validation_pairs is not None:
-            validation = self._pair_segments(preference_pairs(validation_pairs, "validation_pairs"))
-        self._lora = find_lora_taps(self.model)
+            validation = self.pair_segments(preference_pairs(validation_pairs, "validation_pairs"))
+        return self._fit(segments, validation, options, include_head, True, progress)
+
+    @outside_inference_mode
+    def fit_unlabelled(
+        self,
+        prompts: Sequence[Text],
+        responses: Sequence[Text],
+        prior_precision: float,
+        structure: str = "ggn",
+        rank: int | Literal["default"] | None = "default",
+        *,
+        include_head: bool = False,
+        progress: Progress | None = None,
+    ) -> Self:
+        """Fit the posterior on candidates of which nobody said which are better.
+
+        The GGN needs no labels: the weight of a pair, `σ(Δ)(1 − σ(Δ))`, is the model's own. So the uncertainty is
+        relative to the domain of these candidates, whatever the model was trained on. λ has nothing to be chosen by;
+        `calibrate` chooses it later, by a few labelled pairs.
+
+        Args:
+            prompts, responses: `responses[i]` answers `prompts[i]`; a prompt's responses are paired up by lot.
+            prior_precision: λ.
+            structure, rank, include_head, progress: as for `fit`.
+
+        Raises:
+            InputError: rows that cannot be read, no prompt with two responses, or options that cannot be served.
+        """
+        if isinstance(prior_precision, str):
+            raise InputError("unlabelled candidates choose no prior precision: give a number")
+        options = FitOptions(structure, rank, prior_precision)
+        check_rows(prompts, responses)
+        segments = self.pair_segments(pairs_within_prompts(prompts, responses))
+        return self._fit(segments, None, options, include_head, False, progress)
+
+    def _fit(
+        self,
+        segments: list[Segment],
+        validation: list[Segment] | None,
+        options: FitOptions,
+        include_head: bool,
+        is_labelled: bool,
+        progress: Progress | None,
+    ) -> Self:
+        self.lora = self.find_lora()
+        virtual = None
+        if self.virtual_options is not None:
+            virtual = make_virtual_adapter(self.passes_over(self.lora), segments, self.virtual_options, options)
+        taps = self.taps(virtual, include_head)
         record = FitRecord(
-            structure=structure,
+            structure=options.structure,
             rank=options.kept,
             pairs=len(segments),
-            log_likelihood=0.0,
+            log_likelihood=0.0 if is_labelled else None,
             squared_norm=0.0,
-            base_model=str(self.model.peft_config[self.adapter].base_model_name_or_path),
-            adapter_sha256=self._adapter_hash(),
+            base_model=self.base_model,
+            adapter_sha256=self.adapter_hash(virtual),
             include_head=include_head,
             output_weights=self.output_weights.tolist(),
             max_length=self.encoder.max_length,
             versions=library_versions(),
         )
-        passes = self._passes(include_head)
+        passes = self.passes_over(taps)
         while True:
             try:
                 self.posterior = fit_posterior(passes, segments, validation, options, record, progress)
+                self.virtual = virtual
                 return self
             except StartAgain:
                 release_memory(passes.device)
@@ -255,38 +295,7 @@ class BayesianRewardModel:
         """
         return self.score_tokenized(self.tokenize(prompts, responses), progress=progress)
 
-    def tokenize(self, prompts: Sequence[Text], responses: Sequence[Text]) -> list[Segment]:
-        """What `score_tokenized` takes; may run in another thread than the model.
-
-        Raises:
-            InputError: no rows, lists of different lengths, or text that cannot be read.
-        """
-        return [(row,) for row in self._encode(prompts, responses)]
-
-    def tokenize_pairs(self, pairs: Iterable[Any]) -> list[Segment]:
-        """The same for preference pairs.
-
-        Raises:
-            InputError: pairs that cannot be read.
-        """
-        return self._pair_segments(preference_pairs(pairs))
-
-    def rewards(self, prompts: Sequence[Text], responses: Sequence[Text]) -> Tensor:
-        """MAP rewards `[N]` by forward passes alone; needs no posterior.
-
-        Raises:
-            InputError: no rows, lists of different lengths, or text that cannot be read.
-        """
-        return self.rewards_tokenized(self.tokenize(prompts, responses), prompts)
-
-    @_outside_inference_mode
-    def rewards_tokenized(self, segments: Sequence[Segment], prompts: Sequence[Text]) -> Tensor:
-        """`rewards` of tokenized rows; rows of equal prompts may share their beginning."""
-        numbers: dict[str, int] = {}
-        owners = [numbers.setdefault(str(prompt), len(numbers)) for prompt in prompts]
-        return rewards_of(self._passes(include_head=False), [row for (row,) in segments], owners)
-
-    @_outside_inference_mode
+    @outside_inference_mode
     def score_tokenized(self, segments: Sequence[Segment], *, progress: Progress | None = None) -> RewardScores:
         """`score` or `score_pairs` of tokenized rows or pairs.
 
@@ -309,7 +318,7 @@ class BayesianRewardModel:
         scores = self.score_tokenized(self.tokenize_pairs(pairs), progress=progress)
         return cast(PairScores, scores)
 
-    @_outside_inference_mode
+    @outside_inference_mode
     def calibrate(
         self, pairs: Iterable[Any], prior_precision: Precision = "validation", *, progress: Progress | None = None
     ) -> Calibration:
@@ -329,7 +338,7 @@ class BayesianRewardModel:
         segments = self.tokenize_pairs(pairs)
         return calibrate_posterior(self.passes(), segments, self.fitted, prior_precision, progress)
 
-    @_outside_inference_mode
+    @outside_inference_mode
     def covariance(self, prompt: Text, responses: Sequence[Text], *, outside: Outside = "auto") -> JointRewards:
         """Joint Gaussian over the rewards of one prompt's n candidates, and what follows from it for a choice.
 
@@ -371,7 +380,7 @@ class BayesianRewardModel:
         candidates = [Candidates(prompt, responses)]
         return self.best_of_each(candidates, penalty, k, exhaustive=exhaustive)[0]
 
-    @_outside_inference_mode
+    @outside_inference_mode
     def best_of_each(
         self,
         candidates: Iterable[Any],
@@ -396,7 +405,7 @@ class BayesianRewardModel:
         rule = penalty_of(penalty, k)
         sets = candidate_sets(candidates)
         prompts = [one.prompt for one in sets for _ in one.responses]
-        rows = self._encode(prompts, [response for one in sets for response in one.responses])
+        rows = self.encode(prompts, [response for one in sets for response in one.responses])
         if exhaustive:
             rule = replace(rule, ceiling=None)
         elif rule.ceiling is None:
@@ -439,43 +448,7 @@ class BayesianRewardModel:
 
     def passes(self) -> Passes:
         """The tapped model that feeds the fitted posterior: for consumers of one's own."""
-        return self._passes(self.fitted.record.include_head)
-
-    @property
-    def shortcuts(self) -> Shortcuts:
-        """The shortcuts that give this model's rewards exactly; tried when first asked for."""
-        if self._shortcuts is None:
-            self._shortcuts = find_shortcuts(
-                self.model,
-                self.output_weights,
-                max_length=self.encoder.max_length,
-                has_types="token_type_ids" in self.tokenizer.model_input_names,
-                **self._passes_options,
-            )
-        return self._shortcuts
-
-    def _passes(self, include_head: bool) -> Passes:
-        taps: list[Tap] = list(self._lora)
-        if include_head:
-            taps.append(find_head_tap(self.model, self._lora))
-        tapped = TappedModel(Classifier(self.model, self.output_weights, self.shortcuts), taps)
-        if self._room is None:
-            self._room = measured_room(tapped, self.encoder.max_length, **self._passes_options)
-        return Passes(tapped, room=self._room, **self._passes_options)
-
-    def _adapter_hash(self) -> str:
-        head = find_head(self.model)
-        return adapter_hash([*self._lora, *([head] if head else [])])
-
-    def _encode(self, prompts: Sequence[Text], responses: Sequence[Text]) -> list[Any]:
-        check_rows(prompts, responses)
-        return self.encoder.encode(prompts, responses)
-
-    def _pair_segments(self, pairs: Sequence[PreferencePair]) -> list[Segment]:
-        prompts = [pair.prompt for pair in pairs]
-        chosen = self.encoder.encode(prompts, [pair.chosen for pair in pairs])
-        rejected = self.encoder.encode(prompts, [pair.rejected for pair in pairs])
-        return list(zip(chosen, rejected, strict=True))
+        return self.passes_over(self.taps(self.virtual, self.fitted.record.include_head))
 
 
 def _saved_posterior(folder: Path, output_weights: Sequence[float] | None) -> Posterior | None:

@@ -25,10 +25,15 @@ PREFIX = "bayesrm_scored_token_"
 _numbers = itertools.count()
 
 
+def layer_stack(model: nn.Module) -> list[nn.Module]:
+    """The transformer's layers, first to last: the model's longest list of modules."""
+    stacks = [list(module) for module in model.modules() if isinstance(module, nn.ModuleList)]
+    return max(stacks, key=len, default=[])
+
+
 def last_layer(model: nn.Module) -> nn.Module | None:
-    """The last of the model's longest list of modules."""
-    stacks = [module for module in model.modules() if isinstance(module, nn.ModuleList) and len(module)]
-    return max(stacks, key=len)[-1] if stacks else None
+    """The last of the transformer's layers; None where the model has no list of modules."""
+    return next(reversed(layer_stack(model)), None)
 
 
 def feed_forward(layer: nn.Module) -> tuple[nn.Module, str] | None:

@@ -78,6 +78,45 @@ class LoraTap:
         """The weights of `sites`, in that order."""
         return (self.down, self.up)
 
+    @property
+    def hashed(self) -> dict[str, Tensor]:
+        """What `adapter_hash` reads, by name."""
+        return {site.name: weight for site, weight in zip(self.sites, self.weights, strict=True)}
+
+
+@dataclass(frozen=True)
+class VirtualTap:
+    """A layer with a virtual adapter: `h = W a + B A a` with B = 0, and one site, for B transposed.
+
+    The layer is called and never read, so that any layer from vectors to vectors will do.
+
+    Attributes:
+        name: path of the layer.
+        module: the layer.
+        down: A `[r, d_in]`, fixed; layers on one input share the tensor.
+        d_out: size of the layer's output.
+    """
+
+    name: str
+    module: nn.Module
+    down: Tensor
+    d_out: int
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        """The site of B."""
+        return (Site(f"{self.name}.virtual_B", self.down.shape[0], self.d_out, "p"),)
+
+    @property
+    def weights(self) -> tuple[Tensor, ...]:
+        """B `[d_out, r]`, zero."""
+        return (self.down.new_zeros(()).expand(self.d_out, self.down.shape[0]),)
+
+    @property
+    def hashed(self) -> dict[str, Tensor]:
+        """What `adapter_hash` reads, by name."""
+        return {f"{self.name}.virtual_A": self.down}
+
 
 @dataclass(frozen=True)
 class HeadTap:
@@ -96,8 +135,18 @@ class HeadTap:
         """The weight of `sites`."""
         return (self.module.weight,)
 
+    @property
+    def hashed(self) -> dict[str, Tensor]:
+        """What `adapter_hash` reads, by name."""
+        return {self.sites[0].name: self.module.weight}
 
-Tap = LoraTap | HeadTap
+
+Tap = LoraTap | VirtualTap | HeadTap
+
+
+def has_adapter(model: nn.Module) -> bool:
+    """Whether any layer of the model carries an adapter of peft's, of whatever kind."""
+    return any(isinstance(module, BaseTunerLayer) for module in model.modules())
 
 
 def find_lora_taps(model: nn.Module) -> list[LoraTap]:
@@ -107,19 +156,22 @@ def find_lora_taps(model: nn.Module) -> list[LoraTap]:
         InputError: the model has no active LoRA adapter, or something that the posterior would miss; the message
             lists the layers.
     """
-    layers = [(_plain(name), module) for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)]
+    layers = [
+        (plain_name(name), module) for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)
+    ]
     foreign = [name for name, layer in layers if not isinstance(layer, LoraLayer)]
-    _refuse(foreign, "an adapter that is not LoRA")
+    refuse(foreign, "an adapter that is not LoRA")
     lora = [(name, layer) for name, layer in layers if isinstance(layer, LoraLayer)]
     if not lora:
         raise InputError(
-            "the model has no LoRA adapter; fit a posterior on a peft LoRA adapter of a sequence classifier"
+            "the model has no LoRA adapter: load a peft LoRA adapter of a sequence classifier, or give virtual_rank=8 "
+            "(--virtual-rank 8) for a posterior over virtual adapters of the model as it is"
         )
-    _refuse([n for n, layer in lora if layer.merged], "a merged adapter (call unmerge_adapter first)")
-    _refuse([n for n, layer in lora if layer.disable_adapters], "a disabled adapter (enable it first)")
-    _refuse([n for n, layer in lora if isinstance(layer, Embedding)], "LoRA on an embedding")
-    _refuse([n for n, layer in lora if isinstance(layer, _ConvNd)], "LoRA on a convolution")
-    _refuse(
+    refuse([n for n, layer in lora if layer.merged], "a merged adapter (call unmerge_adapter first)")
+    refuse([n for n, layer in lora if layer.disable_adapters], "a disabled adapter (enable it first)")
+    refuse([n for n, layer in lora if isinstance(layer, Embedding)], "LoRA on an embedding")
+    refuse([n for n, layer in lora if isinstance(layer, _ConvNd)], "LoRA on a convolution")
+    refuse(
         [n for n, layer in lora if isinstance(layer, MultiheadAttention | ParamWrapper)],
         "LoRA on a module that is not one linear layer",
     )
@@ -129,7 +181,7 @@ def find_lora_taps(model: nn.Module) -> list[LoraTap]:
         adapters = [adapter for adapter in layer.active_adapters if adapter in layer.lora_A]
         several += [name] if len(adapters) > 1 else []
         taps += [LoraTap(name, layer, adapter) for adapter in adapters[:1]]
-    _refuse(several, "more than one active adapter")
+    refuse(several, "more than one active adapter")
     if not taps:
         raise InputError("no LoRA adapter of the model is active")
     for tap in taps:
@@ -137,11 +189,11 @@ def find_lora_taps(model: nn.Module) -> list[LoraTap]:
         if variant is not None:
             kind = type(variant).__name__.removesuffix("LinearVariant").removesuffix("Variant")
             same = [t.name for t in taps if type(t.layer.lora_variant.get(t.adapter)) is type(variant)]
-            _refuse(same, f"the LoRA variant {kind}")
-    _refuse([t.name for t in taps if t.layer.lora_B[t.adapter].bias is not None], "a LoRA bias")
+            refuse(same, f"the LoRA variant {kind}")
+    refuse([t.name for t in taps if t.layer.lora_B[t.adapter].bias is not None], "a LoRA bias")
     plain = [t for t in taps if all(type(side[t.adapter]) is nn.Linear for side in (t.layer.lora_A, t.layer.lora_B))]
-    _refuse([t.name for t in taps if t not in plain], "a kind of LoRA layer that is unknown here")
-    _refuse(
+    refuse([t.name for t in taps if t not in plain], "a kind of LoRA layer that is unknown here")
+    refuse(
         [
             site.name
             for t in taps
@@ -158,7 +210,7 @@ def _refuse_other_trained_weights(model: nn.Module, taps: list[LoraTap]) -> None
     head = find_head(model)
     wrappers = [(n, m) for n, m in model.named_modules() if isinstance(m, AuxiliaryTrainingWrapper)]
     heads = [m for _, m in wrappers if isinstance(m, ModulesToSaveWrapper) and head and head.module in m.modules()]
-    others = [_plain(name) for name, module in wrappers if module not in heads]
+    others = [plain_name(name) for name, module in wrappers if module not in heads]
     for name, config in getattr(model, "peft_config", {}).items():
         if name in {tap.adapter for tap in taps} and getattr(config, "bias", "none") != "none":
             others.append(f"biases (bias={config.bias!r})")
@@ -166,15 +218,15 @@ def _refuse_other_trained_weights(model: nn.Module, taps: list[LoraTap]) -> None
     allowed |= {id(parameter) for module in heads for parameter in module.parameters()}
     if head:
         allowed |= {id(parameter) for parameter in head.module.parameters()}
-    others += [_plain(n) for n, p in model.named_parameters() if p.requires_grad and id(p) not in allowed]
-    _refuse(list(dict.fromkeys(others)), "trainable weights that are neither LoRA nor the score head")
+    others += [plain_name(n) for n, p in model.named_parameters() if p.requires_grad and id(p) not in allowed]
+    refuse(list(dict.fromkeys(others)), "trainable weights that are neither LoRA nor the score head")
 
 
 def find_head(model: nn.Module) -> HeadTap | None:
     """The linear layer that gives the model's scores, or None where there is none that can be recognised."""
     labels = getattr(getattr(model, "config", None), "num_labels", None)
     for name, module in model.named_modules():
-        if _plain(name) in ("score", "classifier"):
+        if plain_name(name) in ("score", "classifier"):
             if isinstance(module, ModulesToSaveWrapper):
                 active = [adapter for adapter in module.active_adapters if adapter in module.modules_to_save]
                 module = module.modules_to_save[active[0]] if active else module.original_module
@@ -185,26 +237,26 @@ def find_head(model: nn.Module) -> HeadTap | None:
             ]
             if linears:
                 inner, layer = linears[-1]
-                return HeadTap(_plain(f"{name}.{inner}" if inner else name), layer)
+                return HeadTap(plain_name(f"{name}.{inner}" if inner else name), layer)
     return None
 
 
-def find_head_tap(model: nn.Module, lora: list[LoraTap]) -> HeadTap:
+def find_head_tap(model: nn.Module, taps: Iterable[Tap]) -> HeadTap:
     """The head as a site of the posterior.
 
     Raises:
         InputError: the model's head is no linear layer that can be recognised, or it is itself adapted by LoRA.
     """
     head = find_head(model)
-    if head is None or any(head.module in tap.module.modules() for tap in lora):
-        raise InputError("include_head needs a score head that is a plain linear layer without LoRA")
+    if head is None or any(head.module in tap.module.modules() for tap in taps):
+        raise InputError("include_head needs a score head that is a plain linear layer without an adapter")
     return head
 
 
 def adapter_hash(taps: Iterable[Tap]) -> str:
-    """SHA-256 over names, shapes and values of the tapped weights, whatever dtype they are held in."""
+    """SHA-256 over names, shapes and values of the adapters and the head, whatever dtype they are held in."""
     digest = hashlib.sha256()
-    weights = {s.name: w for tap in taps for s, w in zip(tap.sites, tap.weights, strict=True)}
+    weights = {name: weight for tap in taps for name, weight in tap.hashed.items()}
     for name in sorted(weights):
         weight = weights[name].detach().cpu()
         weight = weight if weight.dtype == torch.float64 else weight.float()
@@ -213,12 +265,13 @@ def adapter_hash(taps: Iterable[Tap]) -> str:
     return digest.hexdigest()
 
 
-def _plain(name: str) -> str:
+def plain_name(name: str) -> str:
     """A module's path without peft's wrapping."""
     return name.removeprefix("base_model.model.").removeprefix("base_model.")
 
 
-def _refuse(names: list[str], what: str) -> None:
+def refuse(names: list[str], what: str) -> None:
+    """Raise InputError where there are any names of layers or weights that are what the posterior cannot serve."""
     if names:
         more = f" and {len(names) - 8} more" if len(names) > 8 else ""
         raise InputError(f"cannot serve {what}: {', '.join(names[:8])}{more}")

@@ -2,7 +2,8 @@
 
 A reward depends on its own sequence alone, so the backward pass of a weighted sum of rewards holds every sequence's
 gradient at once: at a layer `h = W0 a + s B A a` with cotangent `g = ∂r/∂h` the gradient of A is `Σ_t (s Bᵀg_t) a_tᵀ`
-and that of Bᵀ is `Σ_t (s A a_t) g_tᵀ` (docs/maths.md, section 1). No gradient of a parameter is computed.
+and that of Bᵀ is `Σ_t (s A a_t) g_tᵀ` (docs/maths.md, section 1). No gradient of a parameter is computed. A virtual
+adapter's only site is the second, with A fixed and s = 1.
 """
 
 import contextlib
@@ -17,7 +18,7 @@ from bayesrm_fast.batching import TokenBatch
 from bayesrm_fast.classifier import Classifier
 from bayesrm_fast.errors import InputError
 from bayesrm_fast.scored_token import last_layer
-from bayesrm_fast.sites import HeadTap, LoraTap, Site, Tap
+from bayesrm_fast.sites import HeadTap, LoraTap, Site, Tap, VirtualTap
 
 FIRST_FP16_SCALE = 2.0**14
 SMALLEST_FP16_SCALE = 2.0**-10
@@ -140,7 +141,8 @@ def _backward(run: "_Pass", rewards: Tensor, cotangents: Tensor, consumer: Consu
 
 @dataclass(frozen=True)
 class _Seen:
-    """What a backward pass has seen at a tap: the layer's input and its output's cotangent.
+    """What a backward pass has seen at a tap: the layer's input, or its `A a` for a virtual adapter, and its output's
+    cotangent.
 
     For LoRA also `A a` and its cotangent `s Bᵀ g`, which autograd computes anyway: no product is computed twice.
     """
@@ -171,6 +173,7 @@ class _Pass:
     in_forward: bool = True
     _inputs: dict[int, tuple[str, Tensor]] = field(default_factory=dict)
     _called_on: dict[str, Tensor] = field(default_factory=dict)
+    _projected: dict[tuple[str, int], Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         mask = self.batch.attention_mask.bool()
@@ -221,14 +224,26 @@ class _Pass:
                 self.has_half_outputs |= output.dtype == torch.float16
             if not torch.is_grad_enabled():
                 return output
-            return _OutputTap.apply(output, a, self.root, self, tap)  # type: ignore[no-any-return]
+            kept = self._projection(tap, a) if isinstance(tap, VirtualTap) else a
+            return _OutputTap.apply(output, kept, self.root, self, tap)  # type: ignore[no-any-return]
 
         return hook
+
+    def _projection(self, tap: VirtualTap, a: Tensor) -> Tensor:  # shape: (…, r)
+        """`A a`; one product, and one tensor that is kept, for the layers that share input and A."""
+        down = tap.down.to(a.dtype)
+        if not self.in_forward:
+            return a @ down.T
+        key = (self.first_on_input[tap.name], id(tap.down))
+        if key not in self._projected:
+            self._projected[key] = a @ down.T
+        return self._projected[key]
 
     def end_forward(self, taps: Sequence[Tap]) -> None:
         """Let go of the inputs, and refuse layers that were not called exactly once."""
         self.in_forward = False
         self._inputs.clear()
+        self._projected.clear()
         wrong = [tap.name for tap in taps if self.calls.get(tap.name, 0) != 1]
         if wrong:
             raise InputError(
@@ -248,6 +263,8 @@ class _Pass:
             site_a, site_b = tap.sites
             consumer.consume(site_a, down_cotangent, a, offsets)
             consumer.consume(site_b, down * tap.scaling, g, offsets)
+        elif isinstance(tap, VirtualTap):
+            consumer.consume(tap.sites[0], _at_least_float32(a), g, offsets)
         else:
             if self.drops_padding and offsets is self.token_offsets:
                 a, g = self._scored_tokens(a, g)
@@ -309,17 +326,17 @@ class _OutputTap(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, output: Tensor, a: Tensor, root: Tensor, run: _Pass, tap: Tap) -> Tensor:
         ctx.run, ctx.tap = run, tap
-        if isinstance(tap, HeadTap):
+        if not isinstance(tap, LoraTap):
             ctx.save_for_backward(a)
         return output.view_as(output)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
-        if isinstance(ctx.tap, HeadTap):
+        if isinstance(ctx.tap, LoraTap):
+            ctx.run.cotangents[ctx.tap.name] = grads[0]
+        else:
             (a,) = ctx.saved_tensors
             ctx.run.receive(_Seen(ctx.tap, a, grads[0]))
-        else:
-            ctx.run.cotangents[ctx.tap.name] = grads[0]
         return grads[0], None, None, None, None
 
 

@@ -1,5 +1,6 @@
 """Prompts and responses to token ids, and the records that hold them."""
 
+import random
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -133,6 +134,32 @@ def iter_candidate_sets(rows: Iterable[Any], source: str = "candidates", first: 
 def candidate_sets(rows: Iterable[Any], source: str = "candidates") -> list[Candidates]:
     """All of them; raises what `iter_candidate_sets` does, and InputError where there are no rows."""
     return _some(iter_candidate_sets(rows, source), source)
+
+
+def pairs_within_prompts(prompts: Sequence[Text], responses: Sequence[Text]) -> list[PreferencePair]:
+    """Each prompt's different responses in pairs, drawn by lot, where nobody said which is the better one.
+
+    Every response is in one pair, and where a prompt has an odd number of them, one is in two. Warns of prompts that
+    have but one.
+
+    Raises:
+        InputError: no prompt has two responses.
+    """
+    by_prompt: dict[str, dict[str, int]] = {}
+    for row, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
+        by_prompt.setdefault(str(prompt), {}).setdefault(str(response), row)
+    lot = random.Random(0)
+    pairs = []
+    for rows in (list(different.values()) for different in by_prompt.values()):
+        lot.shuffle(rows)
+        partners = rows[1:] + rows[:1]
+        pairs += [(rows[i], partners[i]) for i in range(0, len(rows), 2) if len(rows) > 1]
+    alone = sum(len(different) == 1 for different in by_prompt.values())
+    if not pairs:
+        raise InputError("no prompt has two different responses, so there is nothing to compare")
+    if alone:
+        warnings.warn(f"{alone} prompt(s) with a single response are left out", stacklevel=3)
+    return [PreferencePair(prompts[a], responses[a], responses[b]) for a, b in pairs]
 
 
 def _some(records: Iterable[T], source: str) -> list[T]:

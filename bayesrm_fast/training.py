@@ -12,7 +12,7 @@ from peft import PeftModel
 from torch import Tensor
 
 from bayesrm_fast.batching import collate
-from bayesrm_fast.checkpoints import check_writable, save_adapter
+from bayesrm_fast.checkpoints import check_writable, save_folder
 from bayesrm_fast.errors import InputError
 from bayesrm_fast.passes import Progress
 from bayesrm_fast.text import TextEncoder, TokenizedText, default_max_length, preference_pairs
@@ -137,7 +137,7 @@ def train_adapter(
         if progress is not None:
             trainer.add_callback(_tell_steps(progress))
         trainer.train()
-        save_adapter(folder, cast(PeftModel, trainer.model), "default", tokenizer, None)
+        save_folder(folder, cast(PeftModel, trainer.model), "default", tokenizer)
         return [entry for entry in trainer.state.log_history if "loss" in entry]
 
 

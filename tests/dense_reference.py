@@ -10,17 +10,33 @@ import numpy as np
 import torch
 
 
+class ExplicitVirtualAdapter(torch.nn.Module):
+    """The layer `x (W + B A)ᵀ + b` with its sum of weights written out, B being `weight`."""
+
+    def __init__(self, layer, a):
+        super().__init__()
+        self.base, self.a = layer, a
+        self.turned = not isinstance(layer, torch.nn.Linear)
+        d_out = self.base.weight.shape[1 if self.turned else 0]
+        self.weight = torch.nn.Parameter(torch.zeros(d_out, a.shape[0], dtype=a.dtype))
+
+    def forward(self, x):
+        w = self.base.weight.T if self.turned else self.base.weight  # GPT-2's Conv1D holds its transpose
+        return torch.nn.functional.linear(x, w + self.weight @ self.a, self.base.bias)
+
+
 class DensePosterior:
-    """Dense Laplace posterior over the LoRA weights (and the head's) of a peft sequence classifier.
+    """Dense Laplace posterior over the LoRA weights (and the head's, and virtual adapters) of a sequence classifier.
 
     Args:
         model: any dtype; a float64 copy is used.
+        virtual: A `[r, d_in]` by the names of the layers that have a virtual adapter.
         pairs: `(chosen ids, rejected ids)` of each pair, or `(ids, token types)` in the place of ids.
         head: name of the head's weight when the posterior includes it.
         output_weights: weight of each output.
     """
 
-    def __init__(self, model, pairs, head=None, output_weights=(1.0,)):
+    def __init__(self, model, pairs, head=None, output_weights=(1.0,), virtual=None):
         self.model = copy.deepcopy(model).double().eval()
         self.output_weights = torch.tensor(output_weights, dtype=torch.float64)
         self.modules = {}
@@ -30,6 +46,11 @@ class DensePosterior:
                 plain = name.removeprefix("base_model.model.")
                 self.modules[f"{plain}.lora_A"] = (module.lora_A[adapter], "in")
                 self.modules[f"{plain}.lora_B"] = (module.lora_B[adapter], "out")
+        base = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+        for name, a in (virtual or {}).items():
+            explicit = ExplicitVirtualAdapter(base.get_submodule(name), a.double())
+            base.set_submodule(name, explicit)
+            self.modules[f"{name}.virtual_B"] = (explicit, "out")
         for parameter in self.model.parameters():
             parameter.requires_grad_(False)
         if head is not None:
@@ -44,7 +65,8 @@ class DensePosterior:
         self.theta = np.concatenate([m.weight.detach().numpy().ravel() for m, _ in self.modules.values()])
 
     def _head_module(self, head):
-        module = self.model.get_base_model().get_submodule(head)
+        base = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+        module = base.get_submodule(head)
         return module.modules_to_save[module.active_adapters[0]] if hasattr(module, "modules_to_save") else module
 
     def reward(self, row):
@@ -79,6 +101,8 @@ class DensePosterior:
             for name, grad in zip(names, grads, strict=True):
                 x = seen[name][0].reshape(-1, seen[name][0].shape[-1]).numpy()
                 g = grad.reshape(-1, grad.shape[-1]).numpy()
+                if name.endswith(".virtual_B"):
+                    x = x @ self.modules[name][0].a.numpy().T
                 if name.endswith(".weight"):  # the head: only the token that is scored
                     x, g = x[np.abs(g).sum(1) > 0], g[np.abs(g).sum(1) > 0]
                 tokens[name].append((x, g))
