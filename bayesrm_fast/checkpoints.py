@@ -22,7 +22,7 @@ from bayesrm_fast.errors import InputError
 from bayesrm_fast.posterior import Posterior
 from bayesrm_fast.posterior_files import RECORD_FILE, TENSORS_FILE, save_posterior
 from bayesrm_fast.virtual import VirtualAdapter
-from bayesrm_fast.virtual_files import save_virtual
+from bayesrm_fast.virtual_files import VIRTUAL_RECORD, save_virtual
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_TENSORS = "adapter_model.safetensors"
@@ -58,6 +58,11 @@ def local_folder_or_name(path_or_name: str | os.PathLike[str], takes_models: boo
     if Path(path_or_name).is_dir() or not takes_models or find_adapter_config_file(str(path_or_name)) is not None:
         return local_folder(path_or_name)
     return str(path_or_name)
+
+
+def is_saved_adapter(folder: Path) -> bool:
+    """Whether a folder holds LoRA or virtual adapters, to which a posterior may be added."""
+    return (folder / ADAPTER_CONFIG).is_file() or (folder / VIRTUAL_RECORD).is_file()
 
 
 def has_adapter_files(folder: Path, or_fail: bool) -> bool:

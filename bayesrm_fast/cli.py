@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bayesrm_fast.__main__ import describe_backends, describe_machine
-from bayesrm_fast.checkpoints import check_writable
+from bayesrm_fast.checkpoints import check_writable, is_saved_adapter
 from bayesrm_fast.errors import InputError
 from bayesrm_fast.files import ResumableOutput, check_output, iter_rows, read_rows
 from bayesrm_fast.fitting import SEARCHES, FitOptions, Precision
@@ -35,6 +35,8 @@ from bayesrm_fast.text import (
     preference_pairs,
 )
 from bayesrm_fast.training import TrainOptions, train_adapter
+from bayesrm_fast.virtual import VirtualOptions
+from bayesrm_fast.virtual_files import read_virtual_record
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Reward models with uncertainty."
@@ -114,10 +116,14 @@ def train(
 
 @app.command()
 def fit(
-    adapter: Model,
+    model: Annotated[Path, typer.Argument(help="Folder or hub name of an adapter, or of any model (--virtual-rank).")],
     pairs: Pairs,
     output: Annotated[
         Path | None, typer.Option(help="Folder for adapter and posterior. Default: the adapter's own.")
+    ] = None,
+    virtual_rank: Annotated[int | None, typer.Option(help="Rank of virtual adapters, for a model as it is.")] = None,
+    virtual_targets: Annotated[
+        list[str] | None, typer.Option(help="Layers that get one, by their names; may be repeated. Default: auto.")
     ] = None,
     structure: Annotated[str, typer.Option(help="ggn, kfac or ekfac.")] = "ggn",
     rank: Annotated[
@@ -125,19 +131,33 @@ def fit(
     ] = "default",
     second_pass: Annotated[bool, typer.Option(help="For ggn: sharpen the eigenvectors by a second pass.")] = False,
     basis_dtype: Annotated[str | None, typer.Option(help="For ggn: float32 or bfloat16.")] = None,
-    prior_precision: Annotated[str, typer.Option(help="A number, evidence or validation.")] = "evidence",
+    prior_precision: Annotated[
+        str | None,
+        typer.Option(help="A number, evidence (default for LoRA) or validation (default with virtual adapters)."),
+    ] = None,
     include_head: Annotated[bool, typer.Option(help="Put the score head into the posterior.")] = False,
     output_weights: Annotated[str | None, typer.Option(help="Weight of each output, separated by commas.")] = None,
     max_length: MaxLength = None,
     max_batch_tokens: MaxBatchTokens = None,
     as_json: AsJson = False,
 ) -> None:
-    """Fit the posterior of an adapter on preference pairs and save it beside the adapter."""
-    folder = output or adapter
+    """Fit the posterior of an adapter, or of a model's virtual adapters, on preference pairs and save it."""
+    folder = output or model
+    if output is None and not is_saved_adapter(model):
+        raise InputError("--output is needed: posterior and virtual adapters go into a folder of their own")
+    virtual: dict[str, Any] = {}
+    if virtual_rank is not None:
+        virtual = {
+            "virtual_rank": virtual_rank,
+            "virtual_targets": "auto" if virtual_targets in (None, ["auto"]) else virtual_targets,
+        }
+        VirtualOptions(*virtual.values())
+    elif virtual_targets:
+        raise InputError("--virtual-targets goes with --virtual-rank")
     options = FitOptions(
         structure,
         "default" if rank == "default" else None if rank == "full" else _whole_number("rank", rank),
-        _precision(prior_precision),
+        "evidence" if prior_precision is None else _precision(prior_precision),
         second_pass,
         None if basis_dtype is None else _dtype("basis-dtype", basis_dtype),
     )
@@ -145,19 +165,19 @@ def fit(
     check_writable(folder)
     rows = preference_pairs(read_rows(pairs), str(pairs))
 
-    model = _load(adapter, output_weights=weights, max_length=max_length, max_batch_tokens=max_batch_tokens)
+    loaded = _load(model, output_weights=weights, max_length=max_length, max_batch_tokens=max_batch_tokens, **virtual)
     with progress_bar("fitting", stderr) as tell:
-        model.fit(
+        loaded.fit(
             rows,
             options.structure,
             options.rank,
-            options.prior_precision,
+            None if prior_precision is None else options.prior_precision,
             include_head=include_head,
             second_pass=options.second_pass,
             basis_dtype=options.basis_dtype,
             progress=tell,
         )
-    model.save_pretrained(folder)
+    loaded.save_pretrained(folder)
     _summary({"output": str(folder), **_posterior_summary(folder)}, as_json)
 
 
@@ -292,7 +312,11 @@ def info(
 def _posterior_summary(folder: Path) -> dict[str, Any]:
     record = read_record(folder)
     names = ("structure", "rank", "pairs", "prior_precision", "temperature", "log_evidence", "effective_parameters")
-    return {name: record[name] for name in names} | {"prior_chosen_by": record["prior"]["method"]}
+    shown = {name: record[name] for name in names} | {"prior_chosen_by": record["prior"]["method"]}
+    virtual = read_virtual_record(folder)
+    if virtual is not None:
+        shown |= {"virtual_rank": virtual["virtual_rank"], "virtual_layers": len(virtual["layers"])}
+    return shown
 
 
 def _job(loaded: BayesianRewardModel, input_file: Path, options: dict[str, Any]) -> dict[str, Any]:

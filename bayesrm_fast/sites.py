@@ -138,7 +138,8 @@ class HeadTap:
     @property
     def hashed(self) -> dict[str, Tensor]:
         """What `adapter_hash` reads, by name."""
-        return {self.sites[0].name: self.module.weight}
+        # The base model's, mostly: rounded, so that it has one hash in float32 and in bfloat16.
+        return {self.sites[0].name: self.module.weight.bfloat16()}
 
 
 Tap = LoraTap | VirtualTap | HeadTap

@@ -248,7 +248,8 @@ def _adding(
 
 def _keeping_input(keep: Callable[[Tensor], Any]) -> Callable[[nn.Module, tuple[Any, ...]], None]:
     def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
-        keep(args[0])
+        if args:
+            keep(args[0])
 
     return hook
 

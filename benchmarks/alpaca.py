@@ -1,5 +1,6 @@
 """Scoring real candidates with a trained encoder: MiniLM, judged AlpacaEval responses and off-prompt distractors."""
 
+import copy
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -7,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
 
 from bayesrm_fast import BayesianRewardModel
 from bayesrm_fast.batching import plan_batches
@@ -19,6 +21,7 @@ from benchmarks.timing import in_turns
 
 TIMED_PROMPTS = 3
 MAX_LENGTH = 512
+VIRTUAL_PRECISION = 100.0
 OTHER_PRECISIONS = (1.0, 10.0, 100.0, 1000.0)
 
 
@@ -41,12 +44,21 @@ def alpaca_part(quick: bool) -> dict[str, Any]:
         rm.fit(pairs, "kfac", rank=64, prior_precision="evidence")
         rm.save_pretrained(adapter)
         rm = BayesianRewardModel.from_pretrained(adapter, max_length=MAX_LENGTH, device="cpu")
+    merged = BayesianRewardModel(
+        copy.deepcopy(rm.model).merge_and_unload(),
+        rm.tokenizer,
+        virtual_rank=8,
+        virtual_targets=["query", "value"],
+        max_length=MAX_LENGTH,
+    )
+    merged.fit(pairs, prior_precision=VIRTUAL_PRECISION)
     return {
         "pairs": len(pairs),
         "prior_precision": rm.fitted.prior_precision,
         "shortcuts": rm.shortcuts.told(),
         "padding": padding(rm, candidates),
         **timings(rm, candidates[:TIMED_PROMPTS], quick),
+        "merged, virtual adapters": timings(merged, candidates[:TIMED_PROMPTS], quick),
         "variances_by_prior_precision": needed(rm, candidates[: 1 if quick else TIMED_PROMPTS]),
     }
 
@@ -110,9 +122,8 @@ def timings(rm: BayesianRewardModel, candidates: list[Candidates], quick: bool) 
     def lazily() -> None:
         found["lazy"] = rm.best_of_each(candidates)
 
-    pipe = pipeline(
-        "text-classification", model=rm.model.get_base_model(), tokenizer=rm.tokenizer, batch_size=32, device="cpu"
-    )
+    model = rm.model.get_base_model() if isinstance(rm.model, PeftModel) else rm.model
+    pipe = pipeline("text-classification", model=model, tokenizer=rm.tokenizer, batch_size=32, device="cpu")
     rows = [{"text": prompt, "text_pair": text} for prompt, text in zip(prompts, texts, strict=True)]
     formulations: dict[str, Callable[[], Any]] = {
         "transformers, batches of 32 in input order": as_transformers_users_do,

@@ -4,15 +4,16 @@
     python -m benchmarks.best_of_n --quick    # a minute, says nothing about quality
 
 Trains a LoRA reward model on AlpacaEval's `train` prompts with each of three seeds, fits every structure of posterior,
-and picks among the responses of the `dev` prompts, alone and with distractors that answer another prompt. The ensemble
-is the three models.
+and virtual adapters of three ranks on the merged model, and picks among the responses of the `dev` prompts, alone and
+with distractors that answer another prompt. The ensemble is the three models.
 """
 
+import copy
 import json
 import random
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -43,6 +44,14 @@ GAP = 0.2
 DISTRACTORS = 20
 SIZES = (1, 2, 4, 8, 16, 32, 56)
 STRUCTURES = ("kfac", "ekfac", "ggn")
+TARGETS = ["query", "value"]
+VIRTUAL_RANKS = (4, 8, 32)
+POSTERIORS = (*STRUCTURES, *(f"virtual {rank}" for rank in VIRTUAL_RANKS))
+"""Over the LoRA weights, and ggn over virtual adapters of the merged model."""
+
+CHOSEN = "chosen"
+"""λ by evidence for LoRA, by held-out pairs for virtual adapters."""
+
 PRECISIONS = (1.0, 10.0, 100.0, 1000.0)
 STD_WEIGHTS = (0.5, 1.0, 2.0, 4.0)
 VARIANCE_WEIGHTS = (0.5, 2.0)
@@ -65,7 +74,7 @@ FULL = Scale(3, pairs_per_prompt=2, train_prompts=120, dev_prompts=48, candidate
 QUICK = Scale(2, pairs_per_prompt=1, train_prompts=60, dev_prompts=6, candidates=57, max_length=64, epochs=1)
 
 Choice = Callable[[np.ndarray, np.ndarray], np.ndarray]
-"""Scores `[n]` from every seed's means `[S, n]` and variances `[S, structures, L, n]`."""
+"""Scores `[n]` from every seed's means `[S, n]` and variances `[S, posteriors, L, n]`."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +83,7 @@ class Scored:
 
     Attributes:
         mean: `[S, n]`.
-        variance: `[S, structures, L, n]`, at the evidence's λ and at `PRECISIONS`.
+        variance: `[S, posteriors, L, n]`, at the chosen λ and at `PRECISIONS`.
     """
 
     mean: np.ndarray
@@ -134,7 +143,7 @@ class Curves:
 def score_all(
     rm: BayesianRewardModel, sets: list[dict[str, Any]], posteriors: list[Posterior]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Means `[N]` and variances `[structures, L, N]` of all candidates, from one pass."""
+    """Means `[N]` and variances `[posteriors, L, N]` of all candidates, from one pass."""
     prompts = [s["prompt"] for s in sets for _ in s["texts"]]
     segments = rm.tokenize(prompts, [text for s in sets for text in s["texts"]])
     precisions = [[posterior.prior_precision, *PRECISIONS] for posterior in posteriors]
@@ -144,22 +153,22 @@ def score_all(
         segments, row_cotangent, lambda _: Curves(posteriors, precisions)
     ):
         mean[positions] = rewards[:, 0].numpy()
-        for structure, curve in zip(variance, consumer.curves, strict=True):
-            structure[:, positions] = curve.variance.numpy()
+        for one, curve in zip(variance, consumer.curves, strict=True):
+            one[:, positions] = curve.variance.numpy()
     return mean, variance
 
 
 def rules(seed: int) -> dict[str, Choice]:
     """How one seed's model may choose."""
     found: dict[str, Choice] = {"MAP": lambda mean, variance: mean[seed]}
-    for s, structure in enumerate(STRUCTURES):
-        for i, precision in enumerate(["evidence", *(f"{p:g}" for p in PRECISIONS)]):
+    for s, posterior in enumerate(POSTERIORS):
+        for i, precision in enumerate([CHOSEN, *(f"{p:g}" for p in PRECISIONS)]):
             for k in STD_WEIGHTS:
-                found[f"{structure}, std k={k:g}, λ={precision}"] = lambda m, v, s=s, i=i, k=k: (
+                found[f"{posterior}, std k={k:g}, λ={precision}"] = lambda m, v, s=s, i=i, k=k: (
                     m[seed] - k * np.sqrt(v[seed, s, i])
                 )
             for k in VARIANCE_WEIGHTS:
-                found[f"{structure}, variance k={k:g}, λ={precision}"] = lambda m, v, s=s, i=i, k=k: (
+                found[f"{posterior}, variance k={k:g}, λ={precision}"] = lambda m, v, s=s, i=i, k=k: (
                     m[seed] - k * v[seed, s, i]
                 )
     return found
@@ -172,8 +181,8 @@ def ensemble_rules() -> dict[str, Choice]:
         "ensemble, worst": lambda m, v: m.min(0),
         "ensemble, uncertainty k=0.5": lambda m, v: m.mean(0) - 0.5 * m.var(0),
     }
-    ggn = STRUCTURES.index("ggn")
-    for i, precision in enumerate(["evidence", *(f"{p:g}" for p in PRECISIONS)]):
+    ggn = POSTERIORS.index("ggn")
+    for i, precision in enumerate([CHOSEN, *(f"{p:g}" for p in PRECISIONS)]):
         for k in STD_WEIGHTS:
             found[f"ensemble + ggn, std k={k:g}, λ={precision}"] = lambda m, v, i=i, k=k: (
                 m.mean(0) - k * np.sqrt(m.var(0) + v[:, ggn, i].mean(0))
@@ -199,7 +208,8 @@ def gold_table(sets: list[dict[str, Any]], scored: list[Scored], distractors: bo
     seeds = len(scored[0].mean)
     single = [rules(seed) for seed in range(seeds)]
     runs: dict[str, list[Choice | None]] = {name: [one[name] for one in single] for name in single[0]}
-    runs |= {name: [rule] for name, rule in ensemble_rules().items()} | {"gold oracle": [None]}
+    runs |= {name: [rule] for name, rule in ensemble_rules().items()}
+    runs["gold oracle"] = [None]
     table: dict[str, list[dict[str, Any]]] = {}
     for name, choices in runs.items():
         values = np.stack([golds(sets, scored, rule, distractors) for rule in choices])  # [seeds, sizes, prompts]
@@ -221,13 +231,15 @@ def gold_table(sets: list[dict[str, Any]], scored: list[Scored], distractors: bo
     return table
 
 
-def differences(sets: list[dict[str, Any]], scored: list[Scored], names: list[str]) -> dict[str, dict[str, float]]:
-    """Gold of a rule less MAP's at the largest n, with distractors, prompt by prompt over all seeds' means."""
+def differences(
+    sets: list[dict[str, Any]], scored: list[Scored], names: list[str], distractors: bool
+) -> dict[str, dict[str, float]]:
+    """Gold of a rule less MAP's at the largest n, prompt by prompt over all seeds' means."""
     single = [rules(seed) for seed in range(len(scored[0].mean))]
 
     def mean_over_seeds(name: str) -> np.ndarray:
         choices = [one[name] for one in single] if name in single[0] else [ensemble_rules()[name]]
-        values: np.ndarray = np.mean([golds(sets, scored, rule, True)[-1] for rule in choices], axis=0)
+        values: np.ndarray = np.mean([golds(sets, scored, rule, distractors)[-1] for rule in choices], axis=0)
         return values
 
     base = mean_over_seeds("MAP")
@@ -272,43 +284,43 @@ def draw(results: dict[str, Any], path: Path) -> None:
 
 SHOWN = {
     "MAP": "MAP reward",
-    "ggn, std k=1, λ=evidence": "ggn, mean − 1 std, λ by evidence",
     "ggn, std k=2, λ=100": "ggn, mean − 2 std, λ = 100",
+    "virtual 8, std k=2, λ=100": "no LoRA: virtual adapters, r = 8, the same",
     "ensemble, uncertainty k=0.5": "ensemble of 3, mean − ½ variance between",
     "ensemble + ggn, std k=1, λ=100": "ensemble of 3 with ggn, mean − 1 std, λ = 100",
     "gold oracle": "gold oracle",
 }
 COMPARED = [
-    *(f"{s}, std k=1, λ=evidence" for s in STRUCTURES),
-    *(f"{s}, std k=2, λ=100" for s in STRUCTURES),
+    *(f"{p}, std k=1, λ={CHOSEN}" for p in POSTERIORS),
+    *(f"{p}, std k=2, λ=100" for p in POSTERIORS),
     "ensemble, mean",
     "ensemble, worst",
     "ensemble, uncertainty k=0.5",
-    "ensemble + ggn, std k=1, λ=evidence",
+    f"ensemble + ggn, std k=1, λ={CHOSEN}",
     "ensemble + ggn, std k=1, λ=100",
     "ensemble + ggn, std k=2, λ=100",
 ]
 
 
-def held_out_figures(rm: BayesianRewardModel, posteriors: list[Posterior], pairs: list[Any]) -> dict[str, Any]:
-    """Accuracy, NLL, Brier and ECE of held-out pairs: with λ by evidence, and calibrated, each half by the other."""
+def held_out_figures(names: Sequence[str], models: list[BayesianRewardModel], pairs: list[Any]) -> dict[str, Any]:
+    """Accuracy, NLL, Brier and ECE of held-out pairs: with the chosen λ, and calibrated, each half by the other."""
 
     def figures(one: Any) -> dict[str, float]:
         return {name: getattr(one, name) for name in ("accuracy", "nll", "brier", "ece")}
 
-    segments = rm.tokenize_pairs(pairs)
     found: dict[str, Any] = {"count": len(pairs)}
-    for structure, posterior in zip(STRUCTURES, posteriors, strict=True):
-        choices = [*GRID, posterior.prior_precision]
-        difference, variance = variance_curve(rm.passes(), segments, posterior, choices, None)
+    for name, rm in zip(names, models, strict=True):
+        segments = rm.tokenize_pairs(pairs)
+        choices = [*GRID, rm.fitted.prior_precision]
+        difference, variance = variance_curve(rm.passes(), segments, rm.fitted, choices, None)
         if "MAP" not in found:
             plain = calibrate(difference, torch.zeros(1, len(difference)), [1.0], torch.sigmoid(difference))
             found["MAP"] = figures(reliability(torch.sigmoid(difference)))
             found["MAP, temperature"] = figures(plain.after) | {"temperature": plain.temperature}
-        at_evidence = probit_probability(difference, variance[-1])
-        chosen = calibrate(difference, variance[:-1], list(GRID), at_evidence)
-        found[f"{structure}, λ by evidence"] = figures(chosen.before) | {"prior_precision": choices[-1]}
-        found[f"{structure}, calibrated"] = figures(chosen.after) | {
+        at_chosen = probit_probability(difference, variance[-1])
+        chosen = calibrate(difference, variance[:-1], list(GRID), at_chosen)
+        found[f"{name}, λ {CHOSEN}"] = figures(chosen.before) | {"prior_precision": choices[-1]}
+        found[f"{name}, calibrated"] = figures(chosen.after) | {
             "prior_precision": chosen.prior_precision,
             "temperature": chosen.temperature,
         }
@@ -318,12 +330,12 @@ def held_out_figures(rm: BayesianRewardModel, posteriors: list[Posterior], pairs
 def one_seed(
     scale: Scale, seed: int, pairs: list[Any], held_out: list[Any], sets: list[dict[str, Any]]
 ) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
-    """Train, fit, score; means `[N]`, variances `[structures, L, N]` and what there is to tell."""
+    """Train, fit, score; means `[N]`, variances `[posteriors, L, N]` and what there is to tell."""
     seconds = {}
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         options = TrainOptions(
-            target_modules=["query", "value"],
+            target_modules=TARGETS,
             epochs=scale.epochs,
             learning_rate=1e-3,
             max_length=scale.max_length,
@@ -332,20 +344,28 @@ def one_seed(
         train_adapter(embedded_encoder(), pairs, folder, options)
         seconds["train"] = time.perf_counter() - start
         rm = BayesianRewardModel.from_pretrained(folder, device="cpu", max_length=scale.max_length)
-    posteriors = []
-    for structure in STRUCTURES:
+    merged = copy.deepcopy(rm.model).merge_and_unload()
+    models = [copy.copy(rm) for _ in STRUCTURES]
+    models += [
+        BayesianRewardModel(
+            merged, rm.tokenizer, virtual_rank=rank, virtual_targets=TARGETS, max_length=scale.max_length
+        )
+        for rank in VIRTUAL_RANKS
+    ]
+    for name, model in zip(POSTERIORS, models, strict=True):
         start = time.perf_counter()
-        posteriors.append(rm.fit(pairs, structure).fitted)
-        seconds[f"fit {structure}"] = time.perf_counter() - start
+        model.fit(pairs, name if name in STRUCTURES else "ggn")
+        seconds[f"fit {name}"] = time.perf_counter() - start
     start = time.perf_counter()
-    mean, variance = score_all(rm, sets, posteriors)
+    mean, variance = score_all(models[0], sets, [model.fitted for model in models[: len(STRUCTURES)]])
     seconds["score"] = time.perf_counter() - start
+    variances = [variance, *(score_all(model, sets, [model.fitted])[1] for model in models[len(STRUCTURES) :])]
     told = {
-        "evidence": {s: p.prior_precision for s, p in zip(STRUCTURES, posteriors, strict=True)},
-        "held_out_pairs": held_out_figures(rm, posteriors, held_out),
+        "prior_precision": {p: model.fitted.prior_precision for p, model in zip(POSTERIORS, models, strict=True)},
+        "held_out_pairs": held_out_figures(POSTERIORS, models, held_out),
         "seconds": seconds,
     }
-    return mean, variance, told
+    return mean, np.concatenate(variances), told
 
 
 def main(
@@ -363,7 +383,7 @@ def main(
     means, variances, told = [], [], []
     for seed in range(scale.seeds):
         mean, variance, about = one_seed(scale, seed, pairs, held_out, sets)
-        console.print(f"seed {seed}:", about["evidence"], about["seconds"])
+        console.print(f"seed {seed}:", about["prior_precision"], about["seconds"])
         means.append(mean)
         variances.append(variance)
         told.append(about)
@@ -380,9 +400,10 @@ def main(
         "seeds": told,
         "without_distractors": gold_table(sets, scored, distractors=False),
         "with_distractors": gold_table(sets, scored, distractors=True),
-        "gain_over_map_with_distractors": differences(sets, scored, COMPARED),
+        "gain_over_map_with_distractors": differences(sets, scored, COMPARED, distractors=True),
+        "gain_over_map_without_distractors": differences(sets, scored, COMPARED, distractors=False),
         "auroc_of_std": {
-            f"{structure}, λ={precision:g}": float(
+            f"{posterior}, λ={precision:g}": float(
                 np.mean(
                     [
                         auroc(one.variance[seed, s, i + 1, : c["own"]], one.variance[seed, s, i + 1, c["own"] :])
@@ -391,7 +412,7 @@ def main(
                     ]
                 )
             )
-            for s, structure in enumerate(STRUCTURES)
+            for s, posterior in enumerate(POSTERIORS)
             for i, precision in enumerate(PRECISIONS)
         },
     }

@@ -222,7 +222,7 @@ def main(
         for lengths in LENGTHS[device]
         if not quick or (d, r, k) == QUICK[device]
     ]
-    results = {
+    results: dict[str, Any] = {
         "command": "python -m benchmarks.kernels" + f" --device {device}" * (device != "cpu") + " --quick" * quick,
         "machine": machine.describe(device),
         "rounds": rounds,

@@ -182,8 +182,9 @@ def _laplace_fidelity(
     for precision in precisions:
         posterior.prior_precision = precision
         found.append(torch.cat([posterior(_with_types(row)[None], pred_type="glm")[1].reshape(-1) for (row,) in rows]))
-    kept = posterior.H if structure == "diag" else [v for factors in posterior.H.eigenvectors for v in factors]
-    size = kept.nbytes if structure == "diag" else sum(v.nbytes for v in kept)
+    curvature: Any = posterior.H  # type: ignore[attr-defined]
+    kept = [curvature] if structure == "diag" else [v for factors in curvature.eigenvectors for v in factors]
+    size = sum(v.nbytes for v in kept)
     return torch.stack(found).detach(), seconds, size
 
 

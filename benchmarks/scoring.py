@@ -21,8 +21,8 @@ from rich.table import Table
 from torch import Tensor
 
 from bayesrm_fast.batching import plan_batches
-from bayesrm_fast.low_rank import LowRankPosterior
 from bayesrm_fast.passes import Passes, row_cotangent
+from bayesrm_fast.posterior import Posterior
 from bayesrm_fast.rewards import rewards_of
 from bayesrm_fast.scoring import score_segments
 from benchmarks import machine, peers
@@ -30,7 +30,15 @@ from benchmarks.alpaca import alpaca_part
 from benchmarks.data import RESULTS
 from benchmarks.memory import limit, peak_of, report_peak
 from benchmarks.on_gpu import gpu_part
-from benchmarks.shapes import LlamaShape, fitted, passes_of, random_pairs, random_rows
+from benchmarks.shapes import (
+    LlamaShape,
+    fitted,
+    passes_of,
+    random_ggn,
+    random_pairs,
+    random_rows,
+    virtual_passes_of,
+)
 from benchmarks.timing import in_turns
 
 LENGTH = 128
@@ -197,10 +205,10 @@ def shapes_part(quick: bool) -> dict[str, Any]:
         }
         timed = in_turns(formulations, 2 if quick else 5, patience=PATIENCE)
         plain = timed["plain forward, our batches"]["seconds"]
-        for row in timed.values():
-            row["plain_forwards"] = row["seconds"] / plain
-        for row, peak in memory.items():
-            timed.setdefault(row, {})["memory"] = peak
+        for measured in timed.values():
+            measured["plain_forwards"] = measured["seconds"] / plain
+        for name, peak in memory.items():
+            timed.setdefault(name, {})["memory"] = peak
         results[f"hidden {hidden}"] = {"layers": layers, "rows": rows, "length": LENGTH, "formulations": timed}
         if hidden in (64, 256):
             results[f"hidden {hidden}"]["agreement_with_laplace_torch"] = agreement(subject)
@@ -236,10 +244,7 @@ def structures_part(quick: bool) -> dict[str, Any]:
     for hidden, (layers, rows) in ({64: (1, 16)} if quick else SHAPES).items():
         subject = Subject(hidden, layers, rows)
         ours = subject.formulations()
-        sites = subject.posterior.sites
-        bases = {site.name: torch.randn(GGN_RANK, site.r, site.d) for site in sites}
-        eye = torch.eye(GGN_RANK, dtype=torch.float64)
-        ggn = LowRankPosterior.from_factor(sites, bases, eye, 1.0, subject.posterior.record)
+        ggn = random_ggn(subject.posterior, GGN_RANK)
         formulations = {
             "plain forward, our batches": ours["plain forward, our batches"],
             "kfac": ours["ours, mean and variance"],
@@ -255,6 +260,40 @@ def structures_part(quick: bool) -> dict[str, Any]:
             "formulations": timed,
             "ggn_over_kfac": timed["ggn"]["seconds"] / timed["kfac"]["seconds"],
         }
+    return results
+
+
+def virtual_part(quick: bool) -> dict[str, Any]:
+    """The merged model with virtual adapters of rank 8, over its own plain forward."""
+    results = {}
+    for hidden, (layers, count) in ({64: (1, 16)} if quick else SHAPES).items():
+        model = LlamaShape(hidden, layers).model().merge_and_unload()
+        pairs, rows = random_pairs(4, LENGTH), random_rows([LENGTH] * count)
+        segments = [(row,) for row in rows]
+        passes = virtual_passes_of(model, 4096, pairs)
+        kfac = fitted(passes, pairs)
+        ggn = random_ggn(kfac, GGN_RANK)
+        plan = plan_batches(segments, 4096)
+        batches = [passes.collate([segments[i] for i in batch]).model_inputs() for batch in plan]
+
+        def plainly(model: Any = model, batches: list[dict[str, Tensor]] = batches) -> None:
+            with torch.no_grad():
+                for inputs in batches:
+                    model(**inputs).logits  # noqa: B018
+
+        def scored(posterior: Posterior, passes: Passes = passes, segments: Any = segments) -> Callable[[], Any]:
+            return lambda: score_segments(passes, segments, posterior, None)
+
+        formulations: dict[str, Callable[[], Any]] = {
+            "plain forward, our batches": plainly,
+            "ours, means": lambda passes=passes, rows=rows: rewards_of(passes, rows, range(len(rows))),
+            "ours, mean and variance, kfac": scored(kfac),
+            "ours, mean and variance, ggn": scored(ggn),
+        }
+        timed = in_turns(formulations, 2 if quick else 7)
+        for row in timed.values():
+            row["plain_forwards"] = row["seconds"] / timed["plain forward, our batches"]["seconds"]
+        results[f"hidden {hidden}"] = {"layers": layers, "rows": count, "length": LENGTH, "formulations": timed}
     return results
 
 
@@ -400,6 +439,7 @@ PARTS: dict[str, Callable[[bool], dict[str, Any]]] = {
     "shapes": shapes_part,
     "best_batches": best_batches_part,
     "structures": structures_part,
+    "virtual": virtual_part,
     "prompts": prompts_part,
     "fit": fit_part,
     "memory": memory_part,
@@ -411,7 +451,7 @@ PARTS: dict[str, Callable[[bool], dict[str, Any]]] = {
 
 def print_part(name: str, part: dict[str, Any], console: Console) -> None:
     """Times as a table, everything else as it is."""
-    has_titles = name in ("shapes", "best_batches", "structures", "prompts", "packing", "gpu")
+    has_titles = name in ("shapes", "best_batches", "structures", "virtual", "prompts", "packing", "gpu")
     for title, job in part.items() if has_titles else [(name, part)]:
         table = Table("formulation", "seconds", "rounds", "plain forwards", "peak MiB", title=title)
         for row, values in job.get("formulations", {}).items() if isinstance(job, dict) else ():

@@ -1,6 +1,7 @@
 """Models of known shape with random weights, and rows of random tokens, for timings that need no text."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -10,13 +11,15 @@ from transformers import LlamaConfig, LlamaForSequenceClassification
 from bayesrm_fast.classifier import Classifier
 from bayesrm_fast.fitting import FitOptions, fit_posterior
 from bayesrm_fast.kronecker import KroneckerPosterior
+from bayesrm_fast.low_rank import LowRankPosterior
 from bayesrm_fast.passes import Passes, Segment
-from bayesrm_fast.posterior import FitRecord
+from bayesrm_fast.posterior import FitRecord, Posterior
 from bayesrm_fast.room import Room
 from bayesrm_fast.shortcuts import find_shortcuts
-from bayesrm_fast.sites import find_lora_taps
+from bayesrm_fast.sites import Tap, find_lora_taps
 from bayesrm_fast.taps import TappedModel
 from bayesrm_fast.text import TokenizedText
+from bayesrm_fast.virtual import VirtualOptions, make_virtual_adapter
 
 VOCABULARY = 1000
 
@@ -46,7 +49,7 @@ class LlamaShape:
             pad_token_id=0,
         )
         with torch.device(device):
-            base = LlamaForSequenceClassification(config).to(dtype)
+            base = LlamaForSequenceClassification(config).to(dtype=dtype)
             options = LoraConfig(task_type="SEQ_CLS", r=self.r, target_modules="all-linear", modules_to_save=[])
             model = get_peft_model(base, options)
         with torch.no_grad():
@@ -57,12 +60,22 @@ class LlamaShape:
 
 
 def passes_of(model: Any, batch_tokens: int, device: str = "cpu") -> Passes:
-    """The model tapped, with the shortcuts that are exact for it."""
+    """The model with its LoRA layers tapped, and the shortcuts that are exact for it."""
+    return _passes_over(model, find_lora_taps(model), batch_tokens, device)
+
+
+def virtual_passes_of(model: Any, batch_tokens: int, pairs: list[Segment]) -> Passes:
+    """A model without LoRA, with virtual adapters of rank 8 on all seven projections of every layer."""
+    bare = _passes_over(model, [], batch_tokens, "cpu")
+    virtual = make_virtual_adapter(bare, pairs, VirtualOptions(8), FitOptions("kfac", 64, 1.0))
+    return replace(bare, tapped=TappedModel(bare.classifier, virtual.taps))
+
+
+def _passes_over(model: Any, taps: Sequence[Tap], batch_tokens: int, device: str) -> Passes:
     weights = torch.ones(1)
     options: dict[str, Any] = {"pad_token_id": 0, "vocab_size": VOCABULARY, "device": torch.device(device)}
     shortcuts = find_shortcuts(model, weights, max_length=4096, has_types=False, **options)
-    tapped = TappedModel(Classifier(model, weights, shortcuts), find_lora_taps(model))
-    return Passes(tapped, room=Room(batch_tokens), **options)
+    return Passes(TappedModel(Classifier(model, weights, shortcuts), taps), room=Room(batch_tokens), **options)
 
 
 def random_rows(lengths: list[int], seed: int = 0, prompt: int = 0) -> list[TokenizedText]:
@@ -78,6 +91,12 @@ def random_pairs(count: int, length: int) -> list[Segment]:
     """Preference pairs of random rows."""
     rows = random_rows([length] * (2 * count), seed=1)
     return list(zip(rows[0::2], rows[1::2], strict=True))
+
+
+def random_ggn(like: Posterior, rank: int) -> LowRankPosterior:
+    """A ggn posterior over the same sites; what scoring by it takes does not depend on the values."""
+    bases = {site.name: torch.randn(rank, site.r, site.d) for site in like.sites}
+    return LowRankPosterior.from_factor(like.sites, bases, torch.eye(rank, dtype=torch.float64), 1.0, like.record)
 
 
 def fitted(passes: Passes, pairs: list[Segment], rank: int | None = 64) -> KroneckerPosterior:

@@ -17,8 +17,8 @@ ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def test_the_python_runs(adapter_folder, tmp_path, monkeypatch):
-    shutil.copytree(adapter_folder, tmp_path / "my-adapter")
+def test_the_python_runs(base_folder, tmp_path, monkeypatch):
+    shutil.copytree(base_folder, tmp_path / "my-reward-model")
     monkeypatch.chdir(tmp_path)
     shown: dict = {}
     exec(re.search(r"```python\n(.*?)```", README, re.DOTALL)[1], shown)
@@ -32,9 +32,11 @@ def test_the_commands_run(base_folder, tmp_path):
     write_rows(tmp_path / "pairs.jsonl", tiny_pairs())
     write_rows(tmp_path / "held-out.jsonl", tiny_pairs(4, seed=5))
     write_rows(tmp_path / "candidates.jsonl.gz", [{"prompt": words(3, 0), "responses": [words(4, 1), words(5, 2)]}])
+    shutil.copytree(base_folder, tmp_path / "my-reward-model")
     lines = re.findall(r"^(bayesrm [^#\n]*)", README, re.MULTILINE)
     assert [shlex.split(line)[1] for line in lines] == [
         "train",
+        "fit",
         "fit",
         "calibrate",
         "info",

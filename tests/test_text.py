@@ -4,7 +4,14 @@ import pytest
 from tiny import tiny_tokenizer
 
 from bayesrm_fast import InputError, PreferencePair
-from bayesrm_fast.text import TextEncoder, candidate_sets, check_text, default_max_length, preference_pairs
+from bayesrm_fast.text import (
+    TextEncoder,
+    candidate_sets,
+    check_text,
+    default_max_length,
+    pairs_within_prompts,
+    preference_pairs,
+)
 
 CHAT = "{% for m in messages %}{{ m['role'] }} : {{ m['content'] }} </s> {% endfor %}"
 
@@ -145,3 +152,18 @@ def test_default_length_is_what_tokenizer_and_model_accept():
     assert default_max_length(tokenizer, None) == 64
     tokenizer.model_max_length = 10**30
     assert default_max_length(tokenizer, 131072) == 4096
+
+
+@pytest.mark.parametrize("count", [2, 3, 4, 7])
+def test_candidates_are_paired_within_their_prompt(count):
+    prompts = ["first"] * count + ["second"] * 2
+    responses = [f"response {i}" for i in range(count)] + ["yes", "no"]
+    pairs = pairs_within_prompts(prompts, responses)
+    assert {frozenset((pair.chosen, pair.rejected)) for pair in pairs if pair.prompt == "second"} == {
+        frozenset(("yes", "no"))
+    }
+    first = [pair for pair in pairs if pair.prompt == "first"]
+    assert len(first) == (count + 1) // 2
+    assert {text for pair in first for text in (pair.chosen, pair.rejected)} == set(responses[:count])
+    assert all(pair.chosen != pair.rejected for pair in first)
+    assert pairs == pairs_within_prompts(prompts, responses)
