@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from bayesrm_fast.errors import InputError
-from bayesrm_fast.fitting import Precision, check_precision, variance_curve
+from bayesrm_fast.fitting import Precision, check_precision, margins_and_norms, variance_curve
 from bayesrm_fast.passes import Passes, Progress, Segment
 from bayesrm_fast.posterior import Posterior
-from bayesrm_fast.prior import GRID, by_evidence, probit_probability
+from bayesrm_fast.prior import GRID, by_evidence, by_margins, probit_probability
 
 TEMPERATURES = tuple(2.0 ** (exponent / 8) for exponent in range(-24, 25))
 """T from 1/8 to 8, eight values an octave."""
@@ -210,7 +210,7 @@ def calibrate_posterior(
         passes: the model.
         pairs: tokenized, the chosen response first.
         posterior: on the device of the passes.
-        prior_precision: "validation" chooses λ by the pairs; "evidence" or a number gives it.
+        prior_precision: "validation" chooses λ by the pairs; "evidence", "margins" or a number gives it.
         progress: told the pairs done and their total.
 
     Raises:
@@ -219,6 +219,8 @@ def calibrate_posterior(
     check_precision(prior_precision)
     if prior_precision == "validation":
         choices = list(GRID)
+    elif prior_precision == "margins":
+        choices = [by_margins(*margins_and_norms(passes, pairs)).best]
     else:
         choices = [by_evidence(posterior).best if isinstance(prior_precision, str) else float(prior_precision)]
     current = posterior.prior_precision

@@ -20,7 +20,7 @@ from bayesrm_fast.__main__ import describe_backends, describe_machine
 from bayesrm_fast.checkpoints import check_writable, is_saved_adapter
 from bayesrm_fast.errors import InputError
 from bayesrm_fast.files import ResumableOutput, check_output, iter_rows, read_rows
-from bayesrm_fast.fitting import SEARCHES, FitOptions, Precision
+from bayesrm_fast.fitting import CHOICES, FitOptions, Precision
 from bayesrm_fast.passes import Segment
 from bayesrm_fast.posterior_files import read_record, save_posterior
 from bayesrm_fast.progress import progress_bar, quiet_transformers
@@ -133,7 +133,9 @@ def fit(
     basis_dtype: Annotated[str | None, typer.Option(help="For ggn: float32 or bfloat16.")] = None,
     prior_precision: Annotated[
         str | None,
-        typer.Option(help="A number, evidence (default for LoRA) or validation (default with virtual adapters)."),
+        typer.Option(
+            help="A number, evidence (default for LoRA), margins (default with virtual adapters), validation."
+        ),
     ] = None,
     include_head: Annotated[bool, typer.Option(help="Put the score head into the posterior.")] = False,
     output_weights: Annotated[str | None, typer.Option(help="Weight of each output, separated by commas.")] = None,
@@ -185,7 +187,7 @@ def fit(
 def calibrate_command(
     model: Model,
     pairs: Pairs,
-    prior_precision: Annotated[str, typer.Option(help="validation, evidence or a number.")] = "validation",
+    prior_precision: Annotated[str, typer.Option(help="validation, evidence, margins or a number.")] = "validation",
     plot: Annotated[Path | None, typer.Option(help="Draw a reliability diagram into this file.")] = None,
     max_batch_tokens: MaxBatchTokens = None,
     as_json: AsJson = False,
@@ -378,7 +380,7 @@ def _number(option: str, text: str) -> float:
 
 
 def _precision(text: str) -> Precision:
-    return cast(Precision, text) if text in SEARCHES else _number("prior-precision", text)
+    return cast(Precision, text) if text in CHOICES else _number("prior-precision", text)
 
 
 def _dtype(option: str, text: str) -> torch.dtype:

@@ -15,21 +15,25 @@ from bayesrm_fast.errors import InputError
 from bayesrm_fast.fit_memory import ggn_memory
 from bayesrm_fast.kronecker import KroneckerPosterior, ekfac_blocks, kfac_blocks
 from bayesrm_fast.low_rank import LowRankPosterior
-from bayesrm_fast.passes import Passes, Progress, Segment, likelihood_cotangent, pair_cotangent
+from bayesrm_fast.ops import segment_outer
+from bayesrm_fast.passes import Passes, Progress, Segment, drawn, likelihood_cotangent, pair_cotangent
 from bayesrm_fast.posterior import FitRecord, Posterior
-from bayesrm_fast.prior import GRID, by_evidence, by_validation
-from bayesrm_fast.sites import LoraTap
+from bayesrm_fast.prior import GRID, by_evidence, by_margins, by_validation
+from bayesrm_fast.sites import LoraTap, Site
 from bayesrm_fast.taps import Consumer
 
 logger = logging.getLogger("bayesrm_fast")
 
 DEFAULT_RANK = {"kfac": 64, "ekfac": 64, "ggn": 128}
 BASIS_DTYPES = (None, torch.float32, torch.bfloat16)
-SEARCHES = ("evidence", "validation")
+CHOICES = ("evidence", "validation", "margins")
+MARGIN_PAIRS = 128
+"""Pairs, drawn by lot, whose margins and gradients choose λ by "margins"; both are means."""
+
 HELD_OUT_EVERY = 10
 """Without validation pairs of its own, `prior_precision="validation"` keeps every tenth pair out of the fit."""
 
-Precision = float | Literal["evidence", "validation"]
+Precision = float | Literal["evidence", "validation", "margins"]
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,7 @@ class FitOptions:
         structure: "kfac", "ekfac" or "ggn".
         rank: eigenvectors kept, of each large side or, for ggn, of all sites together; None for all, "default" for
             `DEFAULT_RANK`.
-        prior_precision: λ, "evidence" or "validation".
+        prior_precision: λ, "evidence", "validation" or "margins".
         second_pass: for ggn: sharpen the eigenvectors by a second pass over the pairs.
         basis_dtype: for ggn: what its eigenvectors are kept in, float32 or bfloat16; None for the model's.
 
@@ -77,10 +81,12 @@ class FitOptions:
 
 
 def check_precision(precision: Precision) -> None:
-    """Raise InputError unless this is a positive number or the name of a search."""
+    """Raise InputError unless this is a positive number or the name of a choice."""
     if isinstance(precision, str):
-        if precision not in SEARCHES:
-            raise InputError(f"prior_precision must be a number, 'evidence' or 'validation', not {precision!r}")
+        if precision not in CHOICES:
+            raise InputError(
+                f"prior_precision must be a number, 'evidence', 'validation' or 'margins', not {precision!r}"
+            )
     elif not (math.isfinite(precision) and precision > 0):
         raise InputError(f"the prior precision must be a positive number, not {precision}")
 
@@ -121,6 +127,8 @@ def fit_posterior(
     posterior = fits[options.structure](passes, segments, options, record, counter)
     if options.prior_precision == "evidence":
         choice = by_evidence(posterior)
+    elif options.prior_precision == "margins":
+        choice = by_margins(*margins_and_norms(passes, drawn(segments, MARGIN_PAIRS)))
     elif validation is not None:
         curve = variance_curve(passes, validation, posterior, GRID, counter.next_pass())
         choice = by_validation(*curve, GRID)
@@ -198,6 +206,28 @@ def _filled(record: FitRecord, passes: Passes, segments: Sequence[Segment], log_
         log_likelihood=None if record.log_likelihood is None else log_likelihood,
         squared_norm=sum(float(weight.square().sum()) for weight in weights),
     )
+
+
+class _SquaredNorms:
+    """Consumer that adds up `‖J‖²` of each segment over the sites, in float64."""
+
+    gradients_alone = True
+
+    def __init__(self) -> None:
+        self.total = torch.zeros(())  # shape: (N,) once there is a site
+
+    def consume(self, site: Site, p: Tensor, q: Tensor, offsets: Tensor) -> None:
+        gradient = segment_outer(p, q, offsets)
+        self.total = self.total.to(gradient.device) + gradient.square().sum((1, 2), dtype=torch.float64)
+
+
+def margins_and_norms(passes: Passes, pairs: Sequence[Segment]) -> tuple[Tensor, Tensor]:  # shapes: (M,), (M,)
+    """Reward differences of pairs and the squared norms of their gradients, float64."""
+    margins, norms = torch.zeros(len(pairs), dtype=torch.float64), torch.zeros(len(pairs), dtype=torch.float64)
+    for positions, rewards, consumer in passes.over(pairs, pair_cotangent, lambda _: _SquaredNorms()):
+        margins[positions] = (rewards[:, 0] - rewards[:, 1]).double().cpu()
+        norms[positions] = consumer.total.cpu()
+    return margins, norms
 
 
 def variance_curve(

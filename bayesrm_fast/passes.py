@@ -25,6 +25,12 @@ Segment = tuple[TokenizedText, ...]
 """One row, or a pair's two rows, chosen first."""
 
 
+def drawn(segments: Sequence[Segment], count: int) -> list[Segment]:
+    """At most `count` of the segments, drawn by lot; the same ones every time."""
+    lot = torch.randperm(len(segments), generator=torch.Generator().manual_seed(0))[:count].tolist()
+    return [segments[i] for i in lot]
+
+
 class StartAgain(Exception):
     """A batch did not fit in memory in the middle of what cannot be taken back; the room has been made smaller."""
 

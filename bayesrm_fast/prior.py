@@ -13,7 +13,7 @@ from bayesrm_fast.posterior import Posterior
 GRID = tuple(10.0 ** (exponent / 4) for exponent in range(-16, 33))
 """λ from 1e-4 to 1e8, four values a decade: where the curve is shown, and what held-out pairs choose from."""
 
-NO_EVIDENCE = "the evidence grows with λ for ever where all weights are zero (virtual adapters): use 'validation'"
+NO_EVIDENCE = "the evidence grows with λ for ever where all weights are zero (virtual adapters): use 'margins'"
 
 
 @dataclass(frozen=True)
@@ -21,10 +21,10 @@ class PriorChoice:
     """A chosen prior precision and the curve that it was chosen from.
 
     Attributes:
-        method: "evidence" or "validation".
-        criterion: what the curve shows.
+        method: "evidence", "validation" or "margins".
+        criterion: what the curve shows, or what the choice is.
         best: the chosen λ.
-        curve: `(λ, criterion)`.
+        curve: `(λ, criterion)`; empty where λ follows without a search.
     """
 
     method: str
@@ -59,6 +59,24 @@ def by_evidence(posterior: Posterior) -> PriorChoice:
             high = middle
     curve = [(precision, posterior.log_evidence(precision)) for precision in GRID]
     return PriorChoice("evidence", "log evidence", math.exp((low + high) / 2), curve)
+
+
+def by_margins(
+    margins: Tensor,  # shape: (M,)
+    squared_norms: Tensor,  # shape: (M,)
+) -> PriorChoice:
+    """The λ at which the prior alone expects reward differences as large as the model's own.
+
+    Under `N(0, λ⁻¹I)` on the weights the linearised model's difference of a pair has the variance `‖j‖² / λ`; its mean
+    over the pairs is to be that of the squared margins (docs/maths.md, section 10).
+
+    Raises:
+        InputError: margins that are all zero, or gradients that are.
+    """
+    square, norm = float(margins.double().square().mean()), float(squared_norms.double().mean())
+    if not (square > 0 and norm > 0):
+        raise InputError("prior_precision='margins' needs pairs whose rewards differ, and depend on the weights")
+    return PriorChoice("margins", "mean ‖j‖² over mean squared margin", norm / square, [])
 
 
 def probit_probability(difference: Tensor, variance: Tensor, temperature: float = 1.0) -> Tensor:

@@ -191,8 +191,9 @@ class BayesianRewardModel(ServedModel):
                 eigenvalue. For ggn: eigenvectors kept of all sites together, 128 by default; exact where there are no
                 more pairs, with the prior outside of them otherwise. None keeps all.
             prior_precision: λ; "evidence" maximises the Laplace evidence; "validation" takes the λ with the smallest
-                NLL on held-out pairs. Default: "evidence" for LoRA, "validation" where there are virtual adapters,
-                whose weights are zero and leave the evidence without a maximum.
+                NLL on held-out pairs; "margins" the λ at which the prior alone expects reward differences as large as
+                the model's own. Default: "evidence" for LoRA, "margins" where there are virtual adapters, whose weights
+                are zero and leave the evidence without a maximum.
             include_head: put the score head's weight into the posterior too.
             validation_pairs: the held-out pairs. Default: every tenth of `pairs`, kept out of the fit.
             second_pass: for ggn: sharpen the eigenvectors by a second pass over the pairs.
@@ -204,7 +205,7 @@ class BayesianRewardModel(ServedModel):
         """
         chosen = prior_precision
         if chosen is None:
-            chosen = "validation" if self.virtual_options else "evidence"
+            chosen = "margins" if self.virtual_options else "evidence"
         options = FitOptions(structure, rank, chosen, second_pass, basis_dtype)
         if chosen == "evidence" and not self.lora and not include_head:
             raise InputError(NO_EVIDENCE)
@@ -221,7 +222,7 @@ class BayesianRewardModel(ServedModel):
         self,
         prompts: Sequence[Text],
         responses: Sequence[Text],
-        prior_precision: float,
+        prior_precision: float | Literal["margins"] = "margins",
         structure: str = "ggn",
         rank: int | Literal["default"] | None = "default",
         *,
@@ -231,19 +232,18 @@ class BayesianRewardModel(ServedModel):
         """Fit the posterior on candidates of which nobody said which are better.
 
         The GGN needs no labels: the weight of a pair, `σ(Δ)(1 − σ(Δ))`, is the model's own. So the uncertainty is
-        relative to the domain of these candidates, whatever the model was trained on. λ has nothing to be chosen by;
-        `calibrate` chooses it later, by a few labelled pairs.
+        relative to the domain of these candidates, whatever the model was trained on.
 
         Args:
             prompts, responses: `responses[i]` answers `prompts[i]`; a prompt's responses are paired up by lot.
-            prior_precision: λ.
+            prior_precision: λ, or "margins" as for `fit`; `calibrate` may choose it later, by a few labelled pairs.
             structure, rank, include_head, progress: as for `fit`.
 
         Raises:
             InputError: rows that cannot be read, no prompt with two responses, or options that cannot be served.
         """
-        if isinstance(prior_precision, str):
-            raise InputError("unlabelled candidates choose no prior precision: give a number")
+        if prior_precision in ("evidence", "validation"):
+            raise InputError(f"prior_precision={prior_precision!r} needs labels: give a number, or 'margins'")
         options = FitOptions(structure, rank, prior_precision)
         check_rows(prompts, responses)
         segments = self.pair_segments(pairs_within_prompts(prompts, responses))
@@ -328,8 +328,8 @@ class BayesianRewardModel(ServedModel):
 
         Args:
             pairs: as for `fit`, and none of those that the model was trained or fitted on.
-            prior_precision: "validation" chooses λ with the temperature, by the pairs' NLL; "evidence" or a number
-                gives λ and leaves the temperature to the pairs.
+            prior_precision: "validation" chooses λ with the temperature, by the pairs' NLL; "evidence", "margins"
+                or a number gives λ and leaves the temperature to the pairs.
             progress: told the pairs done and their total.
 
         Raises:

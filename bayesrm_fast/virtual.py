@@ -23,7 +23,7 @@ from bayesrm_fast.curvature import SecondMoment
 from bayesrm_fast.errors import InputError
 from bayesrm_fast.fit_memory import weights_that_fit
 from bayesrm_fast.fitting import FitOptions
-from bayesrm_fast.passes import Passes, Segment
+from bayesrm_fast.passes import Passes, Segment, drawn
 from bayesrm_fast.scored_token import layer_stack
 from bayesrm_fast.sites import VirtualTap, find_head, plain_name, refuse
 
@@ -109,17 +109,28 @@ class LinearLayer:
         return self.name.removesuffix(".base_layer")
 
 
+def linear_modules(model: nn.Module) -> dict[str, tuple[nn.Module, int, int]]:
+    """Every linear layer but those that peft has added, with the sizes of its input and output, by its path."""
+    found: dict[str, tuple[nn.Module, int, int]] = {}
+    for name, module in _outside_adapters(model):
+        if isinstance(module, Conv1D):
+            found[name] = (module, int(module.nx), int(module.nf))
+            continue
+        d_in, d_out = getattr(module, "in_features", None), getattr(module, "out_features", None)
+        if isinstance(d_in, int) and isinstance(d_out, int):
+            found[name] = (module, d_in, d_out)
+    return found
+
+
 def linear_layers(classifier: Classifier, batch: TokenBatch) -> list[LinearLayer]:
     """All linear layers of a model but its score head, in the order of its modules, seen in one forward pass."""
     head = find_head(classifier.model)
-    found = {
-        name: (module, sizes)
-        for name, module in _outside_adapters(classifier.model)
-        if (sizes := _sizes(module)) is not None and not (head and module is head.module)
-    }
+    found = linear_modules(classifier.model)
+    if head is not None:
+        found = {name: layer for name, layer in found.items() if layer[0] is not head.module}
     inputs: dict[str, list[Tensor]] = {name: [] for name in found}
     with contextlib.ExitStack() as stack:
-        for name, (module, _) in found.items():
+        for name, (module, _, _) in found.items():
             hook = _keeping_input(inputs[name].append)
             stack.callback(module.register_forward_pre_hook(hook).remove)
         stack.enter_context(classifier.prepared(batch, every_token=True))
@@ -127,7 +138,7 @@ def linear_layers(classifier: Classifier, batch: TokenBatch) -> list[LinearLayer
             classifier.forward(batch)
     numbers: dict[int, int] = {}
     layers = []
-    for name, (module, (d_in, d_out)) in found.items():
+    for name, (module, d_in, d_out) in found.items():
         seen = inputs[name]
         shapes = [(*batch.input_ids.shape, d_in), (batch.input_ids.shape[0], d_in)]
         serves = len(seen) == 1 and tuple(seen[0].shape) in shapes
@@ -214,12 +225,13 @@ def input_directions(
     passes: Passes, layers: Sequence[LinearLayer], segments: Sequence[Segment], rank: int
 ) -> dict[int, Tensor]:
     """For each `input_number` the leading `rank` eigenvectors of the input's second moment, rows of `[rank, d_in]`."""
-    lot = torch.randperm(len(segments), generator=torch.Generator().manual_seed(0))[:SAMPLE].tolist()
+    sample = drawn(segments, SAMPLE)
     first = {layer.input_number: layer for layer in reversed(layers)}
     moments: dict[int, SecondMoment] = {}
 
     def run(positions: list[int]) -> None:
-        batch = passes.collate([segments[lot[i]] for i in positions])
+        # Of a batch that did not fit in memory some layers' tokens count twice, which directions do not mind.
+        batch = passes.collate([sample[i] for i in positions])
         with contextlib.ExitStack() as stack:
             for number, layer in first.items():
                 hook = _keeping_input(_adding(moments, number, layer.d_in, rank, batch))
@@ -228,7 +240,7 @@ def input_directions(
             with torch.no_grad():
                 passes.classifier.forward(batch)
 
-    for _ in passes.in_batches([segments[i] for i in lot], run, None, has_backward=False):
+    for _ in passes.in_batches(sample, run, None, has_backward=False):
         pass
     dtype = passes.classifier.dtype
     return {number: moment.eigenbasis(rank).vectors.T.to(dtype) for number, moment in moments.items()}
@@ -254,14 +266,6 @@ def _keeping_input(keep: Callable[[Tensor], Any]) -> Callable[[nn.Module, tuple[
     return hook
 
 
-def _sizes(module: nn.Module) -> tuple[int, int] | None:
-    """Input and output size of a linear layer of any kind; None for another module."""
-    if isinstance(module, Conv1D):
-        return int(module.nx), int(module.nf)
-    sizes = getattr(module, "in_features", None), getattr(module, "out_features", None)
-    return sizes if isinstance(sizes[0], int) and isinstance(sizes[1], int) else None  # type: ignore[return-value]
-
-
 def _outside_adapters(model: nn.Module) -> Iterable[tuple[str, nn.Module]]:
     """Modules by their paths, without those that peft adds to a model."""
     added: set[nn.Module] = set()
@@ -272,19 +276,6 @@ def _outside_adapters(model: nn.Module) -> Iterable[tuple[str, nn.Module]]:
                 if name != "base_layer":
                     added |= set(child.modules())
     return [(plain_name(name), module) for name, module in model.named_modules() if module not in added]
-
-
-def find_layer(model: nn.Module, name: str) -> tuple[nn.Module, tuple[int, int]]:
-    """A linear layer by the path that a `LinearLayer` has, with its sizes.
-
-    Raises:
-        InputError: the model has no such layer.
-    """
-    for path, module in _outside_adapters(model):
-        sizes = _sizes(module) if path == name else None
-        if sizes is not None:
-            return module, sizes
-    raise InputError(f"the model has no linear layer {name}")
 
 
 def model_hash(model: nn.Module) -> str:

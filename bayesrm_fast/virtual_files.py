@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from bayesrm_fast.errors import InputError
 from bayesrm_fast.posterior_files import write_whole
 from bayesrm_fast.sites import VirtualTap
-from bayesrm_fast.virtual import VirtualAdapter, VirtualOptions, find_layer, model_hash
+from bayesrm_fast.virtual import VirtualAdapter, VirtualOptions, linear_modules, model_hash
 
 VIRTUAL_TENSORS = "virtual_adapter.safetensors"
 VIRTUAL_RECORD = "virtual_adapter.json"
@@ -90,8 +90,11 @@ def load_virtual(folder: Path, record: dict[str, Any], model: nn.Module) -> Virt
     try:
         tensors = {name: a.to(device) for name, a in safetensors.torch.load(content).items()}
         taps = []
+        layers = linear_modules(model)
         for name, owner in record["layers"].items():
-            module, (d_in, d_out) = find_layer(model, name)
+            if name not in layers:
+                raise InputError(f"{folder}: {record['model']} has no linear layer {name}")
+            module, d_in, d_out = layers[name]
             if tensors[owner].shape != (record["virtual_rank"], d_in):
                 raise InputError(f"{path}: A of {owner} is {list(tensors[owner].shape)}, not of {name}'s input")
             taps.append(VirtualTap(name, module, tensors[owner], d_out))

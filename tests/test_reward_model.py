@@ -195,7 +195,7 @@ def test_scoring_without_a_posterior(unfitted):
         ({"prior_precision": 0}, "positive"),
         ({"prior_precision": -1.0}, "positive"),
         ({"prior_precision": float("nan")}, "positive"),
-        ({"prior_precision": "evidense"}, "'evidence' or 'validation'"),
+        ({"prior_precision": "evidense"}, "'evidence', 'validation' or 'margins'"),
         ({"structure": "diag"}, "structure"),
         ({"rank": 0}, "rank"),
         ({"rank": 2.5}, "rank"),

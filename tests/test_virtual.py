@@ -236,10 +236,31 @@ def test_evidence_is_refused_because_it_has_no_maximum():
     with pytest.raises(InputError, match="evidence grows"):
         virtual_model("llama").fit(tiny_pairs(), prior_precision="evidence")
     rm = virtual_model("llama").fit(tiny_pairs(20))
-    assert rm.posterior.record.prior["method"] == "validation"
+    assert rm.posterior.record.prior["method"] == "margins"
     with pytest.raises(InputError, match="evidence grows"):
         rm.calibrate(tiny_pairs(5, seed=7), "evidence")
     assert np.all(np.diff([rm.posterior.log_evidence(precision) for precision in (0.1, 1.0, 10.0, 1e6)]) > 0)
+
+
+@pytest.mark.parametrize("structure", ["ggn", "kfac"])
+def test_margins_choose_the_prior_that_expects_differences_as_large_as_the_models_own(structure):
+    rm, pairs = virtual_model("llama"), tiny_pairs()
+    rm.fit(pairs, structure)
+    dense = dense_posterior(rm, pairs, virtual=a_by_layer(rm))
+    margins = np.array([dense.reward(a).item() - dense.reward(b).item() for a, b in dense.pairs])
+    expected = np.square(dense.jacobians).sum(1).mean() / np.square(margins).mean()
+    assert rm.posterior.prior_precision == pytest.approx(expected, rel=1e-8)
+    lora = BayesianRewardModel(tiny_adapter("llama"), tiny_tokenizer("llama")).fit(pairs, structure, None, "margins")
+    assert lora.posterior.prior_precision > 0
+    before = lora.posterior.prior_precision
+    lora.calibrate(pairs, "margins")
+    assert lora.posterior.prior_precision == pytest.approx(before, rel=1e-6)
+
+
+def test_margins_need_rewards_that_differ():
+    pair = {"prompt": PROMPT, "chosen": "unheard", "rejected": "unknown"}  # one token each, the same
+    with pytest.raises(InputError, match="whose rewards differ"):
+        virtual_model("llama").fit([pair])
 
 
 def test_several_outputs():

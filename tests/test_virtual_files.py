@@ -205,7 +205,7 @@ def test_the_command_line_fits_and_scores_a_model_as_it_is(base_folder, tmp_path
     assert done.exit_code == 0, done.output
     told = json.loads(done.stdout)
     assert told["virtual_rank"] == 2
-    assert told["prior_chosen_by"] == "validation"
+    assert told["prior_chosen_by"] == "margins"
     assert told["virtual_layers"] == 2
     done = run.invoke(app, ["score", str(out), str(rows), str(tmp_path / "scores.jsonl")])
     assert done.exit_code == 0, done.output
@@ -252,7 +252,7 @@ def test_labels_do_not_matter_to_the_curvature(base_folder):
         (["a"], ["b"], dict(prior_precision=1.0), "nothing to compare"),
         (["a", "a"], ["b", "b"], dict(prior_precision=1.0), "nothing to compare"),
         (["a", "a"], ["b"], dict(prior_precision=1.0), "2 prompts but 1"),
-        (["a", "a"], ["b", "c"], dict(prior_precision="evidence"), "give a number"),
+        (["a", "a"], ["b", "c"], dict(prior_precision="evidence"), "give a number, or 'margins'"),
         (["a", "a"], ["b", "c"], dict(prior_precision=-1.0), "positive"),
     ],
 )
