@@ -1,6 +1,6 @@
 """Gold quality of best-of-n under MAP rewards, penalised ones and ensembles, on real judged responses.
 
-    python -m benchmarks.best_of_n            # about 15 minutes on two cores
+    python -m benchmarks.best_of_n            # about 40 minutes on two cores
     python -m benchmarks.best_of_n --quick    # a minute, says nothing about quality
 
 Trains a LoRA reward model on AlpacaEval's `train` prompts with each of three seeds, fits every structure of posterior,
@@ -45,12 +45,12 @@ DISTRACTORS = 20
 SIZES = (1, 2, 4, 8, 16, 32, 56)
 STRUCTURES = ("kfac", "ekfac", "ggn")
 TARGETS = ["query", "value"]
-VIRTUAL_RANKS = (4, 8, 32)
+VIRTUAL_RANKS = (4, 8, 32)  # the largest last
 POSTERIORS = (*STRUCTURES, *(f"virtual {rank}" for rank in VIRTUAL_RANKS))
 """Over the LoRA weights, and ggn over virtual adapters of the merged model."""
 
 CHOSEN = "chosen"
-"""λ by evidence for LoRA, by held-out pairs for virtual adapters."""
+"""λ by evidence for LoRA, by margins for virtual adapters."""
 
 PRECISIONS = (1.0, 10.0, 100.0, 1000.0)
 STD_WEIGHTS = (0.5, 1.0, 2.0, 4.0)
@@ -70,8 +70,8 @@ class Scale:
     epochs: float
 
 
-FULL = Scale(3, pairs_per_prompt=2, train_prompts=120, dev_prompts=48, candidates=57, max_length=128, epochs=2)
-QUICK = Scale(2, pairs_per_prompt=1, train_prompts=60, dev_prompts=6, candidates=57, max_length=64, epochs=1)
+FULL = Scale(3, pairs_per_prompt=2, train_prompts=240, dev_prompts=60, candidates=57, max_length=128, epochs=2)
+QUICK = Scale(2, pairs_per_prompt=1, train_prompts=24, dev_prompts=3, candidates=57, max_length=64, epochs=1)
 
 Choice = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """Scores `[n]` from every seed's means `[S, n]` and variances `[S, posteriors, L, n]`."""
@@ -127,17 +127,22 @@ def with_distractors(rows: list[dict[str, Any]], candidates: int, seed: int) -> 
 
 
 class Curves:
-    """A consumer that gives one pass to the curves of several posteriors."""
+    """A consumer that gives one pass to the curves of several posteriors.
+
+    A virtual adapter's A begins with that of a smaller rank, so that one pass at the largest rank serves them all.
+    """
 
     gradients_alone = True
 
     def __init__(self, posteriors: list[Posterior], precisions: list[list[float]]) -> None:
         self.curves = [p.variance_curve_consumer(wanted) for p, wanted in zip(posteriors, precisions, strict=True)]
+        self.sites = [{site.name: site for site in posterior.sites} for posterior in posteriors]
 
     def consume(self, site: Site, p: Tensor, q: Tensor, offsets: Tensor) -> None:
         """Hand one site on."""
-        for curve in self.curves:
-            curve.consume(site, p, q, offsets)
+        for curve, sites in zip(self.curves, self.sites, strict=True):
+            own = sites[site.name]
+            curve.consume(own, p[:, : own.r].contiguous(), q, offsets)
 
 
 def score_all(
@@ -327,6 +332,12 @@ def held_out_figures(names: Sequence[str], models: list[BayesianRewardModel], pa
     return found
 
 
+def directions(model: BayesianRewardModel) -> list[Tensor]:
+    """A `[r, d_in]` of each virtual adapter."""
+    assert model.virtual is not None
+    return [tap.down for tap in model.virtual.taps]
+
+
 def one_seed(
     scale: Scale, seed: int, pairs: list[Any], held_out: list[Any], sets: list[dict[str, Any]]
 ) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
@@ -356,16 +367,21 @@ def one_seed(
         start = time.perf_counter()
         model.fit(pairs, name if name in STRUCTURES else "ggn")
         seconds[f"fit {name}"] = time.perf_counter() - start
+    for model in models[len(STRUCTURES) :]:
+        for rows, more in zip(directions(model), directions(models[-1]), strict=True):
+            torch.testing.assert_close(rows.abs(), more[: len(rows)].abs())  # what `Curves` rests on
     start = time.perf_counter()
-    mean, variance = score_all(models[0], sets, [model.fitted for model in models[: len(STRUCTURES)]])
+    fitted = [model.fitted for model in models]
+    mean, variance = score_all(models[0], sets, fitted[: len(STRUCTURES)])
+    merged_mean, virtual_variance = score_all(models[-1], sets, fitted[len(STRUCTURES) :])
     seconds["score"] = time.perf_counter() - start
-    variances = [variance, *(score_all(model, sets, [model.fitted])[1] for model in models[len(STRUCTURES) :])]
     told = {
         "prior_precision": {p: model.fitted.prior_precision for p, model in zip(POSTERIORS, models, strict=True)},
+        "largest_difference_of_means_once_merged": float(np.abs(mean - merged_mean).max()),
         "held_out_pairs": held_out_figures(POSTERIORS, models, held_out),
         "seconds": seconds,
     }
-    return mean, np.concatenate(variances), told
+    return mean, np.concatenate([variance, virtual_variance]), told
 
 
 def main(
