@@ -30,6 +30,7 @@ from bayesrm_fast.streaming import prefetched
 from bayesrm_fast.text import (
     Candidates,
     PreferencePair,
+    candidate_sets,
     iter_candidate_sets,
     iter_preference_pairs,
     preference_pairs,
@@ -121,6 +122,9 @@ def fit(
     output: Annotated[
         Path | None, typer.Option(help="Folder for adapter and posterior. Default: the adapter's own.")
     ] = None,
+    unlabelled: Annotated[
+        bool, typer.Option("--unlabelled", help="Rows are of prompt and responses, none of them preferred.")
+    ] = False,
     virtual_rank: Annotated[int | None, typer.Option(help="Rank of virtual adapters, for a model as it is.")] = None,
     virtual_targets: Annotated[
         list[str] | None, typer.Option(help="Layers that get one, by their names; may be repeated. Default: auto.")
@@ -159,26 +163,25 @@ def fit(
     options = FitOptions(
         structure,
         "default" if rank == "default" else None if rank == "full" else _whole_number("rank", rank),
-        "evidence" if prior_precision is None else _precision(prior_precision),
+        "margins" if prior_precision is None else _precision(prior_precision),
         second_pass,
         None if basis_dtype is None else _dtype("basis-dtype", basis_dtype),
     )
     weights = None if output_weights is None else [_number("output-weights", w) for w in output_weights.split(",")]
     check_writable(folder)
-    rows = preference_pairs(read_rows(pairs), str(pairs))
+    read = candidate_sets if unlabelled else preference_pairs
+    rows: list[Any] = read(read_rows(pairs), str(pairs))
 
     loaded = _load(model, output_weights=weights, max_length=max_length, max_batch_tokens=max_batch_tokens, **virtual)
+    given: dict[str, Any] = {} if prior_precision is None else {"prior_precision": options.prior_precision}
+    given |= {"structure": options.structure, "rank": options.rank, "include_head": include_head}
+    given |= {"second_pass": options.second_pass, "basis_dtype": options.basis_dtype}
     with progress_bar("fitting", stderr) as tell:
-        loaded.fit(
-            rows,
-            options.structure,
-            options.rank,
-            None if prior_precision is None else options.prior_precision,
-            include_head=include_head,
-            second_pass=options.second_pass,
-            basis_dtype=options.basis_dtype,
-            progress=tell,
-        )
+        if unlabelled:
+            prompts = [row.prompt for row in rows for _ in row.responses]
+            loaded.fit_unlabelled(prompts, [text for row in rows for text in row.responses], **given, progress=tell)
+        else:
+            loaded.fit(rows, **given, progress=tell)
     loaded.save_pretrained(folder)
     _summary({"output": str(folder), **_posterior_summary(folder)}, as_json)
 
@@ -314,7 +317,8 @@ def info(
 def _posterior_summary(folder: Path) -> dict[str, Any]:
     record = read_record(folder)
     names = ("structure", "rank", "pairs", "prior_precision", "temperature", "log_evidence", "effective_parameters")
-    shown = {name: record[name] for name in names} | {"prior_chosen_by": record["prior"]["method"]}
+    shown = {name: record[name] for name in names if record[name] is not None or name == "rank"}
+    shown |= {"prior_chosen_by": record["prior"]["method"]}
     virtual = read_virtual_record(folder)
     if virtual is not None:
         shown |= {"virtual_rank": virtual["virtual_rank"], "virtual_layers": len(virtual["layers"])}

@@ -227,6 +227,8 @@ class BayesianRewardModel(ServedModel):
         rank: int | Literal["default"] | None = "default",
         *,
         include_head: bool = False,
+        second_pass: bool = False,
+        basis_dtype: torch.dtype | None = None,
         progress: Progress | None = None,
     ) -> Self:
         """Fit the posterior on candidates of which nobody said which are better.
@@ -237,14 +239,14 @@ class BayesianRewardModel(ServedModel):
         Args:
             prompts, responses: `responses[i]` answers `prompts[i]`; a prompt's responses are paired up by lot.
             prior_precision: λ, or "margins" as for `fit`; `calibrate` may choose it later, by a few labelled pairs.
-            structure, rank, include_head, progress: as for `fit`.
+            structure, rank, include_head, second_pass, basis_dtype, progress: as for `fit`.
 
         Raises:
             InputError: rows that cannot be read, no prompt with two responses, or options that cannot be served.
         """
         if prior_precision in ("evidence", "validation"):
             raise InputError(f"prior_precision={prior_precision!r} needs labels: give a number, or 'margins'")
-        options = FitOptions(structure, rank, prior_precision)
+        options = FitOptions(structure, rank, prior_precision, second_pass, basis_dtype)
         check_rows(prompts, responses)
         segments = self.pair_segments(pairs_within_prompts(prompts, responses))
         return self._fit(segments, None, options, include_head, False, progress)

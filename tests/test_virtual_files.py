@@ -215,6 +215,11 @@ def test_the_command_line_fits_and_scores_a_model_as_it_is(base_folder, tmp_path
     again = run.invoke(app, ["fit", str(out), str(pairs), "--structure", "kfac", "--prior-precision", "1", "--json"])
     assert again.exit_code == 0, again.output
     assert json.loads(again.stdout)["structure"] == "kfac"
+    unlabelled = run.invoke(app, ["fit", str(out), str(rows), "--unlabelled", "--json"])
+    assert unlabelled.exit_code == 0, unlabelled.output
+    told = json.loads(unlabelled.stdout)
+    assert told["pairs"] == 2  # of three responses
+    assert "log_evidence" not in told
     wrong = run.invoke(app, ["fit", str(out), str(pairs), "--virtual-targets", "q_proj"])
     assert "goes with --virtual-rank" in str(wrong.exception)
 
