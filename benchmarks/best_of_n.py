@@ -225,12 +225,11 @@ def gold_table(sets: list[dict[str, Any]], scored: list[Scored], distractors: bo
             table[name].append(
                 {
                     "n": n,
-                    "gold": float(by_seed.mean()),
-                    "by_seed": [float(g) for g in by_seed],
-                    "spread_of_seeds": float(by_seed.std(ddof=1)) if len(by_seed) > 1 else None,
-                    "standard_error": float(there.mean(0).std(ddof=1) / np.sqrt(there.shape[1])),
+                    "gold": round(float(by_seed.mean()), 5),
+                    "by_seed": [round(float(g), 5) for g in by_seed],
+                    "spread_of_seeds": round(float(by_seed.std(ddof=1)), 5) if len(by_seed) > 1 else None,
+                    "standard_error": round(float(there.mean(0).std(ddof=1) / np.sqrt(there.shape[1])), 5),
                     "prompts": there.shape[1],
-                    "kl": best_of_n_kl(n),
                 }
             )
     return table
@@ -413,6 +412,7 @@ def main(
         "machine": machine.describe(),
         "scale": vars(scale),
         "pairs": len(pairs),
+        "kl": {n: best_of_n_kl(n) for n in SIZES},
         "seeds": told,
         "without_distractors": gold_table(sets, scored, distractors=False),
         "with_distractors": gold_table(sets, scored, distractors=True),
@@ -449,7 +449,7 @@ def main(
     console.print("AUROC of the std, own responses against distractors:", results["auroc_of_std"])
 
     name = "best_of_n-quick" if quick else "best_of_n"
-    (output / f"{name}.json").write_text(json.dumps(results, indent=1) + "\n")
+    (output / f"{name}.json").write_text(json.dumps(results) + "\n")
     draw(results, output / f"{name}.png")
     console.print(f"wrote {output / name}.json and .png")
 

@@ -1,6 +1,6 @@
 """What rewards with uncertainty cost, beside the reward alone and beside the peers.
 
-    python -m benchmarks.scoring                    # all parts, 70 minutes on two cores
+    python -m benchmarks.scoring                    # all parts, 80 minutes on two cores
     python -m benchmarks.scoring --part shapes      # one of the parts below, or gpu
     python -m benchmarks.scoring --quick            # a minute; shows that everything runs
 

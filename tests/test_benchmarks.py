@@ -37,8 +37,8 @@ def test_best_of_n_quick(tmp_path):
         assert oracle == sorted(oracle)
         for rows in results[key].values():
             # Of one candidate every rule picks that one.
-            assert rows[0]["gold"] == pytest.approx(oracle[0])
-            assert all(row["gold"] <= best + 1e-9 for row, best in zip(rows, oracle, strict=True))
+            assert rows[0]["gold"] == pytest.approx(oracle[0], abs=2e-5)  # of rounded figures
+            assert all(row["gold"] <= best + 2e-5 for row, best in zip(rows, oracle, strict=True))
 
 
 @pytest.mark.skipif(data_folder() is None, reason="the real data is not here: BAYESRM_DATA names no folder")
