@@ -77,7 +77,7 @@ def test_kernels_quick(tmp_path):
     assert set(results["scoring"]["share"]) == {"cpp", "reference"}
 
 
-@pytest.mark.parametrize("part", ["shapes", "structures", "prompts", "fit"])
+@pytest.mark.parametrize("part", ["shapes", "structures", "virtual", "prompts", "fit"])
 def test_scoring_quick(tmp_path, part):
     command = [sys.executable, "-m", "benchmarks.scoring", "--quick", "--part", part, "--output", tmp_path]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=600)
