@@ -98,6 +98,8 @@ class TappedModel:
             InputError: a tapped layer is not called exactly once, or not on the batch's tokens; in float16, gradients
                 that overflow at every scale.
         """
+        if not self.taps:  # nothing would require a gradient
+            return self.classifier.rewards(batch)
         gradients_alone = getattr(consumer, "gradients_alone", False)
         prepared = self.classifier.prepared(batch, every_token=not gradients_alone, checkpoints=checkpoints)
         with prepared, torch.enable_grad():

@@ -12,6 +12,8 @@ from tiny import ARCHITECTURES, tiny_adapter, tiny_base, tiny_pairs, tiny_tokeni
 from tolerances import FLOAT32_INSIDE, RELATIVE
 
 from bayesrm_fast import BayesianRewardModel, InputError
+from bayesrm_fast.batching import TokenBatch
+from bayesrm_fast.room import Room
 
 PRECISION = 0.7
 PROMPT = words(4, 100)
@@ -296,3 +298,27 @@ def test_checkpointed_layers_give_the_same():
     expected = rm.score([PROMPT] * 3, RESPONSES).variance
     rm.model.gradient_checkpointing_enable()
     torch.testing.assert_close(rm.score([PROMPT] * 3, RESPONSES).variance, expected, rtol=1e-10, atol=0)
+
+
+def test_where_memory_is_measured_a_trial_without_taps_says_nothing_of_one_with_them(monkeypatch):
+    """As on a GPU, whose room is found by trial passes."""
+    taps = []
+
+    def trial(tapped, *args, **options):
+        ids = torch.arange(4, 14).view(2, 5)
+        rewards = tapped.run(TokenBatch(ids, torch.ones_like(ids), None, 0, 1), torch.ones_like, Nothing())
+        assert rewards.shape == (2,)
+        taps.append(len(tapped.taps))
+        return Room(4096)
+
+    monkeypatch.setattr("bayesrm_fast.served_model.BATCH_TOKENS", {})
+    monkeypatch.setattr("bayesrm_fast.served_model.measured_room", trial)
+    rm = virtual_model("llama")
+    rm.rewards([PROMPT] * 3, RESPONSES)
+    rm.fit(tiny_pairs(), prior_precision=PRECISION).score([PROMPT] * 3, RESPONSES)
+    assert taps == [0, 0, len(rm.virtual.taps)]
+
+
+class Nothing:
+    def consume(self, site, p, q, offsets):
+        pass
