@@ -4,6 +4,7 @@ import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ["OMP_NUM_THREADS"] = "1"  # pytest runs one process a core, and so do the commands that tests start
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from tiny import tiny_adapter, tiny_base, tiny_pairs, tiny_tokenizer
 
 from bayesrm_fast import BayesianRewardModel
 
-torch.set_num_threads(1)  # pytest runs one process a core
+torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -151,7 +151,7 @@ def test_a_record_with_a_prior_precision_that_is_not_positive_is_refused(copied)
 
 
 def test_a_full_model_without_an_adapter_is_refused(base_folder):
-    with pytest.raises(InputError, match="a model without an adapter"):
+    with pytest.raises(InputError, match="a model without a LoRA adapter"):
         load(base_folder)
 
 
