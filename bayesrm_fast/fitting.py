@@ -151,7 +151,7 @@ def _fit_kronecker(
         warnings.warn(
             f"rank {rank} is larger than the {short[0].d} columns of {short[0].name}"
             f"{f' and {len(short) - 1} other sites' if len(short) > 1 else ''}; full rank is used there",
-            stacklevel=4,
+            stacklevel=6,
         )
     taps = {tap.name: tap for tap in passes.tapped.taps if isinstance(tap, LoraTap)}
     first = passes.shared_inputs(segments[0])

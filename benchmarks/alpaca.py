@@ -1,9 +1,8 @@
 """Scoring real candidates with a trained encoder: MiniLM, judged AlpacaEval responses and off-prompt distractors."""
 
-import copy
 import tempfile
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +14,26 @@ from bayesrm_fast.batching import plan_batches
 from bayesrm_fast.progress import quiet_transformers
 from bayesrm_fast.text import Candidates
 from bayesrm_fast.training import TrainOptions, train_adapter
-from benchmarks.best_of_n import FULL, QUICK, preference_pairs, with_distractors
+from benchmarks.best_of_n import FULL, QUICK, TARGETS, preference_pairs, with_distractors
 from benchmarks.data import alpaca_eval, embedded_encoder
 from benchmarks.timing import in_turns
 
 TIMED_PROMPTS = 3
 MAX_LENGTH = 512
-VIRTUAL_PRECISION = 100.0
 OTHER_PRECISIONS = (1.0, 10.0, 100.0, 1000.0)
 
 
-def alpaca_part(quick: bool) -> dict[str, Any]:
-    """Plain padded forward, plain forward over our batches, mean and variance of all, and lazy best-of-n."""
+@dataclass(frozen=True)
+class Trained:
+    """A reward model with its pairs and the candidates that it scores."""
+
+    rm: BayesianRewardModel
+    pairs: list[dict[str, str]]
+    candidates: list[Candidates]
+
+
+def trained(quick: bool) -> Trained:
+    """MiniLM with LoRA on query and value, and a kfac posterior."""
     quiet_transformers()
     scale = QUICK if quick else replace(FULL, train_prompts=360, dev_prompts=120)
     pairs = preference_pairs(alpaca_eval("train")[: scale.train_prompts], scale.pairs_per_prompt, seed=0)
@@ -37,30 +44,58 @@ def alpaca_part(quick: bool) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         adapter = Path(folder) / "adapter"
         options = TrainOptions(
-            target_modules=["query", "value"], epochs=scale.epochs, learning_rate=1e-3, max_length=scale.max_length
+            target_modules=TARGETS, epochs=scale.epochs, learning_rate=1e-3, max_length=scale.max_length
         )
         train_adapter(str(embedded_encoder()), pairs, adapter, options, None)
         rm = BayesianRewardModel.from_pretrained(adapter, max_length=scale.max_length, device="cpu")
         rm.fit(pairs, "kfac", rank=64, prior_precision="evidence")
         rm.save_pretrained(adapter)
         rm = BayesianRewardModel.from_pretrained(adapter, max_length=MAX_LENGTH, device="cpu")
-    merged = BayesianRewardModel(
-        copy.deepcopy(rm.model).merge_and_unload(),
-        rm.tokenizer,
-        virtual_rank=8,
-        virtual_targets=["query", "value"],
-        max_length=MAX_LENGTH,
-    )
-    merged.fit(pairs, prior_precision=VIRTUAL_PRECISION)
+    return Trained(rm, pairs, candidates)
+
+
+def alpaca_part(quick: bool) -> dict[str, Any]:
+    """Plain padded forward, plain forward over our batches, mean and variance of all, and lazy best-of-n."""
+    subject = trained(quick)
+    rm, timed = subject.rm, subject.candidates[:TIMED_PROMPTS]
     return {
-        "pairs": len(pairs),
+        "pairs": len(subject.pairs),
         "prior_precision": rm.fitted.prior_precision,
         "shortcuts": rm.shortcuts.told(),
-        "padding": padding(rm, candidates),
-        **timings(rm, candidates[:TIMED_PROMPTS], quick),
-        "merged, virtual adapters": timings(merged, candidates[:TIMED_PROMPTS], quick),
-        "variances_by_prior_precision": needed(rm, candidates[: 1 if quick else TIMED_PROMPTS]),
+        "padding": padding(rm, subject.candidates),
+        **timings(rm, timed, quick, {"transformers, the pipeline": by_pipeline(rm, timed)}),
+        "variances_by_prior_precision": needed(rm, timed[: 1 if quick else TIMED_PROMPTS]),
     }
+
+
+def alpaca_virtual_part(quick: bool) -> dict[str, Any]:
+    """The same of the merged model with virtual adapters, λ by margins, over its own plain forward."""
+    subject = trained(quick)
+    merged = BayesianRewardModel(
+        subject.rm.model.merge_and_unload(),
+        subject.rm.tokenizer,
+        virtual_rank=8,
+        virtual_targets=TARGETS,
+        max_length=MAX_LENGTH,
+    )
+    merged.fit(subject.pairs)
+    return {
+        "pairs": len(subject.pairs),
+        "prior_precision": merged.fitted.prior_precision,
+        **timings(merged, subject.candidates[:TIMED_PROMPTS], quick, {}),
+    }
+
+
+def by_pipeline(rm: BayesianRewardModel, candidates: list[Candidates]) -> Callable[[], Any]:
+    """What transformers' pipeline does with the same rows."""
+    from transformers import pipeline
+
+    assert isinstance(rm.model, PeftModel)
+    pipe = pipeline(
+        "text-classification", model=rm.model.get_base_model(), tokenizer=rm.tokenizer, batch_size=32, device="cpu"
+    )
+    rows = [{"text": one.prompt, "text_pair": text} for one in candidates for text in one.responses]
+    return lambda: list(pipe((row for row in rows), truncation=True, max_length=MAX_LENGTH, function_to_apply="none"))
 
 
 def padding(rm: BayesianRewardModel, candidates: list[Candidates]) -> dict[str, Any]:
@@ -82,10 +117,10 @@ def padding(rm: BayesianRewardModel, candidates: list[Candidates]) -> dict[str, 
     }
 
 
-def timings(rm: BayesianRewardModel, candidates: list[Candidates], quick: bool) -> dict[str, Any]:
-    """All formulations in turns."""
-    from transformers import pipeline
-
+def timings(
+    rm: BayesianRewardModel, candidates: list[Candidates], quick: bool, others: dict[str, Callable[[], Any]]
+) -> dict[str, Any]:
+    """All formulations in turns, others' among them."""
     prompts = [one.prompt for one in candidates for _ in one.responses]
     texts = [text for one in candidates for text in one.responses]
     segments = rm.tokenize(prompts, texts)
@@ -122,14 +157,9 @@ def timings(rm: BayesianRewardModel, candidates: list[Candidates], quick: bool) 
     def lazily() -> None:
         found["lazy"] = rm.best_of_each(candidates)
 
-    model = rm.model.get_base_model() if isinstance(rm.model, PeftModel) else rm.model
-    pipe = pipeline("text-classification", model=model, tokenizer=rm.tokenizer, batch_size=32, device="cpu")
-    rows = [{"text": prompt, "text_pair": text} for prompt, text in zip(prompts, texts, strict=True)]
     formulations: dict[str, Callable[[], Any]] = {
         "transformers, batches of 32 in input order": as_transformers_users_do,
-        "transformers, the pipeline": lambda: list(
-            pipe((row for row in rows), truncation=True, max_length=MAX_LENGTH, function_to_apply="none")
-        ),
+        **others,
         "plain forward, our batches": over_our_batches,
         "ours, mean and variance": everything,
         "ours, lazy best of n": lazily,

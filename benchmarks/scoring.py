@@ -26,7 +26,7 @@ from bayesrm_fast.posterior import Posterior
 from bayesrm_fast.rewards import rewards_of
 from bayesrm_fast.scoring import score_segments
 from benchmarks import machine, peers
-from benchmarks.alpaca import alpaca_part
+from benchmarks.alpaca import alpaca_part, alpaca_virtual_part
 from benchmarks.data import RESULTS
 from benchmarks.memory import limit, peak_of, report_peak
 from benchmarks.on_gpu import gpu_part
@@ -446,6 +446,7 @@ PARTS: dict[str, Callable[[bool], dict[str, Any]]] = {
     "packing": packing_part,
     "compile": compile_part,
     "alpaca": alpaca_part,
+    "alpaca_virtual": alpaca_virtual_part,
 }
 
 
