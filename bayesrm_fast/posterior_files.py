@@ -66,12 +66,7 @@ def load_posterior(folder: Path) -> Posterior:
         InputError: a file is missing, broken, of another fit or of another format.
     """
     record = read_record(folder)
-    try:
-        content = (folder / TENSORS_FILE).read_bytes()
-    except OSError as error:
-        raise InputError(f"{folder / TENSORS_FILE} cannot be read: {error.strerror}") from error
-    if hashlib.sha256(content).hexdigest() != record["tensors_sha256"]:
-        raise InputError(f"{folder / TENSORS_FILE} is truncated or belongs to another {RECORD_FILE}")
+    content = read_tensor_bytes(folder / TENSORS_FILE, record, RECORD_FILE)
     try:
         tensors = safetensors.torch.load(content)
         for name, tensor in tensors.items():
@@ -92,16 +87,39 @@ def read_record(folder: Path) -> dict[str, Any]:
     Raises:
         InputError: the file is missing, is no JSON object, or is of another format.
     """
-    path = folder / RECORD_FILE
+    return read_json_record(folder / RECORD_FILE, FORMAT, "is not a posterior")
+
+
+def read_json_record(path: Path, file_format: int, otherwise: str) -> dict[str, Any]:
+    """The JSON half of a pair of files; `otherwise` says what a file of another format is told to be.
+
+    Raises:
+        InputError: the file cannot be read, is no JSON object, or is of another format.
+    """
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from error
     except ValueError as error:
         raise InputError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(record, dict) or record.get("format") != FORMAT or "tensors_sha256" not in record:
-        raise InputError(f"{path} is not a posterior of format {FORMAT}")
+    if not isinstance(record, dict) or record.get("format") != file_format or "tensors_sha256" not in record:
+        raise InputError(f"{path} {otherwise} of format {file_format}")
     return record
+
+
+def read_tensor_bytes(path: Path, record: dict[str, Any], record_file: str) -> bytes:
+    """The other half, which has to be the one that the record names.
+
+    Raises:
+        InputError: the file cannot be read, is broken, or belongs to another record.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from error
+    if hashlib.sha256(content).hexdigest() != record["tensors_sha256"]:
+        raise InputError(f"{path} is truncated or belongs to another {record_file}")
+    return content
 
 
 @contextlib.contextmanager

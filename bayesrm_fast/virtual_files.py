@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from bayesrm_fast.errors import InputError
-from bayesrm_fast.posterior_files import write_whole
+from bayesrm_fast.posterior_files import read_json_record, read_tensor_bytes, write_whole
 from bayesrm_fast.sites import VirtualTap
 from bayesrm_fast.virtual import VirtualAdapter, VirtualOptions, linear_modules, model_hash
 
@@ -56,15 +56,7 @@ def read_virtual_record(folder: Path) -> dict[str, Any] | None:
     path = folder / VIRTUAL_RECORD
     if not path.exists():
         return None
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise InputError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(record, dict) or record.get("format") != FORMAT or "tensors_sha256" not in record:
-        raise InputError(f"{path} holds no virtual adapters of format {FORMAT}")
-    return record
+    return read_json_record(path, FORMAT, "holds no virtual adapters")
 
 
 def load_virtual(folder: Path, record: dict[str, Any], model: nn.Module) -> VirtualAdapter:
@@ -74,12 +66,7 @@ def load_virtual(folder: Path, record: dict[str, Any], model: nn.Module) -> Virt
         InputError: a file is missing, broken or of other adapters, or the model has other weights or layers.
     """
     path = folder / VIRTUAL_TENSORS
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from error
-    if hashlib.sha256(content).hexdigest() != record["tensors_sha256"]:
-        raise InputError(f"{path} is truncated or belongs to another {VIRTUAL_RECORD}")
+    content = read_tensor_bytes(path, record, VIRTUAL_RECORD)
     found = model_hash(model)
     if found != record["model_sha256"]:
         raise InputError(
