@@ -1,10 +1,34 @@
 """Reward models that know what they do not know."""
 
-import torch  # noqa: F401  (first, so that its OpenMP is the one that compiled parts share)
+import importlib
+from typing import TYPE_CHECKING, Any
 
-from bayesrm_fast.ensemble import RewardEnsemble
-from bayesrm_fast.errors import InputError
-from bayesrm_fast.reward_model import BayesianRewardModel
-from bayesrm_fast.text import PreferencePair
+if TYPE_CHECKING:
+    from bayesrm_fast.ensemble import RewardEnsemble
+    from bayesrm_fast.errors import InputError
+    from bayesrm_fast.fit.options import FitOptions
+    from bayesrm_fast.reward_model import BayesianRewardModel
+    from bayesrm_fast.text.records import PreferencePair
 
-__all__ = ["BayesianRewardModel", "InputError", "PreferencePair", "RewardEnsemble"]
+__all__ = ["BayesianRewardModel", "FitOptions", "InputError", "PreferencePair", "RewardEnsemble"]
+
+_HOMES = {
+    "BayesianRewardModel": "reward_model",
+    "FitOptions": "fit.options",
+    "InputError": "errors",
+    "PreferencePair": "text.records",
+    "RewardEnsemble": "ensemble",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a name's home when it is first asked for: the command line's help needs no torch."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -4,20 +4,18 @@ import contextlib
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Self, cast
 
 import torch
 from peft import PeftModel
 from torch import Tensor
 
-from bayesrm_fast.checkpoints import local_folder
 from bayesrm_fast.errors import InputError
 from bayesrm_fast.reward_model import BayesianRewardModel
-from bayesrm_fast.selection import PENALTIES, BestOfN, first_best, penalised
-from bayesrm_fast.text import Text
-
-OBJECTIVES = ("mean", "worst", "uncertainty", "std", "variance")
+from bayesrm_fast.saved.folders import hub_options, local_folder
+from bayesrm_fast.select.choice import BestOfN, chosen
+from bayesrm_fast.select.rules import KnownCandidates, Need, Rule, rule_of
+from bayesrm_fast.text.records import Candidates, Text
 
 
 @dataclass(frozen=True)
@@ -59,25 +57,32 @@ class EnsembleScores:
         """Of the mixture, `[N]`."""
         return self.variance.sqrt()
 
-    def objective(self, name: str, k: float = 0.5) -> Tensor:
+    @property
+    def known(self) -> KnownCandidates:
+        """What a rule may know of the rows, if they are one prompt's candidates."""
+        return KnownCandidates(self.mean, self.variance, members=self.members)
+
+    def scores(self, rule: str | Rule, k: float = 0.5) -> Tensor:
         """What to choose by, `[N]`.
 
         Args:
-            name: "mean"; "worst"; "uncertainty", the mean less k times the variance between the members (Coste et al.,
+            rule: "mean"; "worst"; "uncertainty", the mean less k times the variance between the members (Coste et al.,
                 arXiv 2310.02743, section 3: mean, worst-case and uncertainty-weighted optimisation); "std" or
-                "variance", the mean less k times the mixture's.
-            k: 0.5 in Coste et al. for best-of-n.
+                "variance", the mean less k times the mixture's; or a `Rule` that needs no more.
+            k: weight of a named rule's penalty; 0.5 in Coste et al. for best-of-n.
 
         Raises:
-            InputError: an unknown objective, or a k that is negative or not finite.
+            InputError: an unknown rule, one that an ensemble cannot serve, or a k that is negative or not finite.
         """
-        if name not in OBJECTIVES:
-            raise InputError(f"objective must be one of {', '.join(OBJECTIVES)}, not {name!r}")
-        if name == "worst":
-            return self.worst
-        if name == "uncertainty":
-            return penalised(self.mean, self.between, "variance", k)
-        return penalised(self.mean, self.variance, name if name in PENALTIES else "none", k)
+        return _served(rule, k).scores(self.known)
+
+
+def _served(rule: str | Rule, k: float) -> Rule:
+    asked = rule_of(rule, k)
+    absent = asked.needs - {Need.VARIANCE, Need.MEMBERS}
+    if absent:
+        raise InputError(f"{type(asked).__name__} needs {', '.join(sorted(absent))}, which an ensemble does not have")
+    return asked
 
 
 class RewardEnsemble:
@@ -113,7 +118,8 @@ class RewardEnsemble:
             raise InputError("an ensemble needs at least two members")
         members = [BayesianRewardModel.from_pretrained(paths[0], **options)]
         for number, path in enumerate(paths[1:], start=1):
-            members.append(members[0].with_adapter(Path(local_folder(path)), f"member{number}"))
+            folder = local_folder(path, **hub_options(options))
+            members.append(members[0].with_adapter(folder, f"member{number}"))
         first = members[0]
         cast(PeftModel, first.model).set_adapter(str(first.adapter), inference_mode=True)
         return cls(members)
@@ -128,7 +134,7 @@ class RewardEnsemble:
         for member in self.members:
             with _active(member):
                 rows = member.tokenize(prompts, responses)
-                truncated.append(torch.tensor([row.truncated for (row,) in rows]))
+                truncated.append(torch.tensor([row.truncated for row in rows]))
                 if member.posterior is None:
                     rewards.append(member.rewards_tokenized(rows, prompts))
                 else:
@@ -140,17 +146,16 @@ class RewardEnsemble:
         return EnsembleScores(means, within, torch.stack(truncated).any(0))
 
     def best_of_n(
-        self, prompt: Text, responses: Sequence[Text], objective: str = "uncertainty", k: float = 0.5
+        self, prompt: Text, responses: Sequence[Text], rule: str | Rule = "uncertainty", k: float = 0.5
     ) -> BestOfN:
-        """The candidate with the largest objective (`EnsembleScores.objective`); of equals the first.
+        """The candidate with the largest score (`EnsembleScores.scores`); of equals the first.
 
         Raises:
-            InputError: no candidates, text that cannot be read, or an unknown objective.
+            InputError: no candidates, text that cannot be read, or a rule that is unknown or cannot be served.
         """
+        asked = _served(rule, k)
         found = self.score([prompt] * len(responses), responses)
-        scores = found.objective(objective, k)
-        index = first_best(scores)
-        return BestOfN(index, responses[index], scores, found.mean, found.variance, found.truncated, len(scores))
+        return chosen(asked, Candidates(prompt, responses), found.known, found.truncated)
 
 
 @contextlib.contextmanager

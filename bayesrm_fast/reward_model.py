@@ -2,45 +2,37 @@
 
 import itertools
 import os
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, Self, cast
+from typing import Any, Self
 
 import torch
 from peft import PeftModel
 from torch import Tensor
 
-from bayesrm_fast.calibration import Calibration, calibrate_posterior
-from bayesrm_fast.checkpoints import (
-    MODEL_CONFIG,
-    add_adapter,
-    has_adapter_files,
-    load_adapter,
-    load_model,
-    local_folder_or_name,
-    save_folder,
-)
 from bayesrm_fast.errors import InputError
-from bayesrm_fast.fitting import FitOptions, Precision, fit_posterior
-from bayesrm_fast.joint import JointRewards, Outside, joint_rewards
-from bayesrm_fast.passes import Passes, Progress, Segment, StartAgain
-from bayesrm_fast.posterior import FitRecord, Posterior, library_versions
-from bayesrm_fast.posterior_files import RECORD_FILE, load_posterior
-from bayesrm_fast.prior import NO_EVIDENCE
-from bayesrm_fast.room import release_memory
-from bayesrm_fast.scoring import (
-    PairScores,
-    RewardScores,
-    choose_each,
-    score_segments,
-)
-from bayesrm_fast.selection import BestOfN, Penalty, penalty_of
-from bayesrm_fast.served_model import ServedModel, outside_inference_mode
-from bayesrm_fast.streaming import prefetched
-from bayesrm_fast.text import (
+from bayesrm_fast.fit.calibration import Calibration, calibrate_posterior
+from bayesrm_fast.fit.fitting import fit_posterior
+from bayesrm_fast.fit.options import FitOptions, Precision
+from bayesrm_fast.fit.prior import NO_EVIDENCE
+from bayesrm_fast.fit.virtual import make_virtual_adapter
+from bayesrm_fast.model.passes import Passes, Progress
+from bayesrm_fast.model.reward_model import RewardModel
+from bayesrm_fast.model.virtual import Targets
+from bayesrm_fast.posterior.base import ModelRecord, Posterior
+from bayesrm_fast.saved.folders import save_folder
+from bayesrm_fast.saved.models import add_adapter
+from bayesrm_fast.saved.reward_models import SavedFit, load_reward_model, read_fit
+from bayesrm_fast.score.joint import JointRewards, Outside, joint_rewards
+from bayesrm_fast.score.means import rewards_of
+from bayesrm_fast.score.variances import PairScores, RewardScores, score_examples
+from bayesrm_fast.select.choice import BestOfN, check_needs, choose_each
+from bayesrm_fast.select.rules import Rule, rule_of
+from bayesrm_fast.text.examples import TokenizedPair, TokenizedRow
+from bayesrm_fast.text.prefetching import prefetched
+from bayesrm_fast.text.records import (
     Candidates,
+    PreferencePair,
     Text,
     candidate_sets,
     check_rows,
@@ -48,17 +40,18 @@ from bayesrm_fast.text import (
     preference_pairs,
     prompt_and_response,
 )
-from bayesrm_fast.virtual import Targets, make_virtual_adapter
-from bayesrm_fast.virtual_files import load_virtual, read_virtual_record
+
+outside_inference_mode = torch.inference_mode(mode=False)
+"""A caller's inference mode would forbid the backward pass that a variance needs."""
 
 STREAM_WINDOW = 256
 """Rows of a stream that are sorted by length together."""
 
 
-class BayesianRewardModel(ServedModel):
-    """A sequence classifier with a Laplace posterior over its LoRA weights, or over virtual adapters where it has none.
+class BayesianRewardModel(RewardModel):
+    """A reward model with a Laplace posterior over its LoRA weights, or over virtual adapters where it has none.
 
-    See `ServedModel` for what it is made of.
+    See `RewardModel` for what it is made of.
     """
 
     posterior: Posterior | None = None
@@ -88,38 +81,43 @@ class BayesianRewardModel(ServedModel):
                 `output_weights` and `max_length`.
             device: where the model goes. Default: a GPU where there is one. Ignored with `device_map`.
             model_options: for `AutoModelForSequenceClassification.from_pretrained`, such as `dtype`,
-                `quantization_config`, `device_map`, `attn_implementation` or `trust_remote_code`.
+                `quantization_config`, `device_map`, `attn_implementation` or `trust_remote_code`. `revision` is that of
+                what `path` names on the hub; for a folder, of the base model that its adapter names.
 
         Raises:
             InputError: a model or adapter that cannot be served, or a posterior of other weights.
         """
-        source = local_folder_or_name(path, takes_models=virtual_rank is not None)
-        folder = source if isinstance(source, Path) else None
-        saved = None if folder is None else read_virtual_record(folder)
-        posterior = None
-        if folder is not None and virtual_rank is None:
-            posterior = _saved_posterior(folder, output_weights)
-        model: Any
-        if folder is not None and has_adapter_files(folder, or_fail=virtual_rank is None and saved is None):
-            model, tokenizer = load_adapter(folder, **model_options)
-        else:
-            is_elsewhere = saved is not None and folder is not None and not (folder / MODEL_CONFIG).is_file()
-            name = saved["model"] if saved is not None and is_elsewhere else source
-            model, tokenizer = load_model(name, folder, **model_options)
-        if "device_map" not in model_options:
-            model = model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        virtual = saved if virtual_rank is None else None
-        loaded = cls(
-            model,
-            tokenizer,
-            virtual_rank=virtual_rank if virtual is None else virtual["virtual_rank"],
-            virtual_targets=virtual_targets if virtual is None else virtual["virtual_targets"],
-            output_weights=output_weights if posterior is None else posterior.record.output_weights,
-            max_length=max_length or (posterior.record.max_length if posterior else None),
+        saved = load_reward_model(
+            path,
+            makes_virtual=virtual_rank is not None,
+            output_weights=output_weights,
+            device=device,
+            **model_options,
+        )
+        return cls._with_fit(
+            saved.fit,
+            saved.model,
+            saved.tokenizer,
+            virtual_rank=virtual_rank,
+            virtual_targets=virtual_targets,
+            output_weights=output_weights,
+            max_length=max_length,
             max_batch_tokens=max_batch_tokens,
         )
-        if folder is not None:
-            loaded._take_saved(folder, virtual, posterior)
+
+    @classmethod
+    def _with_fit(cls, saved: SavedFit, model: Any, tokenizer: Any, **options: Any) -> Self:
+        """A model with what a fit has left of it; the fit's own options are taken where none are given."""
+        if saved.virtual is not None:
+            options |= {name: saved.virtual[name] for name in ("virtual_rank", "virtual_targets")}
+        if saved.posterior is not None:
+            record = saved.posterior.record
+            options |= {
+                "output_weights": record.output_weights,
+                "max_length": options.get("max_length") or record.max_length,
+            }
+        loaded = cls(model, tokenizer, **options)
+        loaded.virtual, loaded.posterior = saved.restored(loaded)
         return loaded
 
     def with_adapter(self, folder: Path, name: str) -> Self:
@@ -135,27 +133,14 @@ class BayesianRewardModel(ServedModel):
         """
         if not isinstance(self.model, PeftModel):
             raise InputError("only a model with a LoRA adapter takes another one beside it")
-        posterior, virtual = _saved_posterior(folder, self.output_weights.tolist()), read_virtual_record(folder)
+        saved = read_fit(folder, self.output_weights.tolist())
         add_adapter(self.model, folder, name)
-        loaded = type(self)(
-            self.model,
-            self.tokenizer,
-            virtual_rank=None if virtual is None else virtual["virtual_rank"],
-            virtual_targets="auto" if virtual is None else virtual["virtual_targets"],
-            output_weights=self.output_weights,
-            max_length=self.encoder.max_length if posterior is None else posterior.record.max_length,
+        length = self.encoder.max_length if saved.posterior is None else None
+        loaded = self._with_fit(
+            saved, self.model, self.tokenizer, output_weights=self.output_weights, max_length=length
         )
-        loaded._room = self._room  # of one device
-        loaded._take_saved(folder, virtual, posterior)
+        loaded._budget = self._budget  # of one device
         return loaded
-
-    def _take_saved(self, folder: Path, virtual: dict[str, Any] | None, posterior: Posterior | None) -> None:
-        self.virtual = None if virtual is None else load_virtual(folder, virtual, self.model)
-        if posterior is None:
-            return
-        if posterior.record.adapter_sha256 != self.adapter_hash(self.virtual):
-            raise InputError(f"the posterior in {folder} was fitted on other adapter weights than those beside it")
-        self.posterior = posterior.to(self._passes_options["device"])
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write adapters, tokenizer and posterior, not the model under them; a new folder appears whole or not at all.
@@ -167,69 +152,43 @@ class BayesianRewardModel(ServedModel):
             raise InputError("there is nothing to save: call fit first")
         save_folder(Path(folder), self.model, self.adapter, self.tokenizer, self.virtual, self.posterior)
 
-    @outside_inference_mode
     def fit(
         self,
         pairs: Iterable[Any],
-        structure: str = "ggn",
-        rank: int | Literal["default"] | None = "default",
-        prior_precision: Precision | None = None,
+        options: FitOptions | None = None,
         *,
-        include_head: bool = False,
         validation_pairs: Iterable[Any] | None = None,
-        second_pass: bool = False,
-        basis_dtype: torch.dtype | None = None,
         progress: Progress | None = None,
+        **named: Any,
     ) -> Self:
         """Fit the posterior on preference pairs; an earlier one is kept until the new one is whole.
 
         Args:
             pairs: `PreferencePair`, mappings with `prompt`, `chosen` and `rejected`, or a `datasets.Dataset`.
-            structure: "ggn" (the leading eigenvectors of the whole curvature, one pass over the pairs), "kfac" (a
-                block for each weight matrix, one pass) or "ekfac" (two passes, with measured eigenvalues).
-            rank: for kfac and ekfac: eigenvectors kept of each large side, 64 by default; the rest gets its exact mean
-                eigenvalue. For ggn: eigenvectors kept of all sites together, 128 by default; exact where there are no
-                more pairs, with the prior outside of them otherwise. None keeps all.
-            prior_precision: λ; "evidence" maximises the Laplace evidence; "validation" takes the λ with the smallest
-                NLL on held-out pairs; "margins" the λ at which the prior alone expects reward differences as large as
-                the model's own. Default: "evidence" for LoRA, "margins" where there are virtual adapters, whose weights
-                are zero and leave the evidence without a maximum.
-            include_head: put the score head's weight into the posterior too.
-            validation_pairs: the held-out pairs. Default: every tenth of `pairs`, kept out of the fit.
-            second_pass: for ggn: sharpen the eigenvectors by a second pass over the pairs.
-            basis_dtype: for ggn: `torch.bfloat16` halves what is stored.
+            options: structure, rank, prior precision and more.
+            validation_pairs: the held-out pairs of `prior_precision="validation"`. Default: every tenth of `pairs`,
+                kept out of the fit.
             progress: called with the pairs done and their total over all passes.
+            named: fields of `FitOptions` by name, in place of `options`: `fit(pairs, structure="kfac", rank=None)`.
 
         Raises:
             InputError: pairs or options that cannot be served.
         """
-        chosen = prior_precision
-        if chosen is None:
-            chosen = "margins" if self.virtual_options else "evidence"
-        options = FitOptions(structure, rank, chosen, second_pass, basis_dtype)
-        if chosen == "evidence" and not self.lora and not include_head:
-            raise InputError(NO_EVIDENCE)
-        if validation_pairs is not None and chosen != "validation":
+        options = self._options(options, named, is_labelled=True)
+        if validation_pairs is not None and options.chosen != "validation":
             raise InputError("validation_pairs are used by prior_precision='validation' alone")
-        segments = self.pair_segments(preference_pairs(pairs))
-        validation = None
-        if validation_pairs is not None:
-            validation = self.pair_segments(preference_pairs(validation_pairs, "validation_pairs"))
-        return self._fit(segments, validation, options, include_head, True, progress)
+        checked = preference_pairs(pairs)
+        validation = None if validation_pairs is None else self.tokenize_pairs(validation_pairs, "validation_pairs")
+        return self._fit(checked, validation, options, is_labelled=True, progress=progress)
 
-    @outside_inference_mode
     def fit_unlabelled(
         self,
         prompts: Sequence[Text],
         responses: Sequence[Text],
-        prior_precision: float | Literal["margins"] = "margins",
-        structure: str = "ggn",
-        rank: int | Literal["default"] | None = "default",
+        options: FitOptions | None = None,
         *,
-        include_head: bool = False,
-        second_pass: bool = False,
-        basis_dtype: torch.dtype | None = None,
         progress: Progress | None = None,
+        **named: Any,
     ) -> Self:
         """Fit the posterior on candidates of which nobody said which are better.
 
@@ -238,54 +197,72 @@ class BayesianRewardModel(ServedModel):
 
         Args:
             prompts, responses: `responses[i]` answers `prompts[i]`; a prompt's responses are paired up by lot.
-            prior_precision: λ, or "margins" as for `fit`; `calibrate` may choose it later, by a few labelled pairs.
-            structure, rank, include_head, second_pass, basis_dtype, progress: as for `fit`.
+            options, progress, named: as for `fit`. The prior precision is a number, or "margins" (the default);
+                `calibrate` may choose it later, by a few labelled pairs.
 
         Raises:
             InputError: rows that cannot be read, no prompt with two responses, or options that cannot be served.
         """
-        if prior_precision in ("evidence", "validation"):
-            raise InputError(f"prior_precision={prior_precision!r} needs labels: give a number, or 'margins'")
-        options = FitOptions(structure, rank, prior_precision, second_pass, basis_dtype)
+        options = self._options(options, named, is_labelled=False)
         check_rows(prompts, responses)
-        segments = self.pair_segments(pairs_within_prompts(prompts, responses))
-        return self._fit(segments, None, options, include_head, False, progress)
+        pairs = pairs_within_prompts(prompts, responses)
+        return self._fit(pairs, None, options, is_labelled=False, progress=progress)
 
+    def _options(self, options: FitOptions | None, named: dict[str, Any], is_labelled: bool) -> FitOptions:
+        """What is asked for, with this model's default for λ."""
+        if options is not None and named:
+            raise InputError(f"give options or {', '.join(named)}, not both")
+        options = options or FitOptions(**named)
+        if not is_labelled and options.prior_precision in ("evidence", "validation"):
+            raise InputError(f"prior_precision={options.prior_precision!r} needs labels: give a number, or 'margins'")
+        options = options.with_default("margins" if self.virtual_options or not is_labelled else "evidence")
+        if options.chosen == "evidence" and not self.lora and not options.include_head:
+            raise InputError(NO_EVIDENCE)
+        return options
+
+    @outside_inference_mode
     def _fit(
         self,
-        segments: list[Segment],
-        validation: list[Segment] | None,
+        pairs: Sequence[PreferencePair],
+        validation: list[TokenizedPair] | None,
         options: FitOptions,
-        include_head: bool,
+        *,
         is_labelled: bool,
         progress: Progress | None,
     ) -> Self:
+        tokenized = self.encoder.encode_pairs(pairs)
         self.lora = self.find_lora()
         virtual = None
         if self.virtual_options is not None:
-            virtual = make_virtual_adapter(self.passes_over(self.lora), segments, self.virtual_options, options)
-        taps = self.taps(virtual, include_head)
-        record = FitRecord(
-            structure=options.structure,
-            rank=options.kept,
-            pairs=len(segments),
-            log_likelihood=0.0 if is_labelled else None,
-            squared_norm=0.0,
+            virtual = make_virtual_adapter(self.passes_over(self.lora), tokenized, self.virtual_options, options)
+        record = ModelRecord(
             base_model=self.base_model,
             adapter_sha256=self.adapter_hash(virtual),
-            include_head=include_head,
+            include_head=options.include_head,
             output_weights=self.output_weights.tolist(),
             max_length=self.encoder.max_length,
-            versions=library_versions(),
         )
-        passes = self.passes_over(taps)
-        while True:
-            try:
-                self.posterior = fit_posterior(passes, segments, validation, options, record, progress)
-                self.virtual = virtual
-                return self
-            except StartAgain:
-                release_memory(passes.device)
+        passes = self.passes_over(self.taps(virtual, options.include_head))
+        self.posterior = fit_posterior(
+            passes, tokenized, validation, options, record, is_labelled=is_labelled, progress=progress
+        )
+        self.virtual = virtual
+        return self
+
+    def rewards(self, prompts: Sequence[Text], responses: Sequence[Text]) -> Tensor:
+        """MAP rewards `[N]` by forward passes alone; needs no posterior.
+
+        Raises:
+            InputError: no rows, lists of different lengths, text that cannot be read, or a reward that is NaN.
+        """
+        return self.rewards_tokenized(self.tokenize(prompts, responses), prompts)
+
+    @outside_inference_mode
+    def rewards_tokenized(self, rows: Sequence[TokenizedRow], prompts: Sequence[Text]) -> Tensor:
+        """`rewards` of tokenized rows; rows of equal prompts may share their beginning."""
+        numbers: dict[str, int] = {}
+        owners = [numbers.setdefault(str(prompt), len(numbers)) for prompt in prompts]
+        return rewards_of(self.passes_over(self.taps(self.virtual)), rows, owners)
 
     def score(
         self, prompts: Sequence[Text], responses: Sequence[Text], *, progress: Progress | None = None
@@ -298,18 +275,15 @@ class BayesianRewardModel(ServedModel):
         return self.score_tokenized(self.tokenize(prompts, responses), progress=progress)
 
     @outside_inference_mode
-    def score_tokenized(self, segments: Sequence[Segment], *, progress: Progress | None = None) -> RewardScores:
-        """`score` or `score_pairs` of tokenized rows or pairs.
+    def score_tokenized(self, rows: Sequence[TokenizedRow], *, progress: Progress | None = None) -> RewardScores:
+        """`score` of tokenized rows.
 
         Raises:
             InputError: nothing to score, or a reward that is NaN or infinite.
         """
-        if not segments:
-            raise InputError("there is nothing to score: the list is empty")
-        mean, variance = score_segments(self.passes(), segments, self.fitted, progress)
-        if len(segments[0]) == 2:
-            return PairScores(mean, variance, _truncated(segments), self.fitted.record.temperature)
-        return RewardScores(mean, variance, _truncated(segments))
+        _refuse_nothing(rows)
+        mean, variance = score_examples(self.passes(), rows, self.fitted, progress)
+        return RewardScores(mean, variance, torch.tensor([row.is_truncated for row in rows]))
 
     def score_pairs(self, pairs: Iterable[Any], *, progress: Progress | None = None) -> PairScores:
         """Mean and variance of `r_chosen − r_rejected`, and the probability that the chosen response is preferred.
@@ -317,8 +291,19 @@ class BayesianRewardModel(ServedModel):
         Raises:
             InputError: pairs that cannot be read.
         """
-        scores = self.score_tokenized(self.tokenize_pairs(pairs), progress=progress)
-        return cast(PairScores, scores)
+        return self.score_tokenized_pairs(self.tokenize_pairs(pairs), progress=progress)
+
+    @outside_inference_mode
+    def score_tokenized_pairs(self, pairs: Sequence[TokenizedPair], *, progress: Progress | None = None) -> PairScores:
+        """`score_pairs` of tokenized pairs.
+
+        Raises:
+            InputError: nothing to score, or a reward that is NaN or infinite.
+        """
+        _refuse_nothing(pairs)
+        mean, variance = score_examples(self.passes(), pairs, self.fitted, progress)
+        truncated = torch.tensor([pair.is_truncated for pair in pairs])
+        return PairScores(mean, variance, truncated, self.fitted.temperature)
 
     @outside_inference_mode
     def calibrate(
@@ -337,8 +322,8 @@ class BayesianRewardModel(ServedModel):
         Raises:
             InputError: fewer than two pairs, pairs that cannot be read, or an unknown `prior_precision`.
         """
-        segments = self.tokenize_pairs(pairs)
-        return calibrate_posterior(self.passes(), segments, self.fitted, prior_precision, progress)
+        tokenized = self.tokenize_pairs(pairs)
+        return calibrate_posterior(self.passes(), tokenized, self.fitted, prior_precision, progress)
 
     @outside_inference_mode
     def covariance(self, prompt: Text, responses: Sequence[Text], *, outside: Outside = "auto") -> JointRewards:
@@ -355,38 +340,37 @@ class BayesianRewardModel(ServedModel):
         Raises:
             InputError: no candidates, text that cannot be read, or an unknown `outside`.
         """
-        segments = self.tokenize([prompt] * len(responses), responses)
-        return joint_rewards(self.passes(), segments, self.fitted, outside)
+        rows = self.tokenize([prompt] * len(responses), responses)
+        return joint_rewards(self.passes(), rows, self.fitted, outside)
 
     def best_of_n(
         self,
         prompt: Text,
         responses: Sequence[Text],
-        penalty: str | Penalty = "std",
+        rule: str | Rule = "std",
         k: float = 1.0,
         *,
         exhaustive: bool = False,
     ) -> BestOfN:
-        """The candidate with the largest penalised reward, `mean − k·std`, `mean − k·variance` or the mean alone.
+        """The candidate with the largest score by a rule: `mean − k·std`, `mean − k·variance` or the mean alone.
 
         Args:
             prompt: one prompt.
             responses: its candidates.
-            penalty: "none", "std", "variance", or a `Penalty`. One without a ceiling needs every variance.
-            k: weight of a named penalty, at least 0.
+            rule: "mean", "std", "variance", or a `Rule`. One that needs variances and has no ceilings needs them all.
+            k: weight of the penalty of a named rule, at least 0.
             exhaustive: compute every variance, also where it is not needed to choose.
 
         Raises:
-            InputError: no candidates, text that cannot be read, or a penalty that is unknown.
+            InputError: no candidates, text that cannot be read, or a rule that is unknown or needs what is not there.
         """
-        candidates = [Candidates(prompt, responses)]
-        return self.best_of_each(candidates, penalty, k, exhaustive=exhaustive)[0]
+        return self.best_of_each([Candidates(prompt, responses)], rule, k, exhaustive=exhaustive)[0]
 
     @outside_inference_mode
     def best_of_each(
         self,
         candidates: Iterable[Any],
-        penalty: str | Penalty = "std",
+        rule: str | Rule = "std",
         k: float = 1.0,
         *,
         exhaustive: bool = False,
@@ -397,22 +381,19 @@ class BayesianRewardModel(ServedModel):
         Means come from forward passes, and a variance is computed only where it can change the winner.
 
         Args:
-            candidates: `Candidates`, or mappings with `prompt` and `responses`.
-            penalty, k, exhaustive: as for `best_of_n`.
+            candidates: `Candidates`, or mappings with `prompt` and `responses`, and `log_probabilities` or
+                `similarities` for rules that need them.
+            rule, k, exhaustive: as for `best_of_n`.
             progress: told the candidates whose means are known and their total.
 
         Raises:
-            InputError: rows that cannot be read, or a penalty that is unknown.
+            InputError: rows that cannot be read, or a rule that is unknown or needs what is not there.
         """
-        rule = penalty_of(penalty, k)
+        asked = rule_of(rule, k)
         sets = candidate_sets(candidates)
-        prompts = [one.prompt for one in sets for _ in one.responses]
-        rows = self.encode(prompts, [response for one in sets for response in one.responses])
-        if exhaustive:
-            rule = replace(rule, ceiling=None)
-        elif rule.ceiling is None:
-            warnings.warn("the penalty has no ceiling, so every variance is computed", stacklevel=2)
-        return choose_each(self.passes(), sets, rows, self.fitted, rule, progress)
+        check_needs(asked, sets)
+        rows = self.tokenize_candidates(sets)
+        return choose_each(self.passes(), sets, rows, self.fitted, asked, exhaustive=exhaustive, progress=progress)
 
     def score_stream(self, rows: Iterable[Any], *, window: int = STREAM_WINDOW) -> Iterator[tuple[float, float, bool]]:
         """Reward and variance of every row of an iterable that need not fit in memory, in its order.
@@ -431,14 +412,15 @@ class BayesianRewardModel(ServedModel):
         """
         self.fitted  # noqa: B018  (raises where there is none)
 
-        def tokenized() -> Iterator[list[Segment]]:
+        def tokenized() -> Iterator[list[TokenizedRow]]:
             numbered = enumerate(rows, start=1)
             while chunk := list(itertools.islice(numbered, window)):
-                texts = [prompt_and_response(row, f"row {number}") for number, row in chunk]
-                yield self.tokenize([prompt for prompt, _ in texts], [response for _, response in texts])
+                where = [f"row {number}" for number, _ in chunk]
+                texts = [prompt_and_response(row, name) for name, (_, row) in zip(where, chunk, strict=True)]
+                yield self.tokenize([prompt for prompt, _ in texts], [response for _, response in texts], where)
 
-        for segments in prefetched(tokenized()):
-            scores = self.score_tokenized(segments)
+        for waiting in prefetched(tokenized()):
+            scores = self.score_tokenized(waiting)
             yield from zip(scores.mean.tolist(), scores.variance.tolist(), scores.truncated.tolist(), strict=True)
 
     @property
@@ -453,15 +435,6 @@ class BayesianRewardModel(ServedModel):
         return self.passes_over(self.taps(self.virtual, self.fitted.record.include_head))
 
 
-def _saved_posterior(folder: Path, output_weights: Sequence[float] | None) -> Posterior | None:
-    if not (folder / RECORD_FILE).exists():
-        return None
-    posterior = load_posterior(folder)
-    saved = posterior.record.output_weights
-    if output_weights is not None and torch.tensor(output_weights, dtype=torch.float32).tolist() != saved:
-        raise InputError(f"the posterior in {folder} was fitted with output_weights={saved}")
-    return posterior
-
-
-def _truncated(segments: Sequence[Segment]) -> Tensor:
-    return torch.tensor([any(row.truncated for row in segment) for segment in segments])
+def _refuse_nothing(examples: Sequence[TokenizedRow] | Sequence[TokenizedPair]) -> None:
+    if not examples:
+        raise InputError("there is nothing to score: the list is empty")

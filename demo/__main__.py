@@ -12,13 +12,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from bayesrm_fast.TODO.selection import penalised
 from rich.console import Console
 from rich.table import Table
 
 from bayesrm_fast import BayesianRewardModel
-from bayesrm_fast.progress import progress_bar, quiet_transformers
-from bayesrm_fast.selection import first_best, penalised
-from bayesrm_fast.training import TrainOptions, train_adapter
+from bayesrm_fast.cli.terminal import progress_bar, quiet_transformers
+from bayesrm_fast.select.rules import first_best
+from bayesrm_fast.train.adapter import TrainOptions, train_adapter
 from benchmarks.data import embedded_encoder
 from benchmarks.estimators import auroc
 from demo.passages import IN_DISTRIBUTION, Passage, candidates, preference_pairs, split

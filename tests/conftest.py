@@ -45,5 +45,5 @@ def model_folder(adapter_folder, tmp_path_factory):
     """An adapter with a fitted posterior; not to be written to."""
     folder = tmp_path_factory.mktemp("fitted") / "model"
     rm = BayesianRewardModel.from_pretrained(adapter_folder, device="cpu")
-    rm.fit(tiny_pairs(), "ekfac", rank=4).save_pretrained(folder)
+    rm.fit(tiny_pairs(), structure="ekfac", rank=4).save_pretrained(folder)
     return folder

@@ -29,7 +29,7 @@ def folders(request, base_folder, tmp_path_factory):
                     parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
         rm = BayesianRewardModel(model, tiny_tokenizer("llama"))
         if request.param:
-            rm.fit(tiny_pairs(), ["kfac", "ekfac", "ggn"][seed], rank=4, prior_precision=0.5)
+            rm.fit(tiny_pairs(), structure=["kfac", "ekfac", "ggn"][seed], rank=4, prior_precision=0.5)
         found.append(tmp_path_factory.mktemp("members") / f"{seed}")
         rm.save_pretrained(found[-1])
     return found
@@ -75,15 +75,15 @@ def test_objectives_are_those_of_their_formulas():
     population = torch.tensor([14.0 / 3, 2.0])
     torch.testing.assert_close(found.between, population)
     torch.testing.assert_close(found.variance, population + torch.tensor([1.0, 0.0]))
-    torch.testing.assert_close(found.objective("mean"), torch.tensor([3.0, 3.0]))
-    torch.testing.assert_close(found.objective("worst"), torch.tensor([1.0, 1.0]))
-    torch.testing.assert_close(found.objective("uncertainty"), 3.0 - 0.5 * population)
-    torch.testing.assert_close(found.objective("uncertainty", 2.0), 3.0 - 2.0 * population)
-    torch.testing.assert_close(found.objective("variance", 1.0), 3.0 - found.variance)
-    torch.testing.assert_close(found.objective("std", 1.0), 3.0 - found.std)
+    torch.testing.assert_close(found.scores("mean"), torch.tensor([3.0, 3.0]))
+    torch.testing.assert_close(found.scores("worst"), torch.tensor([1.0, 1.0]))
+    torch.testing.assert_close(found.scores("uncertainty"), 3.0 - 0.5 * population)
+    torch.testing.assert_close(found.scores("uncertainty", 2.0), 3.0 - 2.0 * population)
+    torch.testing.assert_close(found.scores("variance", 1.0), 3.0 - found.variance)
+    torch.testing.assert_close(found.scores("std", 1.0), 3.0 - found.std)
     for bad in (("best", 1.0), ("std", -1.0)):
         with pytest.raises(InputError):
-            found.objective(*bad)
+            found.scores(*bad)
 
 
 def test_the_total_variance_is_the_mixtures():
@@ -94,14 +94,14 @@ def test_the_total_variance_is_the_mixtures():
     assert float(found.variance) == pytest.approx(float(draws.flatten().var()), rel=0.01)
 
 
-@pytest.mark.parametrize("objective", ["mean", "worst", "uncertainty"])
-def test_best_of_n(folders, objective):
+@pytest.mark.parametrize("rule", ["mean", "worst", "uncertainty"])
+def test_best_of_n(folders, rule):
     ensemble = RewardEnsemble.from_pretrained(folders, device="cpu")
-    best = ensemble.best_of_n(TEXTS[0][0], TEXTS[1], objective)
-    scores = ensemble.score(*TEXTS).objective(objective)
+    best = ensemble.best_of_n(TEXTS[0][0], TEXTS[1], rule)
+    scores = ensemble.score(*TEXTS).scores(rule)
     assert best.index == int(scores.argmax())
     assert best.response == TEXTS[1][best.index]
-    assert ensemble.best_of_n(TEXTS[0][0], [TEXTS[1][0]] * 3, objective).index == 0
+    assert ensemble.best_of_n(TEXTS[0][0], [TEXTS[1][0]] * 3, rule).index == 0
 
 
 def test_what_makes_no_ensemble(folders, tmp_path):

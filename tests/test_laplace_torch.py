@@ -7,7 +7,6 @@ import torch
 from tiny import tiny_adapter, tiny_pairs, tiny_tokenizer, words
 
 from bayesrm_fast import BayesianRewardModel
-from bayesrm_fast.batching import collate
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -38,8 +37,7 @@ def test_kron_laplace_agrees():
     rm.fit(pairs, structure="kfac", rank=None, prior_precision=PRECISION)
 
     prompts = [pair["prompt"] for pair in pairs]
-    sides = [rm.encoder.encode(prompts, [pair[side] for pair in pairs]) for side in ("chosen", "rejected")]
-    batch = collate(list(zip(*sides, strict=True)), 0, 44, torch.device("cpu"))
+    batch = rm.collator(rm.tokenize_pairs(pairs))
     assert batch.attention_mask.all()
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("lora_" in name)
@@ -57,7 +55,7 @@ def test_kron_laplace_agrees():
     # It averages inputs over (pairs × T) where 2 × pairs × T tokens flow: its curvature is exactly twice KFAC-expand's.
     peer.H = peer.H * 0.5 if not hasattr(peer.H, "eigenvalues") else _halved(peer.H)
     prompts, responses = [words(3, 7)] * 4, [words(4, 200 + i) for i in range(4)]
-    rows = collate([(row,) for row in rm.encoder.encode(prompts, responses)], 0, 44, torch.device("cpu"))
+    rows = rm.collator(rm.tokenize(prompts, responses))
     mean, variance = peer(rows.input_ids, pred_type="glm")
     scores = rm.score(prompts, responses)
     torch.testing.assert_close(scores.mean, mean.reshape(-1).detach(), rtol=1e-6, atol=1e-9)

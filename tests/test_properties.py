@@ -8,10 +8,11 @@ from tiny import tiny_adapter, tiny_pairs, tiny_tokenizer, words
 from tolerances import RELATIVE
 
 from bayesrm_fast import BayesianRewardModel
-from bayesrm_fast.curvature import EigenvalueCorrection
-from bayesrm_fast.kronecker import KroneckerPosterior, ekfac_blocks
+from bayesrm_fast.fit.kronecker import ekfac_blocks
+from bayesrm_fast.fit.moments import EigenvalueCorrection
+from bayesrm_fast.model.passes import likelihood_cotangent
 from bayesrm_fast.ops import segment_outer
-from bayesrm_fast.passes import likelihood_cotangent
+from bayesrm_fast.posterior.kronecker import KroneckerPosterior
 
 SETTINGS = settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 TEXTS = st.builds(words, st.integers(1, 12), st.integers(0, 10**6))
@@ -58,16 +59,17 @@ def test_covariance_is_positive_semidefinite_with_the_variance_on_its_diagonal(f
 
 def test_variance_tends_to_the_prior_as_its_precision_grows(fitted):
     class SquaredNorms:
+        gradients_alone = True
         total = 0.0
 
         def consume(self, site, p, q, offsets):
             self.total = self.total + segment_outer(p, q, offsets).square().sum((1, 2))
 
     prompts, responses = [words(3, 1)] * 3, [words(4, i) for i in range(3)]
-    segments = [(row,) for row in fitted.encoder.encode(prompts, responses)]
+    rows = fitted.tokenize(prompts, responses)
     squared = torch.zeros(3, dtype=torch.float64)
-    for positions, _, consumer in fitted.passes().over(segments, torch.ones_like, lambda _: SquaredNorms()):
-        squared[positions] = consumer.total
+    for batch in fitted.passes().over(rows, torch.ones_like, SquaredNorms):
+        squared[batch.positions] = batch.consumer.total
     before = fitted.posterior.prior_precision
     fitted.posterior.prior_precision = 1e12
     try:
@@ -84,16 +86,11 @@ def test_more_pairs_never_raise_an_ekfac_variance_at_fixed_bases(fitted, count, 
     pairs = tiny_pairs(count + more, seed)
     variances = []
     for some in (pairs[:count], pairs):
-        measured = EigenvalueCorrection(bases)
-        prompts = [pair["prompt"] for pair in some]
-        chosen = fitted.encoder.encode(prompts, [pair["chosen"] for pair in some])
-        rejected = fitted.encoder.encode(prompts, [pair["rejected"] for pair in some])
-        segments = list(zip(chosen, rejected, strict=True))
-        for _ in fitted.passes().over(segments, likelihood_cotangent, lambda _, m=measured: m):
-            pass
-        posterior = KroneckerPosterior(
-            fitted.posterior.sites, ekfac_blocks(fitted.posterior.blocks, measured), 0.5, fitted.posterior.record
+        _, measured = fitted.passes().gather(
+            fitted.tokenize_pairs(some), likelihood_cotangent, lambda: EigenvalueCorrection(bases)
         )
+        blocks = ekfac_blocks(fitted.posterior.blocks, measured)
+        posterior = KroneckerPosterior(fitted.posterior.sites, blocks, fitted.posterior.record, 0.5)
         other = BayesianRewardModel(fitted.model, fitted.tokenizer)
         other.posterior = posterior
         variances.append(other.score([words(3, 1)] * 4, [words(5, i) for i in range(4)]).variance)

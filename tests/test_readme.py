@@ -11,7 +11,7 @@ import pytest
 import torch
 from tiny import tiny_pairs, words
 
-from bayesrm_fast.files import read_rows, write_rows
+from bayesrm_fast.text.files import read_rows, write_rows
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -5,8 +5,8 @@ import torch
 from tiny import WORDS, tiny_adapter, tiny_base, tiny_pairs, tiny_tokenizer, words
 
 from bayesrm_fast import BayesianRewardModel, InputError, PreferencePair
-from bayesrm_fast.prior import GRID
-from bayesrm_fast.selection import Penalty
+from bayesrm_fast.fit.prior import GRID
+from bayesrm_fast.select.rules import Need, Rule
 
 PROMPT, RESPONSES = words(3, 1), [words(4 + i, i) for i in range(4)]
 
@@ -53,34 +53,49 @@ def test_the_dimming_of_the_probability_is_the_logistic_gaussian_integral(rm):
     assert (integral - scored.probability).abs().max() < 0.02
 
 
-@pytest.mark.parametrize("penalty", ["none", "std", "variance"])
-def test_best_of_n(rm, penalty):
-    best = rm.best_of_n(PROMPT, RESPONSES, penalty=penalty, k=0.3)
+@pytest.mark.parametrize("rule", ["mean", "std", "variance"])
+def test_best_of_n(rm, rule):
+    best = rm.best_of_n(PROMPT, RESPONSES, rule, k=0.3)
     scores = rm.score([PROMPT] * 4, RESPONSES)
     by_hand = {
-        "none": scores.mean,
+        "mean": scores.mean,
         "std": scores.mean - 0.3 * scores.std,
         "variance": scores.mean - 0.3 * scores.variance,
     }
-    assert best.index == int(by_hand[penalty].argmax())
+    assert best.index == int(by_hand[rule].argmax())
     assert best.response == RESPONSES[best.index]
-    torch.testing.assert_close(best.scores, by_hand[penalty])
+    torch.testing.assert_close(best.scores, by_hand[rule])
 
 
-def test_a_penalty_of_ones_own(rm):
-    optimist = Penalty(lambda mean, variance: mean + variance.sqrt())
-    with pytest.warns(UserWarning, match="every variance is computed"):
-        best = rm.best_of_n(PROMPT, RESPONSES, penalty=optimist)
-    assert best.variances == 4
+class Optimist(Rule):
+    needs = frozenset({Need.VARIANCE})
+
+    def scores(self, known):
+        return known.mean + known.variance.sqrt()
+
+
+class Shy(Rule):
+    needs = frozenset({Need.VARIANCE})
+
+    def scores(self, known):
+        return known.mean - 5 * known.variance.sqrt()
+
+    def ceilings(self, mean, floor):
+        return mean
+
+
+def test_a_rule_of_ones_own(rm):
+    with pytest.warns(UserWarning, match="Optimist has no ceilings, so every variance is computed"):
+        best = rm.best_of_n(PROMPT, RESPONSES, Optimist())
+    assert best.variances_computed == 4
     assert best.index == int((best.mean + best.variance.sqrt()).argmax())
-    shy = Penalty(lambda mean, variance: mean - 5 * variance.sqrt(), ceiling=lambda mean, floor: mean)
-    assert rm.best_of_n(PROMPT, RESPONSES, penalty=shy).index == rm.best_of_n(PROMPT, RESPONSES, k=5.0).index
+    assert rm.best_of_n(PROMPT, RESPONSES, Shy()).index == rm.best_of_n(PROMPT, RESPONSES, k=5.0).index
 
 
 def test_exhaustive_gives_every_variance(rm):
     responses = [words(2 + i % 30, i) for i in range(60)]
     lazy, all_of_them = (rm.best_of_n(PROMPT, responses, k=0.01, exhaustive=e) for e in (False, True))
-    assert lazy.variances < 60 == all_of_them.variances
+    assert lazy.variances_computed < 60 == all_of_them.variances_computed
     assert not all_of_them.scores.isnan().any()
     assert lazy.index == all_of_them.index
 
@@ -89,7 +104,7 @@ def test_tokenized_rows_and_pairs_are_scored_as_their_texts_are(rm):
     scores = rm.score_tokenized(rm.tokenize([PROMPT] * 4, RESPONSES))
     assert torch.equal(scores.variance, rm.score([PROMPT] * 4, RESPONSES).variance)
     assert torch.equal(
-        rm.score_tokenized(rm.tokenize_pairs(tiny_pairs())).probability, rm.score_pairs(tiny_pairs()).probability
+        rm.score_tokenized_pairs(rm.tokenize_pairs(tiny_pairs())).probability, rm.score_pairs(tiny_pairs()).probability
     )
     with pytest.raises(InputError, match="nothing to score"):
         rm.score_tokenized([])
@@ -99,7 +114,7 @@ def test_one_prompt_with_12500_candidates(rm):
     responses = [" ".join(WORDS[i // len(WORDS) ** place % len(WORDS)] for place in range(3)) for i in range(12_500)]
     best = rm.best_of_n(PROMPT, responses)
     assert best.mean.shape == (12_500,)
-    assert 1 <= best.variances < 12_500
+    assert 1 <= best.variances_computed < 12_500
     few = sorted({best.index, *best.mean.topk(20).indices.tolist()})
     again = rm.best_of_n(PROMPT, [responses[i] for i in few], exhaustive=True)
     assert few[again.index] == best.index
@@ -225,9 +240,9 @@ def test_a_failed_fit_keeps_the_earlier_posterior(unfitted):
 
 @pytest.mark.parametrize("structure", ["kfac", "ekfac", "ggn"])
 def test_evidence_chooses_the_maximum_of_its_curve(unfitted, structure):
-    posterior = unfitted.fit(tiny_pairs(), structure, rank=4, prior_precision="evidence").posterior
+    posterior = unfitted.fit(tiny_pairs(), structure=structure, rank=4, prior_precision="evidence").posterior
     chosen = posterior.log_evidence()
-    assert all(chosen >= value for _, value in posterior.record.prior["curve"])
+    assert all(chosen >= value for _, value in posterior.prior.curve)
     assert chosen >= max(posterior.log_evidence(posterior.prior_precision * factor) for factor in (0.99, 1.01))
     # MacKay's fixed point
     expected = posterior.effective_parameters() / posterior.record.squared_norm
@@ -239,16 +254,16 @@ def test_evidence_chooses_the_maximum_of_its_curve(unfitted, structure):
 def test_validation_chooses_by_the_nll_of_held_out_pairs(unfitted, own):
     pairs, held_out = tiny_pairs(20), tiny_pairs(5, seed=77)
     unfitted.fit(pairs, rank=4, prior_precision="validation", validation_pairs=held_out if own else None)
-    record = unfitted.posterior.record
+    record, prior = unfitted.posterior.record, unfitted.posterior.prior
     assert record.pairs == (20 if own else 18)
-    assert record.prior["method"] == "validation"
-    assert len(record.prior["curve"]) == len(GRID)
+    assert prior.method == "validation"
+    assert len(prior.curve) == len(GRID)
     if own:
         nll = {}
         for precision in GRID[::8]:
             unfitted.posterior.prior_precision = precision
             nll[precision] = -unfitted.score_pairs(held_out).probability.log().mean().item()
-        curve = dict(map(tuple, record.prior["curve"]))
+        curve = dict(map(tuple, prior.curve))
         for precision, value in nll.items():
             assert curve[precision] == pytest.approx(value, rel=1e-4)
 
@@ -271,6 +286,6 @@ def test_a_new_prior_precision_needs_no_new_fit(rm, unfitted):
 )
 def test_progress_counts_every_pass(unfitted, structure, options, done):
     told = []
-    unfitted.fit(tiny_pairs(), structure, progress=lambda *at: told.append(at), **options)
+    unfitted.fit(tiny_pairs(), structure=structure, progress=lambda *at: told.append(at), **options)
     assert told[-1] == (done, done)
     assert [count for count, _ in told] == sorted(count for count, _ in told)

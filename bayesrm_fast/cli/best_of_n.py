@@ -1,0 +1,72 @@
+"""`bayesrm best-of-n`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from bayesrm_fast.cli.arguments import AsJson, MaxBatchTokens, Model, Output, Resume
+from bayesrm_fast.cli.jobs import in_chunks, job_header
+from bayesrm_fast.cli.models import load_fitted
+from bayesrm_fast.cli.resumable import ResumableOutput
+from bayesrm_fast.cli.terminal import progress_bar, show_summary
+
+if TYPE_CHECKING:
+    from bayesrm_fast.select.choice import BestOfN
+    from bayesrm_fast.text.records import Candidates
+
+
+def best_of_n(
+    model: Model,
+    input_file: Annotated[Path, typer.Argument(metavar="INPUT", help="Rows of prompt, responses.")],
+    output: Output,
+    rule: Annotated[str, typer.Option(help="mean, std or variance.")] = "std",
+    k: Annotated[float, typer.Option("--k", help="Weight of the rule's penalty.")] = 1.0,
+    resume: Resume = False,
+    max_batch_tokens: MaxBatchTokens = None,
+    as_json: AsJson = False,
+) -> None:
+    """Pick the best response of every prompt by its penalised reward."""
+    from bayesrm_fast.select.choice import check_needs
+    from bayesrm_fast.select.rules import rule_of
+    from bayesrm_fast.text.files import check_output, iter_rows
+    from bayesrm_fast.text.prefetching import prefetched
+    from bayesrm_fast.text.records import iter_candidate_sets
+
+    asked = rule_of(rule, k)
+    check_needs(asked, [])
+    check_output(output)
+    total = sum(1 for _ in iter_candidate_sets(iter_rows(input_file), str(input_file)))
+    loaded = load_fitted(model, max_batch_tokens)
+    header = job_header(loaded, input_file, {"max_batch_tokens": max_batch_tokens, "rule": rule, "k": k})
+    results = ResumableOutput(output, header, resume)
+    with progress_bar("choosing") as tell:
+        sets = iter_candidate_sets(iter_rows(input_file), str(input_file))
+        for chunk in prefetched(in_chunks(sets, results.count)):
+            best = loaded.best_of_each(chunk, asked)
+            results.add(_chosen_row(one, found) for one, found in zip(chunk, best, strict=True))
+            tell(results.count, total)
+    tally = dict.fromkeys(("candidates", "variances_computed", "choices_changed_by_the_penalty"), 0)
+    for row in results.rows():
+        tally["candidates"] += row["candidates"]
+        tally["variances_computed"] += row["variances_computed"]
+        tally["choices_changed_by_the_penalty"] += row["index"] != row["index_by_mean"]
+    results.finish()
+    show_summary({"output": str(output), "prompts": results.count, **tally}, as_json)
+
+
+def _chosen_row(one: "Candidates", best: "BestOfN") -> dict[str, Any]:
+    from bayesrm_fast.select.rules import first_best
+
+    i = best.index
+    return {
+        "prompt": one.prompt,
+        "index": i,
+        "response": best.response,
+        "score": best.scores[i].item(),
+        "mean": best.mean[i].item(),
+        "std": best.variance[i].sqrt().item(),
+        "index_by_mean": first_best(best.mean),
+        "candidates": len(one.responses),
+        "variances_computed": best.variances_computed,
+    }

@@ -1,0 +1,47 @@
+"""`bayesrm calibrate`."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from bayesrm_fast.atomic import check_folder, check_place
+from bayesrm_fast.cli.arguments import AsJson, MaxBatchTokens, Model, Pairs, precision
+from bayesrm_fast.cli.models import load_fitted
+from bayesrm_fast.cli.terminal import progress_bar, show_summary
+
+
+def calibrate(
+    model: Model,
+    pairs: Pairs,
+    prior_precision: Annotated[str, typer.Option(help="validation, evidence, margins or a number.")] = "validation",
+    plot: Annotated[Path | None, typer.Option(help="Draw a reliability diagram into this file.")] = None,
+    max_batch_tokens: MaxBatchTokens = None,
+    as_json: AsJson = False,
+) -> None:
+    """Choose prior precision and temperature by held-out pairs, and save them with the posterior."""
+    from bayesrm_fast.posterior.files import save_posterior
+    from bayesrm_fast.saved.folders import local_folder
+    from bayesrm_fast.text.files import read_rows
+    from bayesrm_fast.text.records import preference_pairs
+
+    chosen = precision(prior_precision)
+    folder = local_folder(model)
+    check_folder(folder)
+    if plot is not None:
+        check_place(plot, plot.absolute().parent)
+    rows = preference_pairs(read_rows(pairs), str(pairs))
+    loaded = load_fitted(folder, max_batch_tokens)
+    with progress_bar("calibrating") as tell:
+        found = loaded.calibrate(rows, chosen, progress=tell)
+    save_posterior(loaded.fitted, folder)
+    if plot is not None:
+        found.plot(plot)
+    shown: dict[str, Any] = {
+        "pairs": found.pairs,
+        "prior_precision": found.prior_precision,
+        "temperature": found.temperature,
+    }
+    for when, one in (("before", found.before), ("after", found.after)):
+        shown |= {f"{name}_{when}": getattr(one, name) for name in ("accuracy", "nll", "brier", "ece")}
+    show_summary(shown, as_json)

@@ -1,0 +1,85 @@
+"""`bayesrm fit`."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from bayesrm_fast.atomic import check_folder
+from bayesrm_fast.cli.arguments import AsJson, MaxBatchTokens, MaxLength, Pairs, dtype, number, precision, whole_number
+from bayesrm_fast.cli.models import load, posterior_summary
+from bayesrm_fast.cli.terminal import progress_bar, show_summary
+from bayesrm_fast.errors import InputError
+
+
+def fit(
+    model: Annotated[Path, typer.Argument(help="Folder or hub name of an adapter, or of any model (--virtual-rank).")],
+    pairs: Pairs,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder for adapter and posterior. Default: the adapter's own.")
+    ] = None,
+    unlabelled: Annotated[
+        bool, typer.Option("--unlabelled", help="Rows are of prompt and responses, none of them preferred.")
+    ] = False,
+    virtual_rank: Annotated[int | None, typer.Option(help="Rank of virtual adapters, for a model as it is.")] = None,
+    virtual_targets: Annotated[
+        list[str] | None, typer.Option(help="Layers that get one, by their names; may be repeated. Default: auto.")
+    ] = None,
+    structure: Annotated[str, typer.Option(help="ggn, kfac or ekfac.")] = "ggn",
+    rank: Annotated[
+        str, typer.Option(help="Eigenvectors kept (kfac, ekfac: of each large side), a number or full.")
+    ] = "default",
+    second_pass: Annotated[bool, typer.Option(help="For ggn: sharpen the eigenvectors by a second pass.")] = False,
+    basis_dtype: Annotated[str | None, typer.Option(help="For ggn: float32 or bfloat16.")] = None,
+    prior_precision: Annotated[
+        str | None,
+        typer.Option(
+            help="A number, evidence (default for LoRA), margins (default with virtual adapters), validation."
+        ),
+    ] = None,
+    include_head: Annotated[bool, typer.Option(help="Put the score head into the posterior.")] = False,
+    output_weights: Annotated[str | None, typer.Option(help="Weight of each output, separated by commas.")] = None,
+    max_length: MaxLength = None,
+    max_batch_tokens: MaxBatchTokens = None,
+    as_json: AsJson = False,
+) -> None:
+    """Fit the posterior of an adapter, or of a model's virtual adapters, on preference pairs and save it."""
+    from bayesrm_fast.fit.options import FitOptions
+    from bayesrm_fast.model.virtual import VirtualOptions
+    from bayesrm_fast.saved.folders import is_saved_adapter
+    from bayesrm_fast.text.files import read_rows
+    from bayesrm_fast.text.records import candidate_sets, preference_pairs
+
+    folder = output or model
+    if output is None and not is_saved_adapter(model):
+        raise InputError("--output is needed: posterior and virtual adapters go into a folder of their own")
+    virtual: dict[str, Any] = {}
+    if virtual_rank is not None:
+        targets = "auto" if virtual_targets in (None, ["auto"]) else virtual_targets
+        virtual = {"virtual_rank": virtual_rank, "virtual_targets": targets}
+        VirtualOptions(*virtual.values())  # bad ones are told before the model is loaded
+    elif virtual_targets:
+        raise InputError("--virtual-targets goes with --virtual-rank")
+    options = FitOptions(
+        structure,
+        "default" if rank == "default" else None if rank == "full" else whole_number("rank", rank),
+        None if prior_precision is None else precision(prior_precision),
+        include_head,
+        second_pass,
+        None if basis_dtype is None else dtype("basis-dtype", basis_dtype),
+    )
+    weights = None if output_weights is None else [number("output-weights", w) for w in output_weights.split(",")]
+    check_folder(folder)
+    sets = candidate_sets(read_rows(pairs), str(pairs)) if unlabelled else []
+    labelled = [] if unlabelled else preference_pairs(read_rows(pairs), str(pairs))
+
+    loaded = load(model, output_weights=weights, max_length=max_length, max_batch_tokens=max_batch_tokens, **virtual)
+    with progress_bar("fitting") as tell:
+        if unlabelled:
+            prompts = [one.prompt for one in sets for _ in one.responses]
+            responses = [response for one in sets for response in one.responses]
+            loaded.fit_unlabelled(prompts, responses, options, progress=tell)
+        else:
+            loaded.fit(labelled, options, progress=tell)
+    loaded.save_pretrained(folder)
+    show_summary({"output": str(folder), **posterior_summary(folder)}, as_json)

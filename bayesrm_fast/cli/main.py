@@ -1,0 +1,33 @@
+"""The command `bayesrm`: its parts import torch and transformers when they run, so that help needs neither."""
+
+import logging
+import sys
+import warnings
+
+import typer
+
+from bayesrm_fast.cli import best_of_n, calibrate, fit, info, score, train
+from bayesrm_fast.cli.terminal import show_line, show_warning
+from bayesrm_fast.errors import InputError
+
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Reward models with uncertainty."
+)
+app.command()(train.train)
+app.command()(fit.fit)
+app.command()(calibrate.calibrate)
+app.command()(score.score)
+app.command("best-of-n")(best_of_n.best_of_n)
+app.command()(info.info)
+
+
+def main() -> None:
+    """Run the command line; bad input ends with one line and exit code 2."""
+    warnings.showwarning = show_warning
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    logging.getLogger("bayesrm_fast").setLevel(logging.INFO)
+    try:
+        app()
+    except InputError as error:
+        show_line(f"bayesrm: {error}")
+        sys.exit(2)

@@ -1,0 +1,88 @@
+"""`bayesrm score`."""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from bayesrm_fast.cli.arguments import AsJson, MaxBatchTokens, Model, Output, Resume
+from bayesrm_fast.cli.jobs import in_chunks, job_header
+from bayesrm_fast.cli.models import load_fitted
+from bayesrm_fast.cli.resumable import ResumableOutput
+from bayesrm_fast.cli.terminal import progress_bar, show_summary
+
+if TYPE_CHECKING:
+    from bayesrm_fast.reward_model import BayesianRewardModel
+    from bayesrm_fast.text.examples import TokenizedPair, TokenizedRow
+    from bayesrm_fast.text.records import Candidates, PreferencePair
+
+
+def score(
+    model: Model,
+    input_file: Annotated[Path, typer.Argument(metavar="INPUT", help="Rows of prompt, responses or of pairs.")],
+    output: Output,
+    resume: Resume = False,
+    max_batch_tokens: MaxBatchTokens = None,
+    as_json: AsJson = False,
+) -> None:
+    """Reward, variance and std of every response, or of the difference of every pair."""
+    from bayesrm_fast.text.files import check_output, iter_rows
+    from bayesrm_fast.text.records import iter_candidate_sets, iter_preference_pairs
+
+    check_output(output)
+    first = next(iter_rows(input_file))
+    is_paired = "responses" not in first and "chosen" in first
+    read: Any = iter_preference_pairs if is_paired else iter_candidate_sets
+    total = sum(1 for _ in read(iter_rows(input_file), str(input_file)))
+    loaded = load_fitted(model, max_batch_tokens)
+    header = job_header(loaded, input_file, {"max_batch_tokens": max_batch_tokens})
+    results = ResumableOutput(output, header, resume)
+    chunks = in_chunks(read(iter_rows(input_file), str(input_file)), results.count)
+    scored = _scored_pairs(loaded, chunks) if is_paired else _scored_candidates(loaded, chunks)
+    with progress_bar("scoring") as tell:
+        for rows in scored:
+            results.add(rows)
+            tell(results.count, total)
+    cut = 0
+    for row in results.rows():
+        truncated = row["truncated"]
+        cut += any(truncated) if isinstance(truncated, list) else truncated
+    results.finish()
+    show_summary({"output": str(output), "rows": results.count, "rows_with_cut_text": cut}, as_json)
+
+
+def _scored_candidates(
+    loaded: "BayesianRewardModel", chunks: "Iterable[list[Candidates]]"
+) -> Iterator[list[dict[str, Any]]]:
+    from bayesrm_fast.text.prefetching import prefetched
+
+    def tokenized() -> "Iterator[tuple[list[Candidates], list[TokenizedRow]]]":
+        for chunk in chunks:
+            yield chunk, loaded.tokenize_candidates(chunk)
+
+    for chunk, rows in prefetched(tokenized()):
+        columns = {name: values.tolist() for name, values in loaded.score_tokenized(rows).columns().items()}
+        start, scored = 0, []
+        for one in chunk:
+            stop = start + len(one.responses)
+            scored.append({"prompt": one.prompt, **{name: values[start:stop] for name, values in columns.items()}})
+            start = stop
+        yield scored
+
+
+def _scored_pairs(
+    loaded: "BayesianRewardModel", chunks: "Iterable[list[PreferencePair]]"
+) -> Iterator[list[dict[str, Any]]]:
+    from bayesrm_fast.text.prefetching import prefetched
+
+    def tokenized() -> "Iterator[tuple[list[PreferencePair], list[TokenizedPair]]]":
+        for chunk in chunks:
+            yield chunk, loaded.encoder.encode_pairs(chunk)
+
+    for chunk, pairs in prefetched(tokenized()):
+        columns = {name: values.tolist() for name, values in loaded.score_tokenized_pairs(pairs).columns().items()}
+        yield [
+            {"prompt": pair.prompt, **{name: values[i] for name, values in columns.items()}}
+            for i, pair in enumerate(chunk)
+        ]

@@ -1,0 +1,84 @@
+"""What the command shows: tables, progress, warnings; on a terminal only where only a person wants it."""
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+stdout = Console()
+stderr = Console(stderr=True)
+
+SHOWN_AFTER = 2.0
+"""Seconds before a progress bar appears."""
+
+
+@contextmanager
+def progress_bar(what: str, console: Console = stderr) -> Iterator[Callable[[int, int], None]]:
+    """A bar with rate and remaining time, on a terminal only and only for what takes longer than two seconds.
+
+    Args:
+        what: what is being done.
+        console: where; the bar goes away when it is done.
+
+    Yields:
+        A function to be told what is done and the total.
+    """
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]:.1f}/s"),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+        transient=True,
+    )
+    task = bar.add_task(what, rate=0.0)
+    start = time.monotonic()
+
+    def tell(done: int, total: int) -> None:
+        elapsed = time.monotonic() - start
+        if elapsed > SHOWN_AFTER:
+            bar.start()
+        bar.update(task, completed=done, total=total, rate=done / max(elapsed, 1e-9))
+
+    try:
+        yield tell
+    finally:
+        bar.stop()
+
+
+def show_summary(values: Mapping[str, Any], as_json: bool) -> None:
+    """Print names and values, as a table or as JSON."""
+    if as_json:
+        stdout.print_json(json.dumps(values))
+        return
+    table = Table(show_header=False, box=None, pad_edge=False)
+    for name, value in values.items():
+        shown = f"{value:.6g}" if isinstance(value, float) else str(value)
+        table.add_row(name.replace("_", " "), shown)
+    stdout.print(table)
+
+
+def show_line(line: str) -> None:
+    """Print one line for people on standard error, whatever characters it holds."""
+    stderr.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+    """In place of `warnings.showwarning`: one line for what concerns a user, nothing for what does not."""
+    if issubclass(category, UserWarning) and not issubclass(category, FutureWarning):
+        show_line(f"warning: {message}")
+
+
+def quiet_transformers() -> None:
+    """Silence the loading reports and bars that transformers prints by itself."""
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()

@@ -1,0 +1,1 @@
+"""From preference pairs to a posterior."""

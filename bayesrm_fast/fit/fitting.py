@@ -1,0 +1,117 @@
+"""From preference pairs to a posterior."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from bayesrm_fast.errors import InputError
+from bayesrm_fast.fit.ggn import gather_eigenpairs
+from bayesrm_fast.fit.kronecker import gather_blocks
+from bayesrm_fast.fit.options import FitOptions
+from bayesrm_fast.fit.prior import GRID, by_evidence, by_margins, by_validation, margins_and_norms, variance_curve
+from bayesrm_fast.fit.progress import PassCounter
+from bayesrm_fast.model.passes import Passes, Progress, drawn
+from bayesrm_fast.posterior.base import FitRecord, ModelRecord, Posterior, PriorChoice
+from bayesrm_fast.posterior.ggn import GgnPosterior
+from bayesrm_fast.posterior.kronecker import KroneckerPosterior
+from bayesrm_fast.text.examples import TokenizedPair
+from bayesrm_fast.versions import library_versions
+
+MARGIN_PAIRS = 128
+"""Pairs, drawn by lot, whose margins and gradients choose λ by "margins"; both are means."""
+
+HELD_OUT_EVERY = 10
+"""Without validation pairs of its own, `prior_precision="validation"` keeps every tenth pair out of the fit."""
+
+
+def fit_posterior(
+    passes: Passes,
+    pairs: Sequence[TokenizedPair],
+    validation: Sequence[TokenizedPair] | None,
+    options: FitOptions,
+    model: ModelRecord,
+    *,
+    is_labelled: bool = True,
+    progress: Progress | None = None,
+) -> Posterior:
+    """Fit a posterior: one pass over the pairs for kfac and ggn, two for ekfac.
+
+    Args:
+        passes: the tapped model.
+        pairs: tokenized, chosen first.
+        validation: held-out pairs for `prior_precision="validation"`; None keeps every tenth of `pairs` out.
+        options: with a prior precision.
+        model: that the posterior belongs to.
+        is_labelled: whether somebody said which of a pair is better.
+        progress: told the pairs done of all passes together.
+
+    Raises:
+        InputError: fewer than two pairs where some are to be held out; float16 gradients that overflow.
+    """
+    if options.chosen != "validation":
+        validation = None
+    elif validation is None:
+        pairs, validation = _split(pairs)
+    counter = PassCounter(progress, len(pairs) * options.passes(len(pairs)) + len(validation or ()))
+    posterior = _gathered(passes, pairs, options, model, is_labelled, counter)
+    posterior.prior = _prior(passes, pairs, validation, options, posterior, counter)
+    return posterior
+
+
+def _split(pairs: Sequence[TokenizedPair]) -> tuple[list[TokenizedPair], list[TokenizedPair]]:
+    if len(pairs) < 2:
+        raise InputError("prior_precision='validation' needs at least two pairs, or validation pairs of its own")
+    held_out = set(range(HELD_OUT_EVERY // 2, len(pairs), HELD_OUT_EVERY)) or {len(pairs) - 1}
+    kept = [pair for i, pair in enumerate(pairs) if i not in held_out]
+    return kept, [pairs[i] for i in sorted(held_out)]
+
+
+def _gathered(
+    passes: Passes,
+    pairs: Sequence[TokenizedPair],
+    options: FitOptions,
+    model: ModelRecord,
+    is_labelled: bool,
+    counter: PassCounter,
+) -> Posterior:
+    """The posterior of these pairs, at a λ of 1."""
+    sites = passes.tapped.sites
+
+    def record(differences: Tensor) -> FitRecord:
+        weights = [weight.detach().double() for tap in passes.tapped.taps for weight in tap.weights]
+        likelihood = float(torch.nn.functional.logsigmoid(differences.double()).sum())
+        return FitRecord(
+            **vars(model),
+            structure=options.structure,
+            rank=options.kept,
+            pairs=len(pairs),
+            log_likelihood=likelihood if is_labelled else None,
+            squared_norm=sum(float(weight.square().sum()) for weight in weights),
+            versions=library_versions(),
+        )
+
+    if options.structure == "ggn":
+        differences, bases, eigenvalues = gather_eigenpairs(passes, pairs, options, counter)
+        return GgnPosterior.from_factor(sites, bases, eigenvalues.sqrt().diag(), record(differences), 1.0)
+    differences, blocks = gather_blocks(passes, pairs, options, counter)
+    return KroneckerPosterior(sites, blocks, record(differences), 1.0)
+
+
+def _prior(
+    passes: Passes,
+    pairs: Sequence[TokenizedPair],
+    validation: Sequence[TokenizedPair] | None,
+    options: FitOptions,
+    posterior: Posterior,
+    counter: PassCounter,
+) -> PriorChoice:
+    if options.chosen == "evidence":
+        return by_evidence(posterior)
+    if options.chosen == "margins":
+        return by_margins(*margins_and_norms(passes, drawn(pairs, MARGIN_PAIRS)))
+    if isinstance(options.chosen, str):
+        assert validation is not None
+        curve = variance_curve(passes, validation, posterior, GRID, counter.next_pass())
+        return by_validation(*curve, GRID)
+    return PriorChoice(float(options.chosen))

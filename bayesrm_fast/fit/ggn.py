@@ -1,0 +1,43 @@
+"""ggn: from pairs to the leading eigenpairs of the whole GGN."""
+
+import logging
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from bayesrm_fast.fit.memory import ggn_memory
+from bayesrm_fast.fit.options import FitOptions
+from bayesrm_fast.fit.progress import PassCounter
+from bayesrm_fast.fit.sketches import GgnSketch
+from bayesrm_fast.model.passes import Passes, likelihood_cotangent
+from bayesrm_fast.text.examples import TokenizedPair
+
+logger = logging.getLogger("bayesrm_fast")
+
+
+def gather_eigenpairs(
+    passes: Passes, pairs: Sequence[TokenizedPair], options: FitOptions, counter: PassCounter
+) -> tuple[Tensor, dict[str, Tensor], Tensor]:  # shapes: (M,), [(K, r, d)], (K,)
+    """The pairs' reward differences; eigenvectors, a part for each site; and eigenvalues, float64.
+
+    Raises:
+        InputError: the fit does not fit in memory; the message says what rank would.
+    """
+    sites, dtype = passes.tapped.sites, passes.tapped.gradient_dtype
+    memory = ggn_memory(passes, pairs, options.kept, options.second_pass)
+    logger.info("%s", memory)
+    memory.refuse_what_does_not_fit()
+
+    def sketch(omega: dict[str, Tensor] | None) -> GgnSketch:
+        return GgnSketch(sites, options.kept, len(pairs), passes.device, dtype, omega)
+
+    differences, first = passes.gather(pairs, likelihood_cotangent, lambda: sketch(None), counter.next_pass())
+    latest = first
+    if options.second_pass and not first.is_exact:
+        omega, _ = first.eigenpairs(None)
+        del first, latest  # their sums are as much as the next one's
+        _, latest = passes.gather(pairs, likelihood_cotangent, lambda: sketch(omega), counter.next_pass())
+    rows, eigenvalues = latest.eigenpairs(options.kept)
+    stored = dtype if options.basis_dtype is None else options.basis_dtype
+    bases = {site.name: rows.pop(site.name).view(-1, site.r, site.d).to(stored) for site in sites}
+    return differences, bases, eigenvalues

@@ -1,0 +1,120 @@
+"""The prior precision λ, by evidence, by held-out pairs or by the model's own margins; and what that needs to know."""
+
+import math
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from bayesrm_fast.errors import InputError
+from bayesrm_fast.model.passes import Passes, Progress, unit_cotangent
+from bayesrm_fast.ops import segment_outer
+from bayesrm_fast.posterior.base import Posterior, PriorChoice
+from bayesrm_fast.sites import Site
+from bayesrm_fast.text.examples import TokenizedPair
+
+GRID = tuple(10.0 ** (exponent / 4) for exponent in range(-16, 33))
+"""λ from 1e-4 to 1e8, four values a decade: where the curve is shown, and what held-out pairs choose from."""
+
+HELD_OUT_NLL = "held-out negative log likelihood"
+"""What a curve of held-out pairs shows."""
+
+NO_EVIDENCE = "the evidence grows with λ for ever where all weights are zero (virtual adapters): use 'margins'"
+
+
+def by_evidence(posterior: Posterior) -> PriorChoice:
+    """The λ that maximises the Laplace evidence.
+
+    Its derivative by log λ is half of `γ(λ) − λ‖θ‖²` with γ the effective number of parameters (MacKay, *Bayesian
+    Interpolation*, 1992). Both terms are monotone, so there is one root, found by bisection.
+
+    Raises:
+        InputError: weights that are all zero, as virtual adapters' are, for which the evidence grows with λ for ever;
+            or a posterior that was fitted without labels.
+    """
+    if posterior.record.squared_norm == 0:
+        raise InputError(NO_EVIDENCE)
+
+    def slope(log_precision: float) -> float:
+        precision = math.exp(log_precision)
+        return posterior.effective_parameters(precision) - precision * posterior.record.squared_norm
+
+    low, high = math.log(GRID[0]), math.log(GRID[-1])
+    for _ in range(60):
+        middle = (low + high) / 2
+        if slope(middle) > 0:
+            low = middle
+        else:
+            high = middle
+    curve = [(precision, posterior.log_evidence(precision)) for precision in GRID]
+    return PriorChoice(math.exp((low + high) / 2), "evidence", "log evidence", curve)
+
+
+def by_margins(
+    margins: Tensor,  # shape: (M,)
+    squared_norms: Tensor,  # shape: (M,)
+) -> PriorChoice:
+    """The λ at which the prior alone expects reward differences as large as the model's own.
+
+    Under `N(0, λ⁻¹I)` on the weights the linearised model's difference of a pair has the variance `‖j‖² / λ`; its mean
+    over the pairs is to be that of the squared margins (docs/maths.md, section 10).
+
+    Raises:
+        InputError: margins that are all zero, or gradients that are.
+    """
+    square, norm = float(margins.double().square().mean()), float(squared_norms.double().mean())
+    if not (square > 0 and norm > 0):
+        raise InputError("prior_precision='margins' needs pairs whose rewards differ, and depend on the weights")
+    return PriorChoice(norm / square, "margins", "mean ‖j‖² over mean squared margin")
+
+
+def by_validation(
+    difference: Tensor,  # shape: (M,)
+    variance: Tensor,  # shape: (L, M)
+    precisions: Sequence[float],
+) -> PriorChoice:
+    """The λ under which held-out pairs, the chosen response first, have the smallest probit NLL in nats a pair."""
+    scaled = difference / (1 + math.pi / 8 * variance.double()).sqrt()
+    nll = -torch.nn.functional.logsigmoid(scaled).mean(1)
+    curve = list(zip(precisions, nll.tolist(), strict=True))
+    return PriorChoice(precisions[int(nll.argmin())], "validation", HELD_OUT_NLL, curve)
+
+
+class _SquaredNorms:
+    """Consumer that adds up `‖J‖²` of each segment over the sites, in float64."""
+
+    gradients_alone = True
+
+    def __init__(self) -> None:
+        self.total = torch.zeros(())  # shape: (N,) once there is a site
+
+    def consume(self, site: Site, p: Tensor, q: Tensor, offsets: Tensor) -> None:
+        gradient = segment_outer(p, q, offsets)
+        self.total = self.total.to(gradient.device) + gradient.square().sum((1, 2), dtype=torch.float64)
+
+
+def margins_and_norms(passes: Passes, pairs: Sequence[TokenizedPair]) -> tuple[Tensor, Tensor]:  # shapes: (M,), (M,)
+    """Reward differences of pairs and the squared norms of their gradients, float64."""
+    margins, norms = torch.zeros(len(pairs), dtype=torch.float64), torch.zeros(len(pairs), dtype=torch.float64)
+    for batch in passes.over(pairs, unit_cotangent, _SquaredNorms):
+        margins[batch.positions] = batch.rewards.double().cpu()
+        norms[batch.positions] = batch.consumer.total.cpu()
+    return margins, norms
+
+
+def variance_curve(
+    passes: Passes,
+    pairs: Sequence[TokenizedPair],
+    posterior: Posterior,
+    precisions: Sequence[float],
+    progress: Progress | None,
+) -> tuple[Tensor, Tensor]:  # shapes: (M,), (L, M)
+    """Reward differences of pairs, and their variances at every λ of a list, float64."""
+    difference = torch.zeros(len(pairs), dtype=torch.float64)
+    variance = torch.zeros(len(precisions), len(pairs), dtype=torch.float64)
+    make_consumer = partial(posterior.variance_curve_consumer, precisions)
+    for batch in passes.over(pairs, unit_cotangent, make_consumer, progress):
+        difference[batch.positions] = batch.rewards.double().cpu()
+        variance[:, batch.positions] = batch.consumer.variance.double().cpu()
+    return difference, variance

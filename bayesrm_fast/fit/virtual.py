@@ -1,0 +1,94 @@
+"""Making virtual adapters: which layers get one, and their A."""
+
+import contextlib
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from bayesrm_fast.fit.memory import weights_that_fit
+from bayesrm_fast.fit.moments import SecondMoment
+from bayesrm_fast.fit.options import FitOptions
+from bayesrm_fast.model.hashes import model_hash
+from bayesrm_fast.model.layers import refuse
+from bayesrm_fast.model.passes import Passes, drawn
+from bayesrm_fast.model.virtual import (
+    LinearLayer,
+    VirtualAdapter,
+    VirtualOptions,
+    VirtualTap,
+    chosen_layers,
+    keeping_input,
+    linear_layers,
+)
+from bayesrm_fast.text.batches import TokenBatch
+from bayesrm_fast.text.examples import TokenizedPair
+
+SAMPLE = 128
+"""Pairs whose tokens give A; their directions settle long before that."""
+
+
+def make_virtual_adapter(
+    passes: Passes, pairs: Sequence[TokenizedPair], options: VirtualOptions, fit: FitOptions
+) -> VirtualAdapter:
+    """Virtual adapters whose A are the leading eigenvectors of the layers' input second moments, one for each input.
+
+    Args:
+        passes: the model; what it taps is in the posterior too.
+        pairs: the tokens of at most `SAMPLE` of them, drawn by lot, give the moments.
+        options: rank and targets.
+        fit: that will follow, which "auto" leaves memory for.
+
+    Raises:
+        InputError: targets that cannot be served, or a rank beyond a layer's input.
+    """
+    layers = linear_layers(passes.forward, passes.collate(pairs[:1]))
+    weights = None
+    if fit.structure == "ggn":
+        weights = weights_that_fit(passes, pairs, fit.kept, fit.second_pass)
+        weights -= sum(site.r * site.d for site in passes.tapped.sites)
+    layers = chosen_layers(passes.forward.model, layers, options, weights)
+    refuse([layer.name for layer in layers if options.rank > layer.d_in], f"virtual_rank={options.rank} on inputs of")
+    directions = input_directions(passes, layers, pairs, options.rank)
+    taps = [VirtualTap(layer.name, layer.module, directions[layer.input_number], layer.d_out) for layer in layers]
+    return VirtualAdapter(options, taps, model_hash(passes.forward.model))
+
+
+def input_directions(
+    passes: Passes, layers: Sequence[LinearLayer], pairs: Sequence[TokenizedPair], rank: int
+) -> dict[int, Tensor]:
+    """For each `input_number` the leading `rank` eigenvectors of the input's second moment, rows of `[rank, d_in]`."""
+    sample = drawn(pairs, SAMPLE)
+    first = {layer.input_number: layer for layer in reversed(layers)}
+
+    def run(positions: list[int]) -> dict[int, SecondMoment]:
+        batch = passes.collate([sample[i] for i in positions])
+        moments: dict[int, SecondMoment] = {}
+        with contextlib.ExitStack() as stack:
+            for number, layer in first.items():
+                hook = keeping_input(_adding(moments, number, layer.d_in, rank, batch))
+                stack.callback(layer.module.register_forward_pre_hook(hook).remove)
+            stack.enter_context(passes.forward.prepared(batch, every_token=True))
+            with torch.no_grad():
+                passes.forward(batch)
+        return moments
+
+    total: dict[int, SecondMoment] = {}
+    for _, moments in passes.in_batches(sample, run, has_backward=False):
+        for number, moment in moments.items():
+            if number in total:
+                total[number].merge(moment)
+            else:
+                total[number] = moment
+    dtype = passes.forward.dtype
+    return {number: moment.eigenbasis(rank).vectors.T.to(dtype) for number, moment in total.items()}
+
+
+def _adding(
+    moments: dict[int, SecondMoment], number: int, size: int, rank: int, batch: TokenBatch
+) -> Callable[[Tensor], None]:
+    def add(x: Tensor) -> None:
+        moments[number] = SecondMoment(size, rank, x.device)
+        moments[number].add(x[batch.attention_mask.bool().to(x.device)] if x.dim() == 3 else x)
+
+    return add

@@ -1,0 +1,1 @@
+"""A reward model as text goes into it and `(p, q, offsets)` come out of it."""

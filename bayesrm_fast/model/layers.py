@@ -1,0 +1,62 @@
+"""A model's layers and their paths, whether peft has wrapped them or not."""
+
+from collections.abc import Iterable
+
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from bayesrm_fast.errors import InputError
+
+
+def plain_name(name: str) -> str:
+    """A module's path without peft's wrapping."""
+    return name.removeprefix("base_model.model.").removeprefix("base_model.")
+
+
+def refuse(names: list[str], what: str) -> None:
+    """Raise InputError where there are any names of layers or weights that are what the posterior cannot serve."""
+    if names:
+        more = f" and {len(names) - 8} more" if len(names) > 8 else ""
+        raise InputError(f"cannot serve {what}: {', '.join(names[:8])}{more}")
+
+
+def layer_stack(model: nn.Module) -> list[nn.Module]:
+    """The transformer's layers, first to last: the model's longest list of modules."""
+    stacks = [list(module) for module in model.modules() if isinstance(module, nn.ModuleList)]
+    return max(stacks, key=len, default=[])
+
+
+def last_layer(model: nn.Module) -> nn.Module | None:
+    """The last of the transformer's layers; None where the model has no list of modules."""
+    return next(reversed(layer_stack(model)), None)
+
+
+def has_adapter(model: nn.Module) -> bool:
+    """Whether any layer of the model carries an adapter of peft's, of whatever kind."""
+    return any(isinstance(module, BaseTunerLayer) for module in model.modules())
+
+
+def linear_modules(model: nn.Module) -> dict[str, tuple[nn.Module, int, int]]:
+    """Every linear layer but those that peft has added, with the sizes of its input and output, by its path."""
+    found: dict[str, tuple[nn.Module, int, int]] = {}
+    for name, module in outside_adapters(model):
+        if isinstance(module, Conv1D):
+            found[name] = (module, int(module.nx), int(module.nf))
+            continue
+        d_in, d_out = getattr(module, "in_features", None), getattr(module, "out_features", None)
+        if isinstance(d_in, int) and isinstance(d_out, int):
+            found[name] = (module, d_in, d_out)
+    return found
+
+
+def outside_adapters(model: nn.Module) -> Iterable[tuple[str, nn.Module]]:
+    """Modules by their paths, without those that peft adds to a model."""
+    added: set[nn.Module] = set()
+    for module in model.modules():
+        if isinstance(module, BaseTunerLayer):
+            added.add(module)
+            for name, child in module.named_children():
+                if name != "base_layer":
+                    added |= set(child.modules())
+    return [(plain_name(name), module) for name, module in model.named_modules() if module not in added]

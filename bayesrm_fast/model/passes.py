@@ -1,0 +1,256 @@
+"""A tapped model run over many examples, batch by batch, smaller ones where memory runs out."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import torch
+from torch import Tensor
+
+from bayesrm_fast.errors import InputError
+from bayesrm_fast.model.forward import Forward
+from bayesrm_fast.model.taps import TappedModel
+from bayesrm_fast.model.token_budget import TokenBudget, is_out_of_memory, release_memory, tokens_that_fit
+from bayesrm_fast.sites import Consumer, Site
+from bayesrm_fast.text.batches import Collator, plan_batches
+from bayesrm_fast.text.examples import Example, TokenizedRow
+
+Progress = Callable[[int, int], None]
+"""Called with the number of examples done and their total after every batch."""
+
+C = TypeVar("C", bound=Consumer)
+E = TypeVar("E", bound=Example)
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class BatchResult(Generic[C]):
+    """What one batch of a pass gave.
+
+    Attributes:
+        positions: of its N examples among all.
+        scalars: `[N, S]`.
+        consumers: of each of the S backward passes.
+    """
+
+    positions: list[int]
+    scalars: Tensor
+    consumers: list[C]
+
+    @property
+    def rewards(self) -> Tensor:  # shape: (N,)
+        """The scalars, where a row has one."""
+        return self.scalars.squeeze(1)
+
+    @property
+    def consumer(self) -> C:
+        """Of the backward pass, where there is one."""
+        (consumer,) = self.consumers
+        return consumer
+
+
+@dataclass(frozen=True)
+class Passes:
+    """How a model is run over examples.
+
+    Attributes:
+        tapped: the model.
+        collate: makes its batches.
+        budget: how many tokens a batch may have; shrinks where memory runs out.
+    """
+
+    tapped: TappedModel
+    collate: Collator
+    budget: TokenBudget
+
+    @property
+    def forward(self) -> Forward:
+        """The model without its taps."""
+        return self.tapped.forward
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model's inputs go."""
+        return self.collate.device
+
+    def over(
+        self,
+        examples: Sequence[Example],
+        cotangent: Callable[[Tensor], Tensor],
+        make_consumer: Callable[[], C],
+        progress: Progress | None = None,
+    ) -> Iterator[BatchResult[C]]:
+        """One forward and backward pass over every example, with consumers for each batch.
+
+        A batch that does not fit in memory is run again in parts, with new consumers.
+
+        Args:
+            examples: all of one kind, rows or pairs.
+            cotangent: from a batch's scalars `[N]` to their cotangents `[N]`.
+            make_consumer: gives the consumer of a backward pass over a batch.
+            progress: told after every batch.
+
+        Raises:
+            InputError: a reward that is NaN or infinite, by its example.
+        """
+        done = 0
+        for positions, (scalars, consumers) in self.in_batches(
+            examples, lambda positions: self._run(examples, positions, cotangent, make_consumer), has_backward=True
+        ):
+            yield BatchResult(positions, scalars, consumers)
+            done += len(positions)
+            if progress is not None:
+                progress(done, len(examples))
+
+    def gather(
+        self,
+        examples: Sequence[Example],
+        cotangent: Callable[[Tensor], Tensor],
+        make_consumer: Callable[[], C],
+        progress: Progress | None = None,
+    ) -> tuple[Tensor, C]:  # shape: (N,)
+        """The same with one consumer for all batches, for models with one scalar a row.
+
+        Where a batch does not fit in memory the consumer may have seen a part of it: the pass starts again with
+        smaller batches and a new consumer, and `progress` from the beginning.
+
+        Returns:
+            The rewards of all examples, or their differences, on the CPU; and the consumer.
+
+        Raises:
+            InputError: a reward that is NaN or infinite, by its example.
+        """
+
+        while True:
+            consumer = make_consumer()
+            rewards = self._gathered(examples, cotangent, consumer, progress)
+            if rewards is not None:
+                return rewards, consumer
+            del consumer  # its sums are as much as the next one's
+            release_memory(self.device)
+
+    def _gathered(
+        self,
+        examples: Sequence[Example],
+        cotangent: Callable[[Tensor], Tensor],
+        consumer: Consumer,
+        progress: Progress | None,
+    ) -> Tensor | None:  # shape: (N,)
+        """The rewards; None where a batch did not fit, and the next try has smaller ones."""
+        rewards: dict[int, Tensor] = {}
+        for positions in plan_batches(examples, self.budget.batch_tokens):
+            try:
+                scalars, _ = self._run(examples, positions, cotangent, lambda: consumer)
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                self.budget.shrink(error, len(positions), _padded(examples, positions), has_backward=True)
+                return None
+            rewards.update(zip(positions, scalars.squeeze(1).cpu(), strict=True))
+            if progress is not None:
+                progress(len(rewards), len(examples))
+        return torch.stack([rewards[i] for i in range(len(examples))])
+
+    def _run(
+        self,
+        examples: Sequence[Example],
+        positions: Sequence[int],
+        cotangent: Callable[[Tensor], Tensor],
+        make_consumer: Callable[[], C],
+    ) -> tuple[Tensor, list[C]]:
+        chosen = [examples[i] for i in positions]
+        scalars, consumers = self.tapped.run(
+            self.collate(chosen), cotangent, make_consumer, checkpoints=self.budget.checkpoints
+        )
+        check_finite(scalars, chosen)
+        return scalars, consumers
+
+    def in_batches(
+        self, examples: Sequence[Example], run: Callable[[list[int]], R], *, has_backward: bool, before: int = 0
+    ) -> Iterator[tuple[list[int], R]]:
+        """The positions of every batch, and what `run` gives for them; a batch that does not fit is planned again.
+
+        Args:
+            examples: to be planned by their lengths.
+            run: what to do with the positions of a batch; called again, for fewer, where memory runs out.
+            has_backward: whether gradient checkpointing could help.
+            before: tokens that every row has in memory before its own.
+        """
+        waiting = list(reversed(plan_batches(examples, self.budget.batch_tokens, before)))
+        while waiting:
+            positions = waiting.pop()
+            results: list[R] = []
+            try:
+                results.append(run(positions))
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                self.budget.shrink(error, len(positions), _padded(examples, positions, before), has_backward)
+            if not results:  # here, because the exception's frames hold what the batch has allocated
+                release_memory(self.device)
+                left = sorted(i for batch in [*waiting, positions] for i in batch)
+                replanned = plan_batches([examples[i] for i in left], self.budget.batch_tokens, before)
+                waiting = [[left[i] for i in batch] for batch in reversed(replanned)]
+                continue
+            yield positions, results[0]
+
+    def shared_inputs(self, example: Example) -> dict[str, str]:
+        """`TappedModel.shared_inputs` of one example."""
+        return self.tapped.shared_inputs(self.collate([example]))
+
+
+def _padded(examples: Sequence[Example], positions: Sequence[int], before: int = 0) -> int:
+    """Tokens of a batch, padding included."""
+    rows = sum(len(examples[i].signs) for i in positions)
+    return rows * (before + max(examples[i].length for i in positions))
+
+
+def drawn(examples: Sequence[E], count: int) -> list[E]:
+    """At most `count` of the examples, drawn by lot; the same ones every time."""
+    lot = torch.randperm(len(examples), generator=torch.Generator().manual_seed(0))[:count].tolist()
+    return [examples[i] for i in lot]
+
+
+class _Nothing:
+    gradients_alone = True
+
+    def consume(self, site: Site, p: Tensor, q: Tensor, offsets: Tensor) -> None:
+        pass
+
+
+def measured_budget(tapped: TappedModel, max_length: int, collate: Collator) -> TokenBudget:
+    """The token budget of a GPU, from two trial batches of random rows."""
+    device = collate.device
+    length = min(max_length, 256)
+    generator = torch.Generator().manual_seed(0)
+
+    def peak_bytes(tokens: int) -> int:
+        shape = (max(tokens // length, 1), length)
+        ids = torch.randint(1, collate.vocab_size, shape, generator=generator).tolist()
+        batch = collate([TokenizedRow(row, None, False) for row in ids])
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        tapped.run(batch, unit_cotangent, _Nothing)
+        return torch.cuda.max_memory_allocated(device) - before
+
+    release_memory(device)
+    free, _ = torch.cuda.mem_get_info(device)
+    return TokenBudget(tokens_that_fit(peak_bytes, free, 2 * length))
+
+
+def check_finite(scalars: Tensor, examples: Sequence[Example]) -> None:  # shape: (N, S)
+    """Raise InputError where a reward is NaN or infinite, by its example."""
+    finite = scalars.isfinite().all(1)
+    if not finite.all():
+        first = examples[int((~finite).nonzero()[0])]
+        raise InputError(f"the model's reward of {first.where} is NaN or infinite")
+
+
+def unit_cotangent(scalars: Tensor) -> Tensor:
+    """Under which an example's segment is the Jacobian of its reward, or of its difference of rewards."""
+    return torch.ones_like(scalars)
+
+
+def likelihood_cotangent(differences: Tensor) -> Tensor:
+    """`√Λ`, `Λ = σ(Δ)(1 − σ(Δ))`, under which `Σ j jᵀ` over pairs is the GGN of the Bradley–Terry loss."""
+    return (torch.sigmoid(differences) * torch.sigmoid(-differences)).sqrt()

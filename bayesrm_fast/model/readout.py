@@ -1,0 +1,80 @@
+"""What turns a model's output into the scalars that are scored."""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from bayesrm_fast.errors import InputError
+from bayesrm_fast.text.batches import TokenBatch
+
+
+class Readout(Protocol):
+    """From a model's output to S scalars for each row, S = 1 for a reward.
+
+    A pass makes one backward pass for each of the S; taps and passes know no more of a readout than this.
+
+    Attributes:
+        reads_one_token: whether the scalars may be read at one token of each row, so that it is worth trying whether
+            the last layer can work there alone (`shortcut_trials`).
+    """
+
+    reads_one_token: bool
+
+    def scalars(self, output: Any, batch: TokenBatch) -> Tensor:  # shape: (B, S), float32 or float64
+        """Read what the model gave for a batch; autograd sees through."""
+        ...
+
+
+class PooledReadout:
+    """The reward `output_weights · logits` of a sequence classifier, which reads its logits at one token itself.
+
+    Args:
+        output_weights: weight of each output in the reward, `[L]`.
+    """
+
+    reads_one_token = True
+
+    def __init__(self, output_weights: Tensor) -> None:
+        self.output_weights = output_weights
+
+    def scalars(self, output: Any, batch: TokenBatch) -> Tensor:  # shape: (B, 1)
+        """See `Readout`; `output.logits` is `[B, L]`."""
+        logits = _at_least_float32(output.logits)
+        # A copy, because weights made under inference mode could not be kept for the backward pass.
+        return (logits @ self.output_weights.to(logits.device, logits.dtype, copy=True))[:, None]
+
+
+class TensorReadout:
+    """The reward of a model of one's own, which gives it as a tensor `[B]` or `[B, 1]`."""
+
+    reads_one_token = True
+
+    def scalars(self, output: Any, batch: TokenBatch) -> Tensor:  # shape: (B, 1)
+        """See `Readout`.
+
+        Raises:
+            InputError: the model gave anything else.
+        """
+        rows = batch.input_ids.shape[0]
+        if not isinstance(output, Tensor) or output.shape not in ((rows,), (rows, 1)):
+            what = f"a tensor {list(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
+            raise InputError(f"the model must give one reward a row, a tensor [{rows}] or [{rows}, 1], not {what}")
+        return _at_least_float32(output).view(rows, 1)
+
+
+def checked_output_weights(weights: Sequence[float] | Tensor | None, labels: int) -> Tensor:
+    """Weights of a model's outputs in the reward, `[labels]`; raises InputError where they do not fit the model."""
+    if weights is None:
+        if labels != 1:
+            raise InputError(f"the model has {labels} outputs: give output_weights, the weight of each in the reward")
+        return torch.ones(1)
+    checked = torch.as_tensor(weights, dtype=torch.float32)
+    if checked.shape != (labels,) or not checked.isfinite().all():
+        raise InputError(f"output_weights must be {labels} finite numbers, one for each output of the model")
+    return checked
+
+
+def _at_least_float32(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -1,0 +1,169 @@
+"""A reward model as text goes into it, with the taps that a posterior wants."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any, cast
+
+from peft import PeftModel
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from bayesrm_fast.errors import InputError
+from bayesrm_fast.model.forward import Forward, text_config
+from bayesrm_fast.model.hashes import adapter_hash
+from bayesrm_fast.model.head import find_head, find_head_tap
+from bayesrm_fast.model.layers import has_adapter
+from bayesrm_fast.model.lora import LoraTap, find_lora_taps
+from bayesrm_fast.model.passes import Passes, measured_budget
+from bayesrm_fast.model.readout import PooledReadout, Readout, checked_output_weights
+from bayesrm_fast.model.shortcut_trials import find_shortcuts
+from bayesrm_fast.model.shortcuts import Shortcuts
+from bayesrm_fast.model.taps import Tap, TappedModel
+from bayesrm_fast.model.token_budget import BATCH_TOKENS, TokenBudget
+from bayesrm_fast.model.virtual import Targets, VirtualAdapter, VirtualOptions
+from bayesrm_fast.text.batches import Collator
+from bayesrm_fast.text.encoder import TextEncoder, default_max_length
+from bayesrm_fast.text.examples import TokenizedPair, TokenizedRow
+from bayesrm_fast.text.records import Candidates, Text, check_rows, preference_pairs
+
+
+class RewardModel:
+    """A reward model with its tokenizer, and the taps that a posterior over its weights wants.
+
+    Args:
+        model: a `PeftModel` with one active LoRA adapter, or with `virtual_rank` any model; used where it is and left
+            as it was found. A sequence classifier, or with a `readout` for it a module of one's own.
+        tokenizer: a fast tokenizer. With a chat template it renders conversations by it; otherwise see `TextEncoder`.
+        output_weights: weight of each of the model's outputs in the reward, `[num_labels]`. Needed where the model has
+            several outputs; 1 where it has one, or a `readout` of its own.
+        readout: what of the model's output is scored: `TensorReadout()` for a model that gives its rewards as a tensor.
+            Default: `PooledReadout(output_weights)`, for sequence classifiers.
+        max_length: tokens at which a row is cut (`TextEncoder` says how). Default: what tokenizer and model accept, at
+            most 4,096.
+        max_batch_tokens: tokens of one batch, padding included. Default: 4,096 on a CPU, on a GPU what two short trials
+            say of its free memory. Smaller batches follow by themselves where memory runs out.
+        virtual_rank: rows of each virtual adapter's A, which `fit` finds in the inputs of the layers; the reward stays
+            the model's own. Beside LoRA, both are in the posterior. None for no virtual adapters.
+        virtual_targets: which layers get one: "auto" (all linear layers of attention and feed-forward blocks, from the
+            last block down, as many as a ggn fit has memory for), last parts of their paths, or a regular expression.
+
+    Raises:
+        InputError: neither a LoRA adapter nor `virtual_rank`, or an adapter that cannot be served; the message lists
+            the layers.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        virtual_rank: int | None = None,
+        virtual_targets: Targets = "auto",
+        output_weights: Sequence[float] | Tensor | None = None,
+        readout: Readout | None = None,
+        max_length: int | None = None,
+        max_batch_tokens: int | None = None,
+    ) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.virtual_options = None if virtual_rank is None else VirtualOptions(virtual_rank, virtual_targets)
+        self.virtual: VirtualAdapter | None = None
+        """The virtual adapters, None before a fit has made them."""
+        self.lora = self.find_lora()
+        self._shortcuts: Shortcuts | None = None
+        config = text_config(model)
+        labels = 1 if readout is not None else int(getattr(model.config, "num_labels", None) or 0)
+        self.output_weights = checked_output_weights(output_weights, labels)
+        self.readout: Readout = PooledReadout(self.output_weights) if readout is None else readout
+        positions = getattr(config, "max_position_embeddings", None)
+        self.encoder = TextEncoder(tokenizer, max_length or default_max_length(tokenizer, positions))
+        if max_batch_tokens is not None and max_batch_tokens < 1:
+            raise InputError(f"max_batch_tokens must be positive, not {max_batch_tokens}")
+        device = next(model.parameters()).device
+        padding = getattr(config, "pad_token_id", None)
+        self.collator = Collator(
+            pad_token_id=tokenizer.pad_token_id if padding is None else padding,
+            vocab_size=getattr(config, "vocab_size", None) or len(tokenizer),
+            device=device,
+        )
+        tokens = max_batch_tokens or BATCH_TOKENS.get(device.type)
+        self._budget = None if tokens is None else TokenBudget(tokens)
+
+    @property
+    def adapter(self) -> str | None:
+        """Name of the LoRA adapter that is scored by, among those of the model; None where there is none."""
+        return self.lora[0].adapter if self.lora else None
+
+    def tokenize(
+        self, prompts: Sequence[Text], responses: Sequence[Text], where: Sequence[str] | None = None
+    ) -> list[TokenizedRow]:
+        """What `score_tokenized` takes; may run in another thread than the model.
+
+        Args:
+            prompts, responses: `responses[i]` answers `prompts[i]`.
+            where: what an error calls each row. Default: its number.
+
+        Raises:
+            InputError: no rows, lists of different lengths, or text that cannot be read.
+        """
+        check_rows(prompts, responses)
+        return self.encoder.encode(prompts, responses, where or [f"row {i + 1}" for i in range(len(prompts))])
+
+    def tokenize_pairs(self, pairs: Iterable[Any], source: str = "pairs") -> list[TokenizedPair]:
+        """The same for preference pairs; `source` is what an error calls them.
+
+        Raises:
+            InputError: pairs that cannot be read.
+        """
+        return self.encoder.encode_pairs(preference_pairs(pairs, source))
+
+    def tokenize_candidates(self, sets: Sequence[Candidates]) -> list[TokenizedRow]:
+        """The same for all candidates of checked sets, in their order."""
+        prompts = [one.prompt for one in sets for _ in one.responses]
+        where = [f"{one.where}: responses[{i}]" for one in sets for i in range(len(one.responses))]
+        return self.encoder.encode(prompts, [response for one in sets for response in one.responses], where)
+
+    @property
+    def shortcuts(self) -> Shortcuts:
+        """The shortcuts that give this model's rewards exactly; tried when first asked for."""
+        if self._shortcuts is None:
+            has_types = "token_type_ids" in self.tokenizer.model_input_names
+            self._shortcuts = find_shortcuts(
+                self.model, self.readout, self.collator, max_length=self.encoder.max_length, has_types=has_types
+            )
+        return self._shortcuts
+
+    @property
+    def base_model(self) -> str:
+        """Name or path of the model under the adapters."""
+        if self.adapter is None:
+            return str(getattr(getattr(self.model, "config", None), "name_or_path", ""))
+        return str(cast(PeftModel, self.model).peft_config[self.adapter].base_model_name_or_path)
+
+    def find_lora(self) -> list[LoraTap]:
+        """The layers with LoRA, as the model is now; none for a model without an adapter that is to get virtual ones.
+
+        Raises:
+            InputError: an adapter that cannot be served, or neither.
+        """
+        if self.virtual_options is not None and not has_adapter(self.model):
+            return []
+        return find_lora_taps(self.model)
+
+    def taps(self, virtual: VirtualAdapter | None, include_head: bool = False) -> list[Tap]:
+        """What a posterior over LoRA, these virtual adapters and perhaps the head is over."""
+        taps: list[Tap] = [*self.lora, *(virtual.taps if virtual else ())]
+        return [*taps, find_head_tap(self.model, [tap.module for tap in taps])] if include_head else taps
+
+    def passes_over(self, taps: Sequence[Tap]) -> Passes:
+        """The model with these taps."""
+        tapped = TappedModel(Forward(self.model, self.readout, self.shortcuts), taps)
+        budget = self._budget
+        if budget is None:
+            budget = measured_budget(tapped, self.encoder.max_length, self.collator)
+            self._budget = budget if taps else None  # a pass without taps keeps nothing, and says nothing of one with
+        return Passes(tapped, self.collator, budget)
+
+    def adapter_hash(self, virtual: VirtualAdapter | None) -> str:
+        """`hashes.adapter_hash` of LoRA, these virtual adapters and the head."""
+        head = find_head(self.model)
+        return adapter_hash([*self.taps(virtual), *([head] if head else [])])

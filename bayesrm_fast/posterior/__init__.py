@@ -1,0 +1,1 @@
+"""From `(p, q, offsets)` to variances and covariances."""

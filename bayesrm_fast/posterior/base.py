@@ -1,0 +1,207 @@
+"""What every structure of the posterior has: prior precision, evidence, variances and features."""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol, Self
+
+import torch
+from torch import Tensor
+
+from bayesrm_fast.errors import InputError
+from bayesrm_fast.sites import Consumer, Site
+
+
+@dataclass(frozen=True)
+class ModelRecord:
+    """The model that a posterior belongs to.
+
+    Attributes:
+        base_model: name or path of the model under the adapter.
+        adapter_sha256: hash of the adapter's and the head's weights.
+        include_head: whether the score head is part of the posterior.
+        output_weights: weight of each output in the reward.
+        max_length: tokens at which rows were cut.
+    """
+
+    base_model: str
+    adapter_sha256: str
+    include_head: bool
+    output_weights: list[float]
+    max_length: int
+
+
+@dataclass(frozen=True)
+class FitRecord(ModelRecord):
+    """What a posterior was fitted on and how; it never changes.
+
+    Attributes:
+        structure: "kfac", "ekfac" or "ggn".
+        rank: eigenvectors kept, of each large side (kfac, ekfac) or of the whole GGN (ggn); None for all.
+        pairs: number of preference pairs.
+        log_likelihood: `Σ log σ(r_chosen − r_rejected)` of the fitted pairs; None where nobody said which is better.
+        squared_norm: `‖θ‖²` of the weights that the posterior is over.
+        versions: of the libraries that fitted it.
+    """
+
+    structure: str
+    rank: int | None
+    pairs: int
+    log_likelihood: float | None
+    squared_norm: float
+    versions: dict[str, str]
+
+
+@dataclass(frozen=True)
+class PriorChoice:
+    """A prior precision and how it was chosen.
+
+    Attributes:
+        precision: λ, positive.
+        method: "given", "evidence", "validation", "margins" or "calibration".
+        criterion: what the curve shows, or what the choice is.
+        curve: `(λ, criterion)`; empty where λ follows without a search.
+
+    Raises:
+        InputError: a precision that is not a positive number.
+    """
+
+    precision: float
+    method: str = "given"
+    criterion: str = ""
+    curve: Sequence[tuple[float, float]] = field(default=())
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.precision) and self.precision > 0):
+            raise InputError(f"the prior precision must be a positive number, not {self.precision}")
+
+
+class VarianceConsumer(Consumer, Protocol):
+    """A consumer of one batch that ends with variances."""
+
+    @property
+    def variance(self) -> Tensor:
+        """Of every segment `[N]`, or `[L, N]` for L prior precisions, once the pass is over."""
+        ...
+
+
+class FeatureConsumer(Consumer, Protocol):
+    """A consumer of one batch that ends with whitened gradients `Σ^½ J`: their inner products are the covariances."""
+
+    def features(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Few numbers in the posterior's bases, and many outside of them, by name; each `[N, …]`."""
+        ...
+
+
+class Posterior(ABC):
+    """Gaussian posterior `N(θ, (GGN + λI)⁻¹)` over the sites' weights.
+
+    Args:
+        sites: what it is over.
+        record: what it was fitted on.
+        prior: λ, and how it was chosen.
+        temperature: T of the pairs' probabilities, 1 before `calibrate`.
+
+    Attributes:
+        sites, record, prior, temperature: as above; the last two may be set, at no cost.
+    """
+
+    def __init__(
+        self, sites: Sequence[Site], record: FitRecord, prior: PriorChoice | float, temperature: float = 1.0
+    ) -> None:
+        self.sites = list(sites)
+        self.record = record
+        self.prior = prior if isinstance(prior, PriorChoice) else PriorChoice(float(prior))
+        self.temperature = temperature
+
+    @property
+    def prior_precision(self) -> float:
+        """λ; setting it changes every variance and needs no new fit."""
+        return self.prior.precision
+
+    @prior_precision.setter
+    def prior_precision(self, value: float) -> None:
+        self.prior = PriorChoice(float(value))
+
+    @property
+    def parameters(self) -> int:
+        """P, the number of weights that the posterior is over."""
+        return sum(site.r * site.d for site in self.sites)
+
+    @abstractmethod
+    def spectrum(self) -> list[tuple[Tensor, int]]:
+        """The GGN's eigenvalues but zeros, float64, in groups with a multiplicity each."""
+
+    @abstractmethod
+    def variance_consumer(self) -> VarianceConsumer:
+        """A consumer of a batch of N segments that ends with their variances `JᵀΣJ` `[N]`."""
+
+    @abstractmethod
+    def variance_curve_consumer(self, precisions: Sequence[float]) -> VarianceConsumer:
+        """The same at L other prior precisions, `[L, N]`."""
+
+    @abstractmethod
+    def feature_consumer(self) -> FeatureConsumer:
+        """A consumer of a batch that ends with its whitened gradients."""
+
+    @abstractmethod
+    def conditional(self, sites: Sequence[Site]) -> Self:
+        """The posterior of some sites' weights where all others are held at the MAP.
+
+        Its variances `J₁ᵀ (GGN₁₁ + λI)⁻¹ J₁` are the least that `JᵀΣJ` can be, whatever the other sites' part of J is
+        (docs/maths.md, section 6).
+        """
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same posterior with its tensors on `device`."""
+        moved: dict[int, Tensor] = {}  # a tensor that sites share stays one
+        tensors = {name: moved.setdefault(id(t), t.to(device)) for name, t in self.tensors().items()}
+        return self.from_tensors(self.sites, tensors, self.record, self.prior, self.temperature)
+
+    @abstractmethod
+    def tensors(self) -> dict[str, Tensor]:
+        """What a file holds, by `site/part`; sites may share a tensor."""
+
+    @classmethod
+    @abstractmethod
+    def from_tensors(
+        cls,
+        sites: Sequence[Site],
+        tensors: Mapping[str, Tensor],
+        record: FitRecord,
+        prior: PriorChoice,
+        temperature: float,
+    ) -> Self:
+        """The inverse of `tensors`; raises KeyError where one is missing."""
+
+    def _sum_over_eigenvalues(self, function: Callable[[Tensor], Tensor]) -> float:
+        return sum(times * float(function(values).sum()) for values, times in self.spectrum())
+
+    def log_determinant(self, prior_precision: float | None = None) -> float:
+        """`log det(GGN + λI)`."""
+        precision = self.prior_precision if prior_precision is None else prior_precision
+        return self.parameters * math.log(precision) + self._sum_over_eigenvalues(
+            lambda values: (values / precision).log1p()
+        )
+
+    def effective_parameters(self, prior_precision: float | None = None) -> float:
+        """`Σ E / (E + λ)`, how many directions the data determines (MacKay, 1992)."""
+        precision = self.prior_precision if prior_precision is None else prior_precision
+        return self._sum_over_eigenvalues(lambda values: values / (values + precision))
+
+    def log_evidence(self, prior_precision: float | None = None) -> float:
+        """`log p(D|θ) − ½λ‖θ‖² + ½P log λ − ½ log det(GGN + λI)`, the Laplace evidence in nats.
+
+        Raises:
+            InputError: a posterior that was fitted without labels.
+        """
+        if self.record.log_likelihood is None:
+            raise InputError("a posterior of unlabelled candidates has no evidence: nobody said which are better")
+        precision = self.prior_precision if prior_precision is None else prior_precision
+        return (
+            self.record.log_likelihood
+            - 0.5 * precision * self.record.squared_norm
+            + 0.5 * self.parameters * math.log(precision)
+            - 0.5 * self.log_determinant(precision)
+        )

@@ -1,0 +1,200 @@
+"""The posterior whose GGN is its leading eigenpairs over all sites together, with the prior outside of them: ggn."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from bayesrm_fast.ops import segment_outer
+from bayesrm_fast.posterior.base import FitRecord, Posterior, PriorChoice
+from bayesrm_fast.posterior.linear_algebra import eigenpairs_of_factor, gram
+from bayesrm_fast.sites import Site
+
+
+class GgnPosterior(Posterior):
+    """Gaussian posterior whose GGN is `Σ_k s_k e_k e_kᵀ`, `e = T B` with B the stored bases of all sites side by side.
+
+    B may be rounded, to bfloat16 as well: T makes its rows orthonormal, whatever they are (docs/maths.md, section 7).
+
+    Args:
+        sites: what it is over.
+        bases: B of each site `[K, r, d]`, any floating dtype.
+        transform: T `[K', K]`, float64.
+        eigenvalues: s `[K']`, float64, descending.
+        record, prior, temperature: as for `Posterior`.
+    """
+
+    def __init__(
+        self,
+        sites: Sequence[Site],
+        bases: Mapping[str, Tensor],
+        transform: Tensor,
+        eigenvalues: Tensor,
+        record: FitRecord,
+        prior: PriorChoice | float,
+        temperature: float = 1.0,
+    ) -> None:
+        super().__init__(sites, record, prior, temperature)
+        self.bases = dict(bases)
+        self.transform = transform
+        self.eigenvalues = eigenvalues
+
+    @classmethod
+    def from_factor(
+        cls,
+        sites: Sequence[Site],
+        bases: Mapping[str, Tensor],
+        scale: Tensor,
+        record: FitRecord,
+        prior: PriorChoice | float,
+        temperature: float = 1.0,
+    ) -> "GgnPosterior":
+        """The posterior whose GGN is `FᵀF`, `F = scale B`.
+
+        Args:
+            sites: what it is over.
+            bases: B of each site `[K, r, d]`.
+            scale: `[K', K]`, float64.
+            record, prior, temperature: as for `Posterior`.
+        """
+        eigenvalues, transform = eigenpairs_of_factor(gram(bases.values()), scale)
+        return cls(sites, bases, transform, eigenvalues, record, prior, temperature)
+
+    def conditional(self, sites: Sequence[Site]) -> "GgnPosterior":
+        """See `Posterior`; the GGN's block of some sites is the product of their part of its factor."""
+        bases = {site.name: self.bases[site.name] for site in sites}
+        scale = self.eigenvalues.sqrt()[:, None] * self.transform
+        return self.from_factor(sites, bases, scale, self.record, self.prior, self.temperature)
+
+    def spectrum(self) -> list[tuple[Tensor, int]]:
+        """See `Posterior`."""
+        return [(self.eigenvalues, 1)]
+
+    def variance_consumer(self) -> "GgnVariance":
+        """See `Posterior`."""
+        return GgnVariance(self)
+
+    def variance_curve_consumer(self, precisions: Sequence[float]) -> "GgnVarianceCurve":
+        """See `Posterior`."""
+        return GgnVarianceCurve(self, precisions)
+
+    def feature_consumer(self) -> "GgnFeatures":
+        """See `Posterior`."""
+        return GgnFeatures(self)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """See `Posterior`."""
+        bases = {f"{name}/basis": basis for name, basis in self.bases.items()}
+        return bases | {"all/transform": self.transform, "all/eigenvalues": self.eigenvalues}
+
+    @classmethod
+    def from_tensors(
+        cls,
+        sites: Sequence[Site],
+        tensors: Mapping[str, Tensor],
+        record: FitRecord,
+        prior: PriorChoice,
+        temperature: float,
+    ) -> "GgnPosterior":
+        """See `Posterior`."""
+        bases = {site.name: tensors[f"{site.name}/basis"] for site in sites}
+        return cls(sites, bases, tensors["all/transform"], tensors["all/eigenvalues"], record, prior, temperature)
+
+
+class _Coordinates:
+    """A consumer's sums `B J` and `‖J‖²` over the sites, in float64.
+
+    Most of `‖J‖²` may lie in the bases, and what does not has a weight that can be a million times the rest's. So both
+    are summed in float64: products of float32 numbers are exact there, and their difference keeps its digits.
+    """
+
+    gradients_alone = True
+
+    def __init__(self, posterior: GgnPosterior) -> None:
+        self.posterior = posterior
+        self.dtype = torch.float32
+        self._products: Tensor | None = None  # shape: (N, K)
+        self._squared_norm: Tensor | None = None  # shape: (N,)
+
+    def consume(self, site: Site, p: Tensor, q: Tensor, offsets: Tensor) -> None:
+        """Add one site's part."""
+        self._add(site, segment_outer(p, q, offsets).flatten(1))
+
+    def _add(self, site: Site, gradient: Tensor) -> None:  # shape: (N, r · d)
+        self.dtype = gradient.dtype
+        gradient = gradient.double()
+        products = gradient @ self.posterior.bases[site.name].flatten(1).double().T
+        squared_norm = torch.linalg.vecdot(gradient, gradient)
+        if self._products is None or self._squared_norm is None:
+            self._products, self._squared_norm = products, squared_norm
+        else:
+            self._products += products
+            self._squared_norm += squared_norm
+
+    def coordinates(self) -> tuple[Tensor, Tensor]:  # shapes: (N, K'), (N,)
+        """Coordinates in the eigenvectors, and the squared norm of what lies outside of them."""
+        assert self._products is not None
+        assert self._squared_norm is not None
+        inside = self._products @ self.posterior.transform.T
+        return inside, (self._squared_norm - inside.square().sum(1)).clamp(min=0)
+
+
+class GgnVarianceCurve(_Coordinates):
+    """`Σ_k c_k² / (s_k + λ) + (‖J‖² − Σ_k c_k²) / λ` of each segment, c its coordinates in the eigenvectors.
+
+    Args:
+        posterior: on the device of the pass.
+        precisions: L values of λ.
+    """
+
+    def __init__(self, posterior: GgnPosterior, precisions: Sequence[float]) -> None:
+        super().__init__(posterior)
+        self.precisions = list(precisions)
+
+    @property
+    def variance(self) -> Tensor:
+        """`[L, N]`; float32, float64 for a float64 model."""
+        inside, outside = self.coordinates()
+        precisions = torch.tensor(self.precisions, dtype=inside.dtype, device=inside.device)
+        weights = 1 / (self.posterior.eigenvalues + precisions[:, None])  # shape: (L, K')
+        return (weights @ inside.square().T + outside / precisions[:, None]).to(self.dtype)
+
+
+class GgnVariance(GgnVarianceCurve):
+    """The same at the posterior's own λ."""
+
+    def __init__(self, posterior: GgnPosterior) -> None:
+        super().__init__(posterior, [posterior.prior_precision])
+
+    @property
+    def variance(self) -> Tensor:
+        """`[N]`; float32, float64 for a float64 model."""
+        return super().variance[0]
+
+
+class GgnFeatures(_Coordinates):
+    """Keeps each segment's gradient until its coordinates are known, and then what lies outside of the eigenvectors.
+
+    Args:
+        posterior: on the device of the pass.
+    """
+
+    def __init__(self, posterior: GgnPosterior) -> None:
+        super().__init__(posterior)
+        self._gradients: dict[str, Tensor] = {}  # shape: (N, r · d) for each site
+
+    def _add(self, site: Site, gradient: Tensor) -> None:  # shape: (N, r · d)
+        self._gradients[site.name] = gradient
+        super()._add(site, gradient)
+
+    def features(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """See `posterior.FeatureConsumer`; the gradients are used up."""
+        posterior, precision = self.posterior, self.posterior.prior_precision
+        inside, _ = self.coordinates()
+        projection = inside @ posterior.transform  # shape: (N, K)
+        outside = {}
+        for name in list(self._gradients):
+            gradient = self._gradients.pop(name)
+            basis = posterior.bases[name].flatten(1).double()
+            outside[name] = ((gradient.double() - projection @ basis) / precision**0.5).to(gradient.dtype)
+        return {"all": inside / (posterior.eigenvalues + precision).sqrt()}, outside

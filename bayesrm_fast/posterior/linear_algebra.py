@@ -1,0 +1,39 @@
+"""Eigenpairs of matrices that are only known by their factors, and how bases lie in memory."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+SMALLEST_EIGENVALUE = 1e-12
+"""Of the largest: below it, an eigenvalue of a Gram matrix in float64 is its rounding."""
+
+
+def by_columns(basis: Tensor) -> Tensor:  # shape: (d, k)
+    """The same basis, laid out as the C++ operations read it, so that no call has to turn it."""
+    return basis.T.contiguous().T
+
+
+def gram(parts: Iterable[Tensor]) -> Tensor:  # shape of each: (M, …); result: (M, M)
+    """`B Bᵀ` of rows that come in parts, float64."""
+    products = [(flat := part.flatten(1).double()) @ flat.T for part in parts]
+    return torch.stack(products).sum(0)
+
+
+def eigenpairs_of_factor(products: Tensor, scale: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Eigenpairs of `FᵀF`, `F = scale B`, from the small `B Bᵀ`.
+
+    Args:
+        products: `B Bᵀ` `[M, M]`, float64.
+        scale: `[K, M]`, float64; the identity for None.
+
+    Returns:
+        The eigenvalues that are not rounding `[K']`, descending, and T `[K', M]`: the rows of `T B` are their vectors.
+    """
+    if scale is None:
+        scale = torch.eye(len(products), dtype=products.dtype, device=products.device)
+    values, vectors = torch.linalg.eigh(scale @ products @ scale.T)
+    largest = values[-1:].clamp(min=torch.finfo(values.dtype).tiny).sum()  # of none, where the GGN is zero
+    kept = values > SMALLEST_EIGENVALUE * largest
+    values, vectors = values[kept].flip(0), vectors[:, kept].flip(1)
+    return values, (vectors / values.sqrt()).T @ scale

@@ -1,0 +1,1 @@
+"""Rewards with their uncertainty."""

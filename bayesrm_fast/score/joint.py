@@ -1,0 +1,205 @@
+"""The joint posterior of one prompt's candidates, and what follows from it for a choice."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from bayesrm_fast.errors import InputError
+from bayesrm_fast.model.passes import Passes, unit_cotangent
+from bayesrm_fast.model.token_budget import free_bytes
+from bayesrm_fast.posterior.base import Posterior
+from bayesrm_fast.posterior.probit import probit_probability
+from bayesrm_fast.score.sketch import feature_sketch
+from bayesrm_fast.text.examples import TokenizedRow
+
+Outside = Literal["auto", "exact", "sketch"]
+
+SHARE_FOR_FEATURES = 0.5
+"""Of the host's free memory: what an exact covariance may hold."""
+
+DRAWS = 65_536
+"""Of the joint posterior. A probability near ½ is then known to 0.002."""
+
+CHUNK = 2**24
+"""Numbers drawn at a time."""
+
+MOST_CONTENDERS = 32
+"""Candidates among whose pairs the next comparison is looked for: those that are most probably the best."""
+
+
+@dataclass(frozen=True)
+class JointRewards:
+    """Joint Gaussian over the rewards of n candidates of one prompt.
+
+    What is drawn from it is drawn by a seed of its own, so that it is the same every time.
+
+    Attributes:
+        mean: `[n]`.
+        covariance: `[n, n]`, positive semi-definite; its diagonal is exact.
+        truncated: which rows `max_length` cut, `[n]`, bool.
+        sketch_error: None where the covariance is exact. Where its part outside of the posterior's bases was sketched,
+            the root mean square of the sketch's relative error, measured on the squared norms, which are known.
+        temperature: T of the preference probabilities, from `calibrate`.
+    """
+
+    mean: Tensor
+    covariance: Tensor
+    truncated: Tensor
+    sketch_error: float | None = None
+    temperature: float = 1.0
+
+    def samples(self, count: int, seed: int = 0) -> Tensor:  # shape: (count, n)
+        """Draws of all rewards together; the best candidate of one draw is Thompson's choice.
+
+        Raises:
+            InputError: a count below 1.
+        """
+        if count < 1:
+            raise InputError(f"the number of samples must be at least 1, not {count}")
+        return torch.cat(list(self._draws(count, seed))).to(self.mean.dtype)
+
+    def probability_of_being_best(self, draws: int = DRAWS, seed: int = 0) -> Tensor:  # shape: (n,)
+        """Probability that each candidate has the largest reward, by Monte Carlo; sums to one.
+
+        A probability p has a standard error of `√(p(1 − p) / draws)`. Of candidates that are equal in every draw the
+        first counts as the best.
+        """
+        wins = torch.zeros(len(self.mean), dtype=torch.int64)
+        for rewards in self._draws(draws, seed):
+            wins += torch.bincount(rewards.argmax(1), minlength=len(wins))
+        return wins.double() / draws
+
+    def expected_regret(self, draws: int = DRAWS, seed: int = 0) -> Tensor:  # shape: (n,)
+        """`E[max_j r_j] − E[r_i]`, what choosing candidate i is expected to lose, in units of the reward."""
+        mean = self.mean.double()
+        # Only how far the maximum is above one fixed candidate's reward is drawn; the means are exact.
+        best = int(mean.argmax())
+        excess = sum(float((r.amax(1) - r[:, best]).sum()) for r in self._draws(draws, seed)) / draws
+        return mean[best] + excess - mean
+
+    def preference_probability(self) -> Tensor:  # shape: (n, n)
+        """Probability that candidate i is preferred to candidate j, as `PairScores.probability`; ½ on the diagonal."""
+        variance = self.covariance.diagonal()
+        spread = (variance[:, None] + variance - 2 * self.covariance).clamp(min=0)
+        return probit_probability(self.mean[:, None] - self.mean, spread, self.temperature)
+
+    def next_comparison(self, draws: int = DRAWS // 4, seed: int = 0) -> tuple[int, int, float]:
+        """The two candidates whose comparison by a labeller says most about which candidate is the best.
+
+        The mutual information `H(y) − E_w[H(y | w)]` between a pair's label y, `p(y) = σ((r_i − r_j) / T)`, and the
+        winner w among all candidates (Lindley, *On a measure of the information provided by an experiment*, 1956), by
+        Monte Carlo over the pairs of the candidates that are most probably the best.
+
+        Returns:
+            Positions of the two, the more probable winner first, and the information in nats.
+
+        Raises:
+            InputError: fewer than two candidates.
+        """
+        if len(self.mean) < 2:
+            raise InputError("a comparison needs at least two candidates")
+        rewards = torch.cat(list(self._draws(draws, seed)))
+        winner = rewards.argmax(1)
+        counts = torch.bincount(winner, minlength=len(self.mean))
+        by_mean = self.mean.double().argsort(descending=True, stable=True)
+        order = by_mean[counts[by_mean].argsort(descending=True, stable=True)]
+        contenders = order[:MOST_CONTENDERS]
+        first, second = torch.triu_indices(len(contenders), len(contenders), 1)
+        among = rewards[:, contenders]
+        group = torch.full_like(counts, len(contenders))
+        group[contenders] = torch.arange(len(contenders))
+        member = torch.nn.functional.one_hot(group[winner], len(contenders) + 1).to(rewards)  # shape: (S, W)
+        members = member.sum(0)
+        information = torch.empty(len(first), dtype=torch.float64)
+        step = max(CHUNK // draws, 1)
+        for start in range(0, len(first), step):
+            i, j = first[start : start + step], second[start : start + step]
+            preferred = torch.sigmoid((among[:, i] - among[:, j]) / self.temperature)  # shape: (S, pairs)
+            given = (member.T @ preferred / members.clamp(min=1)[:, None]).double()
+            conditional = (members.double()[:, None] / draws * _entropy(given)).sum(0)
+            information[start : start + step] = _entropy(preferred.double().mean(0)) - conditional
+        at = int(information.argmax())
+        return int(contenders[first[at]]), int(contenders[second[at]]), max(float(information[at]), 0.0)
+
+    def _draws(self, count: int, seed: int) -> Iterator[Tensor]:  # shape of each: (…, n)
+        generator = torch.Generator().manual_seed(seed)
+        values, vectors = torch.linalg.eigh(self.covariance.double())
+        root = vectors * values.clamp(min=0).sqrt()
+        step = max(CHUNK // len(self.mean), 1)
+        for start in range(0, count, step):
+            noise = torch.randn(min(step, count - start), len(self.mean), generator=generator, dtype=torch.float64)
+            yield self.mean.double() + noise @ root.T
+
+
+def joint_rewards(
+    passes: Passes, rows: Sequence[TokenizedRow], posterior: Posterior, outside: Outside = "auto"
+) -> JointRewards:
+    """The joint posterior of the rows' rewards.
+
+    The covariance is the sum of inner products of whitened gradients. Their part in the posterior's bases is a few
+    numbers each; the part outside is as many as the posterior has weights, kept as they are or sketched.
+
+    Args:
+        passes: the model.
+        rows: n of them.
+        posterior: on the device of the passes.
+        outside: "exact", "sketch", or "auto": exact where n times the posterior's weights take no more than
+            `SHARE_FOR_FEATURES` of the host's free memory.
+
+    Raises:
+        InputError: an unknown `outside`.
+    """
+    if outside not in get_args(Outside):
+        raise InputError(f"outside must be one of {', '.join(get_args(Outside))}, not {outside!r}")
+    if outside == "auto":
+        numbers = len(rows) * posterior.parameters * passes.tapped.gradient_dtype.itemsize
+        outside = "exact" if numbers <= SHARE_FOR_FEATURES * free_bytes(torch.device("cpu")) else "sketch"
+    order: list[int] = []
+    means: list[Tensor] = []
+    inside: list[dict[str, Tensor]] = []
+    kept: list[dict[str, Tensor]] = []
+    sketches: list[tuple[Tensor, Tensor]] = []
+    for batch in passes.over(rows, unit_cotangent, posterior.feature_consumer):
+        order += batch.positions
+        means.append(batch.rewards.cpu())
+        few, many = batch.consumer.features()
+        inside.append({name: features.cpu() for name, features in few.items()})
+        if outside == "exact":
+            kept.append({name: features.cpu() for name, features in many.items()})
+        elif many:
+            sketched_rows, squared_norms = feature_sketch(many)
+            sketches.append((sketched_rows.cpu(), squared_norms.cpu()))
+    covariance = _inner_products(inside) + _inner_products(kept)
+    error = None
+    if sketches:
+        sketched = torch.cat([one for one, _ in sketches]).double()
+        exact = torch.cat([squared_norms for _, squared_norms in sketches])
+        ratio = exact / sketched.square().sum(1).clamp(min=torch.finfo(exact.dtype).tiny)
+        error = float((1 / ratio - 1)[exact > 0].square().mean().sqrt())
+        sketched *= ratio.sqrt()[:, None]
+        covariance += sketched @ sketched.T
+    back = torch.tensor(order).argsort()
+    truncated = torch.tensor([row.truncated for row in rows])
+    mean = torch.cat(means)[back]
+    return JointRewards(mean, covariance[back][:, back].to(mean), truncated, error, posterior.temperature)
+
+
+def _inner_products(batches: list[dict[str, Tensor]]) -> Tensor:  # shape: (n, n)
+    """Over all features, in the order of the batches; takes them out.
+
+    Each site's products are in its features' own dtype, float32 but for ggn's coordinates; their sum is in float64.
+    """
+    total = torch.zeros((), dtype=torch.float64)
+    for name in list(batches[0]) if batches else ():
+        rows = torch.cat([batch.pop(name) for batch in batches])
+        total = total + rows @ rows.T
+    return total
+
+
+def _entropy(probability: Tensor) -> Tensor:
+    """Of a yes-or-no label, in nats."""
+    entropy: Tensor = torch.special.entr(probability) + torch.special.entr(1 - probability)
+    return entropy

@@ -1,0 +1,87 @@
+"""Rewards with their uncertainty."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from bayesrm_fast.model.passes import Passes, Progress, unit_cotangent
+from bayesrm_fast.posterior.base import Posterior
+from bayesrm_fast.posterior.probit import probit_probability
+from bayesrm_fast.text.examples import Example, distinct
+
+if TYPE_CHECKING:
+    import pandas
+
+
+@dataclass(frozen=True)
+class RewardScores:
+    """Rewards of N rows; float32 on the CPU (float64 for a float64 model).
+
+    Attributes:
+        mean: MAP rewards `[N]`.
+        variance: posterior variances `[N]`, in squared units of the reward.
+        truncated: which rows `max_length` cut, `[N]`, bool.
+    """
+
+    mean: Tensor
+    variance: Tensor
+    truncated: Tensor
+
+    @property
+    def std(self) -> Tensor:
+        """Posterior standard deviations `[N]`, in units of the reward."""
+        return self.variance.sqrt()
+
+    def columns(self) -> dict[str, Tensor]:
+        """What a table of the scores shows."""
+        return {"mean": self.mean, "variance": self.variance, "std": self.std, "truncated": self.truncated}
+
+    def to_pandas(self) -> "pandas.DataFrame":
+        """A row for each score; needs pandas."""
+        import pandas
+
+        return pandas.DataFrame({name: column.numpy() for name, column in self.columns().items()})
+
+
+@dataclass(frozen=True)
+class PairScores(RewardScores):
+    """Differences of rewards, chosen minus rejected, of N pairs.
+
+    Attributes:
+        temperature: T of the probabilities, from `calibrate`.
+    """
+
+    temperature: float = 1.0
+
+    @property
+    def probability(self) -> Tensor:
+        """Probability `[N]` that the first response is preferred, the variance taken into account."""
+        return probit_probability(self.mean, self.variance, self.temperature)
+
+    def columns(self) -> dict[str, Tensor]:
+        """What a table of the scores shows."""
+        return super().columns() | {"probability": self.probability}
+
+
+def score_examples(
+    passes: Passes, examples: Sequence[Example], posterior: Posterior, progress: Progress | None = None
+) -> tuple[Tensor, Tensor]:  # shapes: (N,), (N,)
+    """Mean and variance of each example: a row's reward, or the difference of a pair's two rewards.
+
+    Raises:
+        InputError: a reward that is NaN or infinite, by its example.
+    """
+    first, where = distinct(examples)
+    unique = [examples[i] for i in first]
+    means: list[Tensor] = []
+    variances: list[Tensor] = []
+    order: list[int] = []
+    for batch in passes.over(unique, unit_cotangent, posterior.variance_consumer, progress):
+        order += batch.positions
+        means.append(batch.rewards.cpu())
+        variances.append(batch.consumer.variance.cpu().expand(len(batch.positions)))
+    back = torch.tensor(order).argsort()[where]
+    return torch.cat(means)[back], torch.cat(variances)[back]

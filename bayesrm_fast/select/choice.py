@@ -1,0 +1,179 @@
+"""Rules served: what each needs is computed, and no more of it than the choice takes."""
+
+import itertools
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from bayesrm_fast.errors import InputError
+from bayesrm_fast.model.passes import Passes, Progress
+from bayesrm_fast.posterior.base import Posterior
+from bayesrm_fast.score.joint import JointRewards, joint_rewards
+from bayesrm_fast.score.means import bounded_rewards, rewards_of
+from bayesrm_fast.score.variances import score_examples
+from bayesrm_fast.select.rules import KnownCandidates, Need, Rule, first_best
+from bayesrm_fast.select.search import LazySearch
+from bayesrm_fast.text.examples import TokenizedRow
+from bayesrm_fast.text.records import Candidates, Text
+
+CPU_WAVE = 1 / 8
+"""Of a batch: what a lazy search asks for at a time on a CPU, which is as fast on few rows as on many."""
+
+
+@dataclass(frozen=True)
+class BestOfN:
+    """The chosen candidate.
+
+    Attributes:
+        index: its position among the responses; the lower one of equals.
+        response: the response itself.
+        scores: the rule's `[n]`; NaN where the variance was not needed to choose.
+        mean: MAP rewards `[n]`.
+        variance: posterior variances `[n]`, in squared units of the reward; NaN where it was not needed.
+        truncated: which rows `max_length` cut, `[n]`.
+        variances_computed: how many variances were computed.
+    """
+
+    index: int
+    response: Text
+    scores: Tensor
+    mean: Tensor
+    variance: Tensor
+    truncated: Tensor
+    variances_computed: int
+
+
+def chosen(rule: Rule, one: Candidates, known: KnownCandidates, truncated: Tensor) -> BestOfN:
+    """The best by what is known; for a rule that needs variances a candidate without one is known to lose.
+
+    Raises:
+        InputError: a rule that does not give one score for each candidate.
+    """
+    variance = torch.full_like(known.mean, torch.nan) if known.variance is None else known.variance
+    scores = rule.scores(known)
+    if scores.shape != known.mean.shape:
+        raise InputError(f"{type(rule).__name__} gave scores {list(scores.shape)} for {len(known.mean)} candidates")
+    can_win = torch.where(variance.isnan(), torch.nan, scores) if Need.VARIANCE in rule.needs else scores
+    index = first_best(can_win)
+    computed = int((~variance.isnan()).sum())
+    return BestOfN(index, one.responses[index], scores, known.mean, variance, truncated, computed)
+
+
+def choose_each(
+    passes: Passes,
+    candidates: Sequence[Candidates],
+    rows: Sequence[TokenizedRow],
+    posterior: Posterior,
+    rule: Rule,
+    *,
+    exhaustive: bool = False,
+    progress: Progress | None = None,
+) -> list[BestOfN]:
+    """The best candidate of every prompt.
+
+    A rule's variances are asked for lazily where it has ceilings; of a rule that needs none, only the winners' are
+    computed.
+
+    Args:
+        passes: the model.
+        candidates: of each prompt.
+        rows: all candidates of the first prompt, then all of the second, and so on.
+        posterior: on the device of the passes.
+        rule: one that needs no ensemble.
+        exhaustive: compute every variance, also where it is not needed to choose.
+        progress: told the candidates whose means are known and their total.
+
+    Raises:
+        InputError: a rule that needs what is not there.
+    """
+    check_needs(rule, candidates)
+    starts = [0, *itertools.accumulate(len(one.responses) for one in candidates)]
+    sets = [rows[start:stop] for start, stop in itertools.pairwise(starts)]
+    joints: list[JointRewards | None] = [None] * len(sets)
+    variances: list[Tensor] | list[None] = [None] * len(sets)
+    if Need.JOINT in rule.needs:
+        joints = [joint_rewards(passes, own, posterior) for own in sets]
+        means = [joint.mean for joint in joints if joint is not None]
+        variances = [joint.covariance.diagonal() for joint in joints if joint is not None]
+    elif exhaustive or (Need.VARIANCE in rule.needs and not _has_ceilings(rule)):
+        means, variances = _by_sets(sets, *score_examples(passes, rows, posterior, progress))
+    elif Need.VARIANCE in rule.needs:
+        means, variances = _lazily(passes, sets, posterior, rule, progress)
+    else:
+        owners = [number for number, own in enumerate(sets) for _ in own]
+        (means,) = _by_sets(sets, rewards_of(passes, rows, owners, progress))
+    found = []
+    for one, own, mean, variance, joint in zip(candidates, sets, means, variances, joints, strict=True):
+        known = KnownCandidates(
+            mean,
+            variance,
+            joint,
+            log_probabilities=_tensor(one.log_probabilities, mean),
+            similarities=_tensor(one.similarities, mean),
+        )
+        found.append(chosen(rule, one, known, torch.tensor([row.truncated for row in own])))
+    return _with_winners_variances(passes, sets, posterior, found)
+
+
+def check_needs(rule: Rule, candidates: Sequence[Candidates]) -> None:
+    """Raise InputError where a rule needs what one reward model and these candidates cannot give."""
+    name = type(rule).__name__
+    if Need.MEMBERS in rule.needs:
+        raise InputError(f"{name} is a rule for the members of an ensemble: use RewardEnsemble")
+    for need in (Need.LOG_PROBABILITIES, Need.SIMILARITIES):
+        absent = [one.where for one in candidates if getattr(one, need) is None]
+        if need in rule.needs and absent:
+            raise InputError(f"{name} needs {need}, which {absent[0]} does not have")
+
+
+def _lazily(
+    passes: Passes, sets: Sequence[Sequence[TokenizedRow]], posterior: Posterior, rule: Rule, progress: Progress | None
+) -> tuple[list[Tensor], list[Tensor]]:  # shapes of each: (n,), (n,)
+    """Means of every prompt's candidates, and their variances, NaN where one was not needed."""
+    rows = [row for own in sets for row in own]
+    owners = [number for number, own in enumerate(sets) for _ in own]
+    means, floors = _by_sets(sets, *bounded_rewards(passes, rows, owners, posterior, progress))
+    wave_tokens = passes.budget.batch_tokens
+    if passes.device.type == "cpu":
+        wave_tokens = int(CPU_WAVE * wave_tokens)
+    search = LazySearch(rule, means, floors, [[len(row.input_ids) for row in own] for own in sets], wave_tokens)
+    while wave := search.next_wave():
+        asked = [sets[prompt][candidate] for prompt, candidate in wave]
+        search.learn(wave, score_examples(passes, asked, posterior)[1])
+    return means, search.variances
+
+
+def _with_winners_variances(
+    passes: Passes, sets: Sequence[Sequence[TokenizedRow]], posterior: Posterior, found: list[BestOfN]
+) -> list[BestOfN]:
+    """The same choices; a variance is computed for those winners that have none."""
+    bare = [number for number, best in enumerate(found) if best.variance[best.index].isnan()]
+    if not bare:
+        return found
+    winners = [sets[number][found[number].index] for number in bare]
+    for number, variance in zip(bare, score_examples(passes, winners, posterior)[1], strict=True):
+        best = found[number]
+        best.variance[best.index] = variance
+        found[number] = replace(best, variances_computed=best.variances_computed + 1)
+    return found
+
+
+def _by_sets(sets: Sequence[Sequence[TokenizedRow]], *values: Tensor) -> tuple[list[Tensor], ...]:
+    """Values of all rows, for each set its own."""
+    counts = [len(own) for own in sets]
+    return tuple(list(one.split(counts)) for one in values)
+
+
+def _has_ceilings(rule: Rule) -> bool:
+    nothing = torch.zeros(1)
+    if rule.ceilings(nothing, nothing) is not None:
+        return True
+    warnings.warn(f"{type(rule).__name__} has no ceilings, so every variance is computed", stacklevel=2)
+    return False
+
+
+def _tensor(values: Sequence[float] | Sequence[Sequence[float]] | None, like: Tensor) -> Tensor | None:
+    return None if values is None else torch.tensor(values, dtype=like.dtype)

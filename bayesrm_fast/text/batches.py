@@ -1,0 +1,112 @@
+"""Token-budget batches in length order, and rows padded into tensors."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bayesrm_fast.errors import InputError
+from bayesrm_fast.text.examples import Example
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """Rows padded to one length; as many consecutive ones as there are `signs` make an example."""
+
+    input_ids: Tensor  # shape: (B, T), int64
+    attention_mask: Tensor  # shape: (B, T), int64, 1 on real tokens
+    token_type_ids: Tensor | None  # shape: (B, T), int64
+    pad_token_id: int
+    signs: tuple[float, ...]
+
+    def model_inputs(self) -> dict[str, Tensor]:
+        """The keyword arguments of a transformers forward."""
+        inputs = {"input_ids": self.input_ids, "attention_mask": self.attention_mask}
+        return inputs if self.token_type_ids is None else inputs | {"token_type_ids": self.token_type_ids}
+
+
+MOST_PADDING = 1 / 64
+"""Share of a batch's tokens that may be padding, once the batch is large enough to be worth a call of its own."""
+
+SMALLEST_BATCH = 1 / 8
+"""Of the token budget: below it a batch takes the next row whatever padding that brings."""
+
+
+def plan_batches(examples: Sequence[Example], max_tokens: int, before: int = 0) -> list[list[int]]:
+    """Group examples so that a batch holds at most `max_tokens` tokens, padding included, and little of it is padding.
+
+    Examples of like length share a batch. One longer than the budget gets a batch of its own. The plan depends
+    on the lengths alone.
+
+    Args:
+        examples: all of one kind.
+        max_tokens: of a batch.
+        before: tokens that count for every row before its own: those of a beginning that it only attends to.
+
+    Returns:
+        Positions in `examples`, each exactly once, batch by batch; the longest come first, so that a run which does
+        not fit in memory fails at its start.
+    """
+    lengths = [example.length for example in examples]
+    plan: list[list[int]] = []
+    real = 0
+    for position in sorted(range(len(examples)), key=lambda i: (-lengths[i], i)):
+        longest = lengths[plan[-1][0]] if plan else 0
+        own, rows = examples[position].tokens, len(examples[position].signs)
+        tokens = (len(plan[-1]) + 1) * longest * rows if plan else 0
+        is_small = tokens <= SMALLEST_BATCH * max_tokens
+        held = tokens + (len(plan[-1]) + 1) * before * rows if plan else 0
+        if plan and held <= max_tokens and (is_small or real + own >= (1 - MOST_PADDING) * tokens):
+            plan[-1].append(position)
+            real += own
+        else:
+            plan.append([position])
+            real = own
+    return plan
+
+
+@dataclass(frozen=True)
+class Collator:
+    """Pads examples into one batch, on the right.
+
+    The side is not the tokenizer's to choose: a decoder's causal mask makes right padding exact at every position,
+    and an encoder is scored at its first token.
+
+    Attributes:
+        pad_token_id: None where neither model nor tokenizer has one. The padding is then an id that no row of the batch
+            contains, so that a model which finds a row's last real token by comparing ids finds it.
+        vocab_size: number of token ids.
+        device: where the batches go.
+    """
+
+    pad_token_id: int | None
+    vocab_size: int
+    device: torch.device
+
+    def __call__(self, examples: Sequence[Example]) -> TokenBatch:
+        """A batch of examples of one kind.
+
+        Raises:
+            InputError: there is no padding token and the batch contains the whole vocabulary.
+        """
+        rows = [row for example in examples for row in example.rows]
+        longest = max(len(row.input_ids) for row in rows)
+        fill = self.pad_token_id
+        if fill is None:
+            present = {token for row in rows for token in row.input_ids}
+            fill = next((i for i in range(self.vocab_size) if i not in present), None)
+            if fill is None:
+                raise InputError("neither model nor tokenizer has a padding token; set tokenizer.pad_token")
+
+        def padded(values: list[list[int]], fill: int) -> Tensor:
+            return torch.tensor([v + [fill] * (longest - len(v)) for v in values], device=self.device)
+
+        has_types = rows[0].token_type_ids is not None
+        return TokenBatch(
+            input_ids=padded([row.input_ids for row in rows], fill),
+            attention_mask=padded([[1] * len(row.input_ids) for row in rows], 0),
+            token_type_ids=padded([row.token_type_ids or [] for row in rows], 0) if has_types else None,
+            pad_token_id=fill,
+            signs=examples[0].signs,
+        )

@@ -1,0 +1,144 @@
+"""Rows in JSON Lines (also gzipped) and Parquet files."""
+
+import contextlib
+import gzip
+import itertools
+import json
+import os
+import zlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from bayesrm_fast.atomic import cannot_write, check_place, written_whole
+from bayesrm_fast.errors import InputError
+
+KINDS = (".jsonl", ".jsonl.gz", ".parquet")
+
+ROWS_OF_A_GROUP = 1024
+"""Of a Parquet file, read or written at a time."""
+
+
+def kind_of(path: Path) -> str:
+    """The kind of file by its ending.
+
+    Raises:
+        InputError: another ending.
+    """
+    for kind in KINDS:
+        if path.name.endswith(kind):
+            return kind
+    raise InputError(f"{path}: the name must end in {', '.join(KINDS)}")
+
+
+def iter_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """The rows of a file one by one, each a mapping; their columns are the caller's to check.
+
+    Raises:
+        InputError: a missing, unreadable, broken or empty file, by row where a row is at fault.
+    """
+    kind = kind_of(path)
+    rows = 0
+    try:
+        for row in _iter_parquet(path) if kind == ".parquet" else _iter_json_lines(path, kind):
+            rows += 1
+            yield row
+    except FileNotFoundError as error:
+        raise InputError(f"{path} does not exist") from error
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read: {error}") from error
+    if not rows:
+        raise InputError(f"{path} is empty: there are no rows")
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """All rows of a file at once; raises what `iter_rows` does."""
+    return list(iter_rows(path))
+
+
+def _iter_json_lines(path: Path, kind: str) -> Iterator[dict[str, Any]]:
+    with (gzip.open if kind == ".jsonl.gz" else open)(path, "rt", encoding="utf-8") as lines:
+        number = 0
+        for line in lines:
+            if not line.strip():
+                continue
+            number += 1
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise InputError(f"{path}, row {number} is not valid JSON: {error}") from error
+            if not isinstance(row, dict):
+                raise InputError(f"{path}, row {number} is not a JSON object")
+            yield row
+
+
+def _iter_parquet(path: Path) -> Iterator[dict[str, Any]]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=ROWS_OF_A_GROUP):
+                yield from batch.to_pylist()
+    except pyarrow.ArrowException as error:
+        raise InputError(f"{path} is not a readable Parquet file: {str(error).splitlines()[0]}") from error
+
+
+def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Write rows as the path's ending says, as they come; the file appears whole or not at all.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    kind = kind_of(path)
+    try:
+        with written_whole(path) as beside:
+            if kind == ".parquet":
+                _write_parquet(path, beside, rows)
+            else:
+                # Without a name and a time in its head, a file has the same bytes whenever it is written.
+                with beside.open("wb") as raw, _compressed(raw, kind) as file:
+                    for row in rows:
+                        file.write(json_line(row).encode())
+    except OSError as error:
+        raise cannot_write(path, error) from error
+
+
+def _compressed(raw: IO[bytes], kind: str) -> contextlib.AbstractContextManager[IO[bytes]]:
+    if kind == ".jsonl.gz":
+        return gzip.GzipFile(filename="", fileobj=raw, mode="wb", mtime=0)  # type: ignore[return-value]
+    return contextlib.nullcontext(raw)
+
+
+def _write_parquet(path: Path, beside: Path, rows: Iterable[dict[str, Any]]) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    waiting = iter(rows)
+    writer = None
+    try:
+        with contextlib.ExitStack() as stack:
+            while group := list(itertools.islice(waiting, ROWS_OF_A_GROUP)):
+                table = pyarrow.Table.from_pylist(group, None if writer is None else writer.schema)
+                if writer is None:
+                    writer = stack.enter_context(pyarrow.parquet.ParquetWriter(beside, table.schema))
+                writer.write_table(table)
+    except (pyarrow.ArrowException, ValueError) as error:
+        raise InputError(f"{path}: the rows do not fit one Parquet schema; write .jsonl") from error
+
+
+def json_line(row: dict[str, Any]) -> str:
+    """A row as one line of JSON."""
+    return json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def check_output(path: Path) -> None:
+    """Raise InputError unless a file of a known kind can be written at `path`; leaves nothing behind."""
+    kind_of(path)
+    if path.is_dir():
+        raise InputError(f"{path} is a folder")
+    if not path.absolute().parent.is_dir():
+        raise InputError(f"{path} cannot be written: the folder {path.absolute().parent} does not exist")
+    check_place(path, path.absolute().parent)
+    if path.exists() and not os.access(path, os.W_OK):
+        raise InputError(f"{path} cannot be written: Permission denied")

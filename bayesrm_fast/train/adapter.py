@@ -1,0 +1,162 @@
+"""Training a LoRA reward model with trl, on rows joined exactly as scoring joins them. Needs the extra `train`."""
+
+import os
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from peft import PeftModel
+from torch import Tensor
+
+from bayesrm_fast.atomic import check_folder
+from bayesrm_fast.errors import InputError
+from bayesrm_fast.model.passes import Progress
+from bayesrm_fast.saved.folders import save_folder
+from bayesrm_fast.text.batches import Collator
+from bayesrm_fast.text.encoder import TextEncoder, default_max_length
+from bayesrm_fast.text.examples import TokenizedRow
+from bayesrm_fast.text.records import preference_pairs
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """Options of `train_adapter`.
+
+    Attributes:
+        lora_rank: r of every adapted layer.
+        lora_alpha: its scaling is alpha / r.
+        target_modules: names of the layers to adapt; None for peft's choice for the architecture.
+        epochs: passes over the pairs.
+        learning_rate: peak of the linear schedule.
+        batch_size: pairs of a step.
+        max_length: tokens at which a row is cut; None for what tokenizer and model accept, at most 4,096.
+        seed: of the LoRA and head initialisation and of the order of the pairs.
+    """
+
+    lora_rank: int = 8
+    lora_alpha: int = 16
+    target_modules: Sequence[str] | None = None
+    epochs: float = 1.0
+    learning_rate: float = 1e-4
+    batch_size: int = 8
+    max_length: int | None = None
+    seed: int = 0
+
+
+def train_adapter(
+    base: str | os.PathLike[str],
+    pairs: Iterable[Any],
+    folder: str | os.PathLike[str],
+    options: TrainOptions,
+    progress: Progress | None = None,
+) -> list[dict[str, float]]:
+    """Train a reward model with trl's `RewardTrainer` and save a normal peft adapter with its tokenizer.
+
+    Args:
+        base: name or path of a model that `AutoModelForSequenceClassification` loads.
+        pairs: as for `BayesianRewardModel.fit`.
+        folder: where the adapter goes.
+        options: how it is trained.
+        progress: called with the steps done and their total.
+
+    Returns:
+        trl's log: loss, accuracy and margin by step.
+
+    Raises:
+        InputError: pairs that cannot be read, a base model that cannot be loaded, an unwritable folder, or no trl.
+    """
+    try:
+        from datasets import Dataset
+        from peft import LoraConfig
+        from transformers import PrinterCallback
+        from trl import RewardConfig, RewardTrainer
+    except ImportError as error:
+        raise InputError(f"training needs the extra: pip install 'bayesrm_fast[train]' ({error})") from error
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer, set_seed
+
+    folder = Path(folder)
+    check_folder(folder)
+    checked = preference_pairs(pairs)
+    set_seed(options.seed)
+    try:
+        # None would ask on the terminal.
+        tokenizer = AutoTokenizer.from_pretrained(str(base), trust_remote_code=False)
+        model = AutoModelForSequenceClassification.from_pretrained(str(base), num_labels=1, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise InputError(f"the base model {base} cannot be loaded: {str(error).splitlines()[0]}") from error
+    config = model.config.get_text_config()
+    positions = getattr(config, "max_position_embeddings", None)
+    encoder = TextEncoder(tokenizer, options.max_length or default_max_length(tokenizer, positions))
+    if tokenizer.eos_token is None:  # trl asks every tokenizer for one; an encoder's rows end with its separator
+        tokenizer.eos_token = tokenizer.sep_token or tokenizer.pad_token
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if config.pad_token_id is None:
+        config.pad_token_id = tokenizer.pad_token_id
+
+    tokenized = encoder.encode_pairs(checked)
+    dataset = Dataset.from_dict(
+        {f"{side}_ids": [_as_columns(getattr(pair, side)) for pair in tokenized] for side in ("chosen", "rejected")}
+    )
+    collate = Collator(config.pad_token_id, config.vocab_size, torch.device("cpu"))
+
+    def collate_rows(examples: list[dict[str, list[list[int]]]]) -> dict[str, Tensor]:
+        rows = [example[side] for side in ("chosen_ids", "rejected_ids") for example in examples]
+        return collate([_from_columns(row) for row in rows]).model_inputs()
+
+    with tempfile.TemporaryDirectory() as scratch:
+        trainer = RewardTrainer(
+            model=model,
+            args=RewardConfig(
+                output_dir=scratch,
+                num_train_epochs=options.epochs,
+                learning_rate=options.learning_rate,
+                per_device_train_batch_size=options.batch_size,
+                max_length=None,
+                seed=options.seed,
+                save_strategy="no",
+                report_to=[],
+                logging_steps=10,
+                bf16=False,
+                gradient_checkpointing=False,
+                use_cpu=not torch.cuda.is_available(),
+                disable_tqdm=True,
+            ),
+            train_dataset=dataset,
+            processing_class=tokenizer,
+            data_collator=collate_rows,
+            peft_config=LoraConfig(
+                task_type="SEQ_CLS",
+                r=options.lora_rank,
+                lora_alpha=options.lora_alpha,
+                target_modules=None if options.target_modules is None else list(options.target_modules),
+            ),
+        )
+        trainer.remove_callback(PrinterCallback)
+        if progress is not None:
+            trainer.add_callback(_tell_steps(progress))
+        trainer.train()
+        save_folder(folder, cast(PeftModel, trainer.model), "default", tokenizer)
+        return [entry for entry in trainer.state.log_history if "loss" in entry]
+
+
+def _tell_steps(progress: Progress) -> Any:
+    from transformers import TrainerCallback
+
+    class TellSteps(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            progress(state.global_step, state.max_steps)
+
+    return TellSteps()
+
+
+def _as_columns(row: TokenizedRow) -> list[list[int]]:
+    """Ids and token types in the one column that trl keeps for each side."""
+    return [row.input_ids] if row.token_type_ids is None else [row.input_ids, row.token_type_ids]
+
+
+def _from_columns(columns: list[list[int]]) -> TokenizedRow:
+    return TokenizedRow(columns[0], columns[1] if len(columns) > 1 else None, False)

@@ -1,0 +1,99 @@
+"""What probabilities are worth, and the choice of a prior precision and a temperature."""
+
+import math
+
+import pytest
+import torch
+from tiny import tiny_adapter, tiny_pairs, tiny_tokenizer
+
+from bayesrm_fast import BayesianRewardModel, InputError
+from bayesrm_fast.fit.calibration import BINS, calibrate, reliability
+from bayesrm_fast.posterior.probit import probit_probability
+
+
+def test_reliability_of_known_probabilities():
+    found = reliability(torch.tensor([0.92, 0.92, 0.18, 0.62], dtype=torch.float64))
+    assert found.accuracy == 0.75
+    assert found.nll == pytest.approx(-(2 * math.log(0.92) + math.log(0.18) + math.log(0.62)) / 4)
+    assert found.brier == pytest.approx((2 * 0.08**2 + 0.82**2 + 0.38**2) / 4)
+    counts = {round(b.low, 2): (b.count, round(b.confidence, 6), b.accuracy) for b in found.bins if b.count}
+    assert counts == {0.6: (1, 0.62, 1.0), 0.8: (1, 0.82, 0.0), 0.9: (2, 0.92, 1.0)}
+    assert found.ece == pytest.approx((0.38 + 0.82 + 2 * 0.08) / 4)
+    assert sum(b.count for b in found.bins) == 4
+    assert len(found.bins) == BINS
+
+
+def overconfident(count, factor, seed=0):
+    """Differences whose labels follow a `factor` times smaller one."""
+    generator = torch.Generator().manual_seed(seed)
+    truth = 1.5 * torch.randn(count, generator=generator, dtype=torch.float64)
+    won = torch.rand(count, generator=generator, dtype=torch.float64) < torch.sigmoid(truth)
+    return factor * torch.where(won, truth, -truth)
+
+
+def test_a_temperature_takes_overconfidence_away():
+    difference = overconfident(4000, 4.0)
+    none = torch.zeros(1, 4000)
+    found = calibrate(difference, none, [1.0], torch.sigmoid(difference))
+    # The curvature of the NLL at the truth gives the temperature a standard error of 3 % here.
+    assert found.temperature == pytest.approx(4.0, rel=0.15)
+    assert found.after.nll < found.before.nll
+    assert found.after.ece < 0.03 < found.before.ece
+    assert found.after.accuracy == found.before.accuracy
+
+
+def test_the_variance_that_explains_the_errors_is_chosen():
+    """Half of the differences are pure noise that the variance knows of, at one of three λ."""
+    count = 4000
+    difference = overconfident(count, 1.0)
+    noisy = torch.arange(count) % 2 == 0
+    generator = torch.Generator().manual_seed(1)
+    difference = torch.where(noisy, 8 * torch.randn(count, generator=generator, dtype=torch.float64), difference)
+    variance = torch.stack([noisy * v for v in (0.0, 1e4, 1.0)]).double()
+    found = calibrate(difference, variance, [1.0, 2.0, 3.0], torch.sigmoid(difference))
+    assert found.prior_precision == 2.0
+    assert found.temperature == pytest.approx(1.0, rel=0.2)
+    assert found.after.nll < 0.85 * found.before.nll
+
+
+def test_no_pair_chooses_for_itself():
+    """The right pair alone would have T = 1/8 and the wrong one T = 8; each gets the other's."""
+    found = calibrate(torch.tensor([3.0, -3.0]), torch.zeros(1, 2), [1.0], torch.tensor([0.9, 0.1]))
+    expected = -torch.nn.functional.logsigmoid(torch.tensor([3.0 / 8, -3.0 * 8])).mean()
+    assert found.after.nll == pytest.approx(float(expected), rel=1e-6)
+
+
+@pytest.fixture
+def rm():
+    return BayesianRewardModel(tiny_adapter("bert"), tiny_tokenizer("bert")).fit(tiny_pairs(), rank=4)
+
+
+@pytest.mark.parametrize("prior_precision", ["validation", "evidence", 3.0])
+def test_the_model_has_what_was_chosen(rm, prior_precision, tmp_path):
+    held_out = tiny_pairs(12, seed=7)
+    means = rm.score_pairs(held_out).mean
+    found = rm.calibrate(held_out, prior_precision)
+    assert rm.posterior.prior_precision == found.prior_precision
+    assert rm.posterior.temperature == found.temperature
+    if prior_precision == 3.0:
+        assert found.prior_precision == 3.0
+    scores = rm.score_pairs(held_out)
+    assert torch.equal(scores.mean, means)
+    expected = probit_probability(scores.mean, scores.variance, found.temperature)
+    torch.testing.assert_close(scores.probability, expected)
+    again = rm.calibrate(held_out, prior_precision)
+    assert again.before.nll == pytest.approx(reliability(scores.probability).nll, rel=1e-4)
+    found.plot(tmp_path / "reliability.png")
+    assert (tmp_path / "reliability.png").stat().st_size > 5_000
+    for bad in (tmp_path / "reliability.xyz", tmp_path / "nowhere" / "reliability.png"):
+        with pytest.raises(InputError, match="cannot be written"):
+            found.plot(bad)
+
+
+def test_too_few_pairs_and_bad_options(rm):
+    with pytest.raises(InputError, match="at least two pairs"):
+        rm.calibrate(tiny_pairs(1))
+    with pytest.raises(InputError, match="prior_precision must be"):
+        rm.calibrate(tiny_pairs(4), "guess")
+    with pytest.raises(InputError, match="no pairs"):
+        reliability(torch.zeros(0))

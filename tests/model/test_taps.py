@@ -1,0 +1,234 @@
+"""What a pass hands over, and what it leaves behind."""
+
+import pytest
+import torch
+from peft.tuners.lora import LoraLayer
+from tiny import ARCHITECTURES, tiny_adapter, tiny_base, tiny_pairs, tiny_tokenizer, words
+from tolerances import FLOAT32_INSIDE
+
+from bayesrm_fast import BayesianRewardModel, InputError
+from bayesrm_fast.model.forward import Forward
+from bayesrm_fast.model.lora import find_lora_taps
+from bayesrm_fast.model.taps import TappedModel
+from bayesrm_fast.ops import segment_outer
+from bayesrm_fast.text.batches import TokenBatch
+
+
+class Gradients:
+    gradients_alone = False
+
+    def __init__(self):
+        self.by_site = {}
+
+    def consume(self, site, p, q, offsets):
+        assert site.name not in self.by_site
+        assert (p.shape[1], q.shape[1]) == (site.r, site.d)
+        self.by_site[site.name] = segment_outer(p, q, offsets)
+
+
+def batch_of(rows, side, pad=0):
+    longest = max(map(len, rows))
+    pads = [[pad] * (longest - len(row)) for row in rows]
+    ids = [row + p if side == "right" else p + row for row, p in zip(rows, pads, strict=True)]
+    mask = [
+        [1] * len(row) + [0] * len(p) if side == "right" else [0] * len(p) + [1] * len(row)
+        for row, p in zip(rows, pads, strict=True)
+    ]
+    return TokenBatch(torch.tensor(ids), torch.tensor(mask), None, pad, (1.0,))
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("architecture", ["llama", "gpt_neox", "opt"])
+def test_either_padding_gives_autograds_gradient_of_each_row(architecture, side):
+    """Architectures whose positions are relative or read from the mask, as a padded batch gives no positions."""
+    model = tiny_adapter(architecture, dtype=torch.float64)
+    taps = find_lora_taps(model)
+    rows = [[1, 5, 9, 7], [1, 6], [1, 11, 12, 13, 30, 31, 8]]
+    gradients = Gradients()
+    tapped = TappedModel(Forward(model, PooledReadout(torch.ones(1))), taps)
+    tapped.run(batch_of(rows, side), torch.ones_like, lambda: gradients)
+    for number, row in enumerate(rows):
+        reward = model(input_ids=torch.tensor([row])).logits[0, 0]
+        for tap in taps:
+            expected_a, expected_b = torch.autograd.grad(reward, tap.weights, retain_graph=True)
+            found_a, found_b = (gradients.by_site[site.name][number] for site in tap.sites)
+            for found, expected in ((found_a, expected_a), (found_b, expected_b.T)):
+                assert (found - expected).abs().max() <= FLOAT32_INSIDE * expected.abs().max()
+
+
+def state_of(model):
+    return (
+        [
+            (name, module.training, len(module._forward_hooks), "forward" in vars(module))
+            for name, module in model.named_modules()
+        ],
+        [(name, parameter.requires_grad, parameter.grad) for name, parameter in model.named_parameters()],
+        model.config.pad_token_id,
+        [vars(module).get("_gradient_checkpointing_func") for module in model.modules()],
+    )
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_model_is_left_as_it_was_found(architecture):
+    model = tiny_adapter(
+        architecture, base=tiny_base(architecture, pad_token_id=None) if architecture == "llama" else None
+    )
+    model.get_base_model().gradient_checkpointing_enable()
+    model.train()
+    model.get_base_model().config.problem_type = None
+    before = state_of(model)
+    assert any(training for _, training, _, _ in before[0])
+    rm = BayesianRewardModel(model, tiny_tokenizer(architecture)).fit(tiny_pairs(3), rank=4)
+    rm.score([words(2)], [words(3)])
+    assert state_of(model) == before
+
+
+@pytest.mark.parametrize("failure", [KeyboardInterrupt, RuntimeError])
+def test_the_model_is_left_as_it_was_found_after_a_failure(failure):
+    class Fails:
+        def consume(self, site, p, q, offsets):
+            raise failure("in the middle of a backward pass")
+
+    model = tiny_adapter("llama").train()
+    before = state_of(model)
+    tapped = TappedModel(Forward(model, PooledReadout(torch.ones(1))), find_lora_taps(model))
+    with pytest.raises(failure):
+        tapped.run(batch_of([[1, 2, 3]], "right"), torch.ones_like, Fails)
+    assert state_of(model) == before
+
+
+def test_gradient_checkpointing_recomputes_the_layers():
+    model = tiny_adapter("llama")
+    calls = []
+    layer = model.get_base_model().model.layers[0].mlp
+    layer.register_forward_pre_hook(lambda *_: calls.append(1))
+    rm = BayesianRewardModel(model, tiny_tokenizer("llama")).fit(tiny_pairs(3), rank=4)
+    calls.clear()
+    rm.score([words(2)], [words(3)])
+    assert len(calls) == 1
+    model.get_base_model().gradient_checkpointing_enable()
+    rm.score([words(2)], [words(3)])
+    assert len(calls) == 3
+
+
+def test_no_parameter_gets_a_gradient_and_inference_mode_is_no_obstacle():
+    model = tiny_adapter("llama").train()
+    with torch.inference_mode():
+        rm = BayesianRewardModel(model, tiny_tokenizer("llama")).fit(tiny_pairs(3), rank=4)
+        assert rm.score([words(2)], [words(3)]).variance[0] > 0
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize(("dtype", "relative"), [(torch.bfloat16, 0.1), (torch.float16, 0.1 / 8)])
+@pytest.mark.parametrize("architecture", ["llama", "bert"])
+def test_half_precision_models(architecture, dtype, relative):
+    """Unit roundoffs of 2⁻⁹ and 2⁻¹² through some tens of roundings, squared in a variance: 50 roundoffs."""
+
+    def base(dtype):
+        return scaled(tiny_base(architecture), 1 / 3).to(dtype)
+
+    full = BayesianRewardModel(tiny_adapter(architecture, base=base(torch.float32)), tiny_tokenizer(architecture))
+    full.fit(tiny_pairs(), rank=6, prior_precision=0.5)
+    half = BayesianRewardModel(tiny_adapter(architecture, base=base(dtype)), tiny_tokenizer(architecture))
+    half.posterior = full.posterior
+    prompts, responses = [words(3, 1)] * 6, [words(3 + i, i) for i in range(6)]
+    expected, found = full.score(prompts, responses), half.score(prompts, responses)
+    assert found.variance.dtype == torch.float32
+    error = ((found.variance - expected.variance).norm() / expected.variance.norm()).item()
+    assert error < relative
+
+
+def scaled(model, factor):
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(factor)
+    return model
+
+
+@pytest.mark.parametrize("head_size", [3e-7, 30.0])
+def test_float16_gradients_neither_underflow_nor_overflow(head_size):
+    """Unscaled, the smaller head's gradients are subnormal or zero; scaled by 2¹⁴, the larger one's overflow."""
+    variances = []
+    for dtype in (torch.float32, torch.float16):
+        base = scaled(tiny_base("llama"), 1 / 3)
+        with torch.no_grad():
+            base.score.weight.mul_(head_size / base.score.weight.std())
+        base = base.to(torch.float16).to(dtype)  # the same weights in either, however few of their digits are left
+        rm = BayesianRewardModel(tiny_adapter("llama", base=base), tiny_tokenizer("llama"))
+        # Under so large a prior precision the variance is the squared gradient divided by it.
+        rm.fit(tiny_pairs(3), rank=4, prior_precision=1e6)
+        variances.append(rm.score([words(4, 1), words(3, 2)], [words(5, 3), words(2, 4)]).variance)
+    full, half = variances
+    assert full.min() > 0
+    # Lost or infinite gradients are off by everything; rounding through two layers of float16 is not off by a tenth.
+    torch.testing.assert_close(half, full, rtol=0.1, atol=0.0)
+
+
+def test_layers_called_twice_or_on_other_tokens_are_refused():
+    model = tiny_adapter("llama")
+    attention = model.get_base_model().model.layers[0].self_attn
+    attention.k_proj = attention.v_proj
+    with pytest.raises(InputError, match=r"exactly once: .*layers\.0\.self_attn\.k_proj"):
+        BayesianRewardModel(model, tiny_tokenizer("llama")).fit(tiny_pairs(3))
+
+
+def test_shared_inputs_are_found():
+    model = tiny_adapter("llama")
+    taps = find_lora_taps(model)
+    shared = TappedModel(Forward(model, PooledReadout(torch.ones(1))), taps).shared_inputs(
+        batch_of([[1, 2, 3]], "right")
+    )
+    layer = "model.layers.0"
+    assert shared[f"{layer}.self_attn.v_proj"] == f"{layer}.self_attn.q_proj"
+    assert shared[f"{layer}.mlp.up_proj"] == f"{layer}.mlp.gate_proj"
+    assert shared[f"{layer}.mlp.gate_proj"] == f"{layer}.mlp.gate_proj"
+    assert len(set(shared.values())) == 4
+    assert all(isinstance(tap.layer, LoraLayer) for tap in taps)
+
+
+class Pointers(Gradients):
+    gradients_alone = True
+
+    def __init__(self):
+        super().__init__()
+        self.q = {}
+
+    def consume(self, site, p, q, offsets):
+        super().consume(site, p, q, offsets)
+        self.q[site.name] = q.data_ptr()
+        self.tokens = q.shape[0]
+
+
+def test_a_consumer_of_gradients_alone_gets_them_without_a_copy():
+    model = tiny_adapter("llama")
+    rows = [[1, 5, 9, 7], [1, 6], [1, 11, 12]]
+    alone, whole = Pointers(), Gradients()
+    tapped = TappedModel(Forward(model, PooledReadout(torch.ones(1))), find_lora_taps(model))
+    for consumer in (alone, whole):
+        tapped.run(batch_of(rows, "right"), torch.ones_like, consumer)
+    layer = "model.layers.0"
+    assert alone.tokens == 3 * 4
+    assert len({alone.q[f"{layer}.self_attn.{name}.lora_A"] for name in ("q_proj", "k_proj", "v_proj")}) == 1
+    assert len({alone.q[f"{layer}.mlp.{name}.lora_A"] for name in ("gate_proj", "up_proj")}) == 1
+    for name, gradient in whole.by_site.items():
+        torch.testing.assert_close(alone.by_site[name], gradient, rtol=1e-5, atol=1e-6 * gradient.abs().max().item())
+
+
+def test_nothing_is_kept_for_the_layers_under_the_first_adapted_one():
+    kept = []
+    for layers in ([0, 1], [1]):
+        model = tiny_adapter("llama", layers_to_transform=layers)
+        weights = {id(parameter) for parameter in model.parameters()}
+        tapped = TappedModel(Forward(model, PooledReadout(torch.ones(1))), find_lora_taps(model))
+        numbers = []
+
+        def pack(tensor, weights=weights, numbers=numbers):
+            if id(tensor) not in weights:
+                numbers.append(tensor.numel())
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            tapped.run(batch_of([[1, 5, 9, 7]], "right"), torch.ones_like, Gradients())
+        kept.append(sum(numbers))
+    assert kept[1] < 0.6 * kept[0]

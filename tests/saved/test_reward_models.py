@@ -1,0 +1,196 @@
+"""Saving and loading, and what is refused on the way."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from tiny import tiny_adapter, tiny_base, tiny_pairs, tiny_tokenizer, words
+
+from bayesrm_fast import BayesianRewardModel, InputError
+from bayesrm_fast.posterior.files import load_posterior, save_posterior
+
+PROMPTS, RESPONSES = [words(3, 1)] * 3, [words(4 + i, i) for i in range(3)]
+
+
+def scores(rm):
+    result = rm.score(PROMPTS, RESPONSES)
+    return torch.stack([result.mean, result.variance])
+
+
+def load(folder, **options):
+    return BayesianRewardModel.from_pretrained(folder, device="cpu", **options)
+
+
+@pytest.fixture
+def copied(model_folder, tmp_path):
+    return shutil.copytree(model_folder, tmp_path / "copy")
+
+
+def edit(folder, **changes):
+    path = folder / "posterior.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_a_saved_model_gives_the_same_scores(adapter_folder, tmp_path):
+    rm = load(adapter_folder).fit(tiny_pairs(), rank=4, include_head=True)
+    rm.save_pretrained(tmp_path / "model")
+    again = load(tmp_path / "model")
+    torch.testing.assert_close(scores(again), scores(rm), rtol=0, atol=0)
+    assert again.posterior.record == rm.posterior.record
+    assert again.posterior.log_evidence() == rm.posterior.log_evidence()
+
+
+def test_saving_into_the_adapters_own_folder_adds_the_posterior(adapter_folder, tmp_path):
+    folder = shutil.copytree(adapter_folder, tmp_path / "adapter")
+    rm = load(folder).fit(tiny_pairs(), rank=4)
+    rm.save_pretrained(folder)
+    torch.testing.assert_close(scores(load(folder)), scores(rm), rtol=0, atol=0)
+    assert sorted(tmp_path.iterdir()) == [folder]
+
+
+def test_an_adapter_of_another_name_is_saved_flat(base_folder, tmp_path):
+    from transformers import AutoModelForSequenceClassification
+
+    base = AutoModelForSequenceClassification.from_pretrained(base_folder)
+    rm = BayesianRewardModel(tiny_adapter("llama", base=base, adapter_name="policy_v2"), tiny_tokenizer("llama"))
+    rm.fit(tiny_pairs(), rank=4).save_pretrained(tmp_path / "model")
+    torch.testing.assert_close(scores(load(tmp_path / "model")), scores(rm), rtol=0, atol=0)
+
+
+def test_several_outputs_are_saved_with_their_weights(tmp_path):
+    tiny_base("qwen2", num_labels=3).save_pretrained(tmp_path / "base")
+    from transformers import AutoModelForSequenceClassification
+
+    base = AutoModelForSequenceClassification.from_pretrained(tmp_path / "base")
+    weights = [1.0, -0.5, 0.1]  # the last has no exact float32
+    rm = BayesianRewardModel(tiny_adapter("qwen2", base=base), tiny_tokenizer("qwen2"), output_weights=weights)
+    rm.fit(tiny_pairs(), rank=4).save_pretrained(tmp_path / "model")
+    again = load(tmp_path / "model")
+    assert again.output_weights.tolist() == torch.tensor(weights).tolist()
+    assert load(tmp_path / "model", output_weights=weights).output_weights.tolist() == again.output_weights.tolist()
+    torch.testing.assert_close(scores(again), scores(rm), rtol=0, atol=0)
+    with pytest.raises(InputError, match="output_weights="):
+        load(tmp_path / "model", output_weights=[1.0, 1.0, 1.0])
+
+
+def test_the_record_is_readable(model_folder):
+    record = json.loads((model_folder / "posterior.json").read_text())
+    assert record["structure"] == "ekfac"
+    assert record["pairs"] == 6
+    assert record["prior"]["method"] == "evidence"
+    assert len(record["prior"]["curve"]) > 10
+    assert set(record["versions"]) == {"bayesrm_fast", "torch", "transformers", "peft"}
+    assert record["base_model"]
+    assert {"name", "r", "d", "activations"} == set(record["sites"][0])
+    assert record["parameters"] == sum(site["r"] * site["d"] for site in record["sites"])
+
+
+def test_shared_bases_are_stored_once(model_folder):
+    posterior = load_posterior(model_folder)
+    layer = "model.layers.0.self_attn"
+    blocks = posterior.blocks
+    assert blocks[f"{layer}.q_proj.lora_A"].basis_q is blocks[f"{layer}.v_proj.lora_A"].basis_q
+
+
+def test_bases_lie_by_columns_fitted_and_loaded(adapter_folder, model_folder):
+    fitted = BayesianRewardModel.from_pretrained(adapter_folder, device="cpu").fit(
+        tiny_pairs(), structure="ekfac", rank=4
+    )
+    for rm in (fitted, BayesianRewardModel.from_pretrained(model_folder, device="cpu")):
+        assert all(block.basis_q.T.is_contiguous() for block in rm.fitted.blocks.values())
+
+
+def test_other_adapter_weights_are_refused(copied):
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(copied / "adapter_model.safetensors")
+    name = next(name for name in tensors if "lora_A" in name)
+    tensors[name] = tensors[name] * 1.01
+    save_file(tensors, copied / "adapter_model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(InputError, match="other adapter weights"):
+        load(copied)
+
+
+def test_a_record_that_names_another_adapter_is_refused(copied):
+    edit(copied, adapter_sha256="0" * 64)
+    with pytest.raises(InputError, match="other adapter weights"):
+        load(copied)
+
+
+@pytest.mark.parametrize("name", ["posterior.safetensors", "adapter_model.safetensors"])
+@pytest.mark.parametrize("harm", ["missing", "truncated", "empty"])
+def test_missing_or_truncated_tensors_are_refused(copied, name, harm):
+    path = copied / name
+    content = path.read_bytes()
+    path.unlink()
+    if harm != "missing":
+        path.write_bytes(content[: len(content) // 2] if harm == "truncated" else b"")
+    with pytest.raises(InputError, match=name):
+        load(copied)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"format": 99}'])
+def test_a_broken_record_is_refused(copied, content):
+    (copied / "posterior.json").write_text(content)
+    with pytest.raises(InputError, match=r"posterior\.json"):
+        load(copied)
+
+
+def test_a_posterior_with_values_that_are_not_finite_is_refused(model_folder, tmp_path):
+    posterior = load_posterior(model_folder)
+    name = posterior.sites[0].name
+    posterior.blocks[name].basis_p[0, 0] = float("nan")  # no part of the record's own figures
+    save_posterior(posterior, tmp_path)
+    with pytest.raises(InputError, match=f"basis_p of {name} is NaN"):
+        load_posterior(tmp_path)
+
+
+def test_a_record_with_a_prior_precision_that_is_not_positive_is_refused(copied):
+    edit(copied, prior_precision=-1.0)
+    with pytest.raises(InputError, match="prior precision"):
+        load(copied)
+
+
+def test_a_full_model_without_an_adapter_is_refused(base_folder):
+    with pytest.raises(InputError, match="a model without a LoRA adapter"):
+        load(base_folder)
+
+
+@pytest.mark.parametrize("name", ["nothing/here/at/all", "/nothing"])
+def test_a_folder_that_is_not_there_is_refused(name):
+    with pytest.raises(InputError, match="not a folder"):
+        load(name)
+
+
+def test_an_adapter_whose_base_model_is_gone_is_refused(adapter_folder, tmp_path):
+    folder = shutil.copytree(adapter_folder, tmp_path / "adapter")
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": "/nothing/here"}))
+    with pytest.raises(InputError, match="base model /nothing/here cannot be loaded"):
+        load(folder)
+
+
+def test_an_adapter_of_a_model_without_a_score_head_is_refused(tmp_path):
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForSequenceClassification, LlamaConfig, LlamaModel
+
+    config = LlamaConfig(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=24, vocab_size=44, pad_token_id=0
+    )
+    LlamaModel(config).save_pretrained(tmp_path / "base")
+    base = AutoModelForSequenceClassification.from_pretrained(tmp_path / "base", num_labels=1)
+    get_peft_model(base, LoraConfig(r=2, target_modules=["q_proj"])).save_pretrained(tmp_path / "adapter")
+    tiny_tokenizer("llama").save_pretrained(tmp_path / "adapter")
+    with pytest.raises(InputError, match="holds the score head"):
+        load(tmp_path / "adapter")
+
+
+def test_saving_where_nothing_can_be_written_leaves_nothing(model_folder, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    rm = load(model_folder)
+    with pytest.raises(InputError, match=r"cannot be written|not a folder"):
+        rm.save_pretrained(tmp_path / "file")
+    with pytest.raises(InputError, match=r"cannot be written|not a folder"):
+        rm.save_pretrained(tmp_path / "file" / "below")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
