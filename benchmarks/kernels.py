@@ -20,7 +20,7 @@ from torch import Tensor
 
 from bayesrm_fast.ops import kron_variance
 from bayesrm_fast.ops.backends import BACKENDS, PREFERENCE, refusal, use_backend
-from bayesrm_fast.ops.cpp import instruction_set
+from bayesrm_fast.ops.cpu import instruction_set
 from benchmarks import machine
 from benchmarks.data import RESULTS
 from benchmarks.formulations import LOSES_DIGITS, PLAIN_TORCH, batched_norms, inputs, rectangles
@@ -168,12 +168,12 @@ def scoring_share(rounds: int, layers: int = 4) -> dict[str, Any]:
     seconds = medians(
         {
             "nothing": score(Nothing, "auto"),
-            "cpp": score(Variance, "cpp"),
+            "cpu": score(Variance, "cpu"),
             "reference": score(Variance, "reference"),
         },
         rounds,
     )
-    shares = {name: seconds[name] / seconds["nothing"] - 1 for name in ("cpp", "reference")}
+    shares = {name: seconds[name] / seconds["nothing"] - 1 for name in ("cpu", "reference")}
     return {
         "hidden": hidden,
         "layers": layers,

@@ -1,6 +1,6 @@
 """Which implementation serves a call: each backend says yes, or no and why.
 
-`auto` takes the first that serves: for CUDA tensors cuda, triton, reference; for CPU tensors cpp, reference. The
+`auto` takes the first that serves: for CUDA tensors cuda, triton, reference; for CPU tensors cpu, reference. The
 environment variable `BAYESRM_BACKEND` and the context manager `use_backend` force one; a forced backend that cannot
 serve raises and says why.
 """
@@ -16,17 +16,17 @@ from typing import Any
 
 from torch import Tensor
 
-import bayesrm_fast.ops.cpp as cpp
+import bayesrm_fast.ops.cpu as cpu
 import bayesrm_fast.ops.cuda as cuda
 import bayesrm_fast.ops.reference as reference
 import bayesrm_fast.ops.triton as triton
 
 OPERATIONS = ("kron_variance", "kron_project", "segment_outer", "second_moment")
-BACKENDS: dict[str, ModuleType] = {"cpp": cpp, "cuda": cuda, "triton": triton, "reference": reference}
+BACKENDS: dict[str, ModuleType] = {"cpu": cpu, "cuda": cuda, "triton": triton, "reference": reference}
 """Each has `unavailable()` and `refuses(operation, tensors)`, which give a reason or None, and a module with a function
 of the same name for every operation that it serves."""
 
-PREFERENCE = {"cpu": ("cpp", "reference"), "cuda": ("cuda", "triton", "reference")}
+PREFERENCE = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "triton", "reference")}
 """What `auto` asks, in this order, by the type of device; the reference alone on any other."""
 
 _forced = os.environ.get("BAYESRM_BACKEND", "auto")
@@ -99,7 +99,7 @@ def _check_name(name: str) -> None:
 
 def _tell_once() -> None:
     global _told
-    reason = cpp.unavailable()
+    reason = cpu.unavailable()
     if reason is not None and not _told:
         _told = True
         warnings.warn(f"the operations run in plain torch, not in C++: {reason}", stacklevel=2)

@@ -12,8 +12,8 @@ from formulas import close, formulas, inputs
 
 from bayesrm_fast import ops
 from bayesrm_fast.ops.backends import use_backend
-from bayesrm_fast.ops.cpp import unavailable
-from bayesrm_fast.ops.cpp.binding import compiled
+from bayesrm_fast.ops.cpu import unavailable
+from bayesrm_fast.ops.cpu.binding import compiled
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = ["generic", "avx2", "avx512"]
@@ -33,7 +33,7 @@ def test_every_instruction_set(name, case, dtype):
     before = compiled.instruction_set()
     compiled.choose_instruction_set(name)
     try:
-        with use_backend("cpp"):
+        with use_backend("cpu"):
             variance = ops.kron_variance(*arguments)
             gradients = ops.segment_outer(*arguments[:3])
     finally:
@@ -70,7 +70,7 @@ def test_no_library_code_is_built_for_one_instruction_set(name, flags, tmp_path)
 def test_scratch_memory_stays_under_8_mib():
     code = """
 import torch
-from bayesrm_fast.ops.cpp.kron_variance import kron_variance
+from bayesrm_fast.ops.cpu.kron_variance import kron_variance
 
 def peak():
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))

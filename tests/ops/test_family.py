@@ -220,7 +220,7 @@ def test_the_environment_forces_a_backend():
 
 
 def test_unknown_backends_are_named():
-    with pytest.raises(ValueError, match="there is no backend 'mkl'; there are auto, cpp, cuda, triton, reference"):
+    with pytest.raises(ValueError, match="there is no backend 'mkl'; there are auto, cpu, cuda, triton, reference"):
         use_backend("mkl").__enter__()
 
 
@@ -236,7 +236,7 @@ def test_a_forced_backend_ends_with_its_block():
 def test_without_the_compiled_part_the_reference_serves_and_says_so_once(monkeypatch):
     from bayesrm_fast.ops import backends
 
-    monkeypatch.setattr(BACKENDS["cpp"], "unavailable", lambda: "no compiler")
+    monkeypatch.setattr(BACKENDS["cpu"], "unavailable", lambda: "no compiler")
     monkeypatch.setattr(backends, "_told", False)
     arguments = inputs("ragged", torch.float32)
     with warnings.catch_warnings(record=True) as told:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from bayesrm_fast.ops.cpp.binding import compiled, missing
+from bayesrm_fast.ops.cpu.binding import compiled, missing
 
 
 def unavailable() -> str | None:
