@@ -21,8 +21,6 @@ def unavailable() -> str | None:
 
 def refuses(operation: str, tensors: tuple[Tensor, ...]) -> str | None:
     """Why this call is not served; None where it is."""
-    if operation == "second_moment":
-        return "it is one matrix product, in which torch's own library is fastest"
     device = "cpu" if _INTERPRETED else "cuda"
     if any(tensor.device.type != device for tensor in tensors):
         return f"it serves {device} tensors here"
