@@ -1,4 +1,4 @@
-"""The three operations on `(p, q, offsets)`; everything else in the package is written in terms of them."""
+"""The operations on `(p, q, offsets)` that have kernels of their own."""
 
 from bayesrm_fast.ops.kron_project import kron_project
 from bayesrm_fast.ops.kron_variance import kron_variance

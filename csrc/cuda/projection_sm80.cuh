@@ -6,7 +6,7 @@
 namespace bayesrm::cuda {
 
 template <int R, int K>
-struct PortableMemory {  // bytes from the start of shared memory
+struct Sm80Memory {  // bytes from the start of shared memory
     static constexpr int kTokens = 32, kStages = 3;
     static constexpr int kQ = kTokens * kColumns * 2;
     static constexpr int kStage = kQ + 2 * kTokens * R * 2;
@@ -22,7 +22,7 @@ struct PortableMemory {  // bytes from the start of shared memory
 template <int R, int K>
 __device__ inline void load_stage(const Problem& problem, SharedAddress stage, int64_t first, int64_t end, int column,
                                   int thread) {
-    using Memory = PortableMemory<R, K>;
+    using Memory = Sm80Memory<R, K>;
     const auto* q = static_cast<const uint16_t*>(problem.q);
     for (int chunk = thread; chunk < Memory::kTokens * kColumns / 8; chunk += kThreads) {
         const int token = chunk / (kColumns / 8), within = chunk % (kColumns / 8) * 8;
@@ -36,7 +36,7 @@ __device__ inline void load_stage(const Problem& problem, SharedAddress stage, i
 // parts [count, blocks, R, K + R]: [H | S] of every block's column tiles. Grid: count * blocks.
 template <int R, int K>
 __global__ void __launch_bounds__(kThreads) sum_column_tiles(const Problem problem, int blocks) {
-    using Memory = PortableMemory<R, K>;
+    using Memory = Sm80Memory<R, K>;
     unsigned char* memory = ptx::shared_memory();
     const SharedAddress ring = ptx::shared_address(memory), scratch = ring + Memory::kScratch;
     auto* gathered = reinterpret_cast<float*>(memory + Memory::kGathered);
@@ -75,7 +75,7 @@ __global__ void __launch_bounds__(kThreads) sum_column_tiles(const Problem probl
 // What is asked for from all blocks' parts, added in one order. Grid: count.
 template <int R, int K>
 __global__ void __launch_bounds__(kThreads) finish_segments(const Problem problem, int blocks) {
-    using Memory = PortableMemory<R, K>;
+    using Memory = Sm80Memory<R, K>;
     constexpr int kElements = R * Shape<R, K>::kWidth;
     unsigned char* memory = ptx::shared_memory();
     auto* gathered = reinterpret_cast<float*>(memory + Memory::kFinishGathered);

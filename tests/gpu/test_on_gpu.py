@@ -84,7 +84,7 @@ def test_p_in_float32_beside_q_in_bfloat16(backend, case):
 @pytest.mark.parametrize("segments", [1, 9, 300])
 @pytest.mark.parametrize(("r", "d", "k"), [(8, 4096, 16), (16, 4096, 64), (64, 14_336, 64)])
 def test_shapes_of_large_models(backend, r, d, k, segments):
-    """Clusters of every size, segments that are sorted and that are not; the portable kernel where segments are few."""
+    """Clusters of every size, segments that are sorted and that are not; the sm80 kernel where segments are few."""
     lengths = [(37 * n) % 160 for n in range(segments)]
     lengths[0] = 2048
     arguments = made(lengths, r, d, k, torch.bfloat16)
