@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from cases import CUDA_CASES
+from cases import CHIPS, CUDA_CASES
 from formulas import HALVES, almost_inside, close, formulas, made
 
-from bayesrm_fast.ops.cuda import binding
-from bayesrm_fast.ops.cuda.configs import launch
+from bayesrm_fast.ops.cuda import binding, chip_refuses
+from bayesrm_fast.ops.cuda.configs import MOST_K, MOST_R, launch
 from bayesrm_fast.ops.cuda.kron_project import kron_project
 from bayesrm_fast.ops.cuda.kron_variance import kron_variance
 
@@ -89,6 +89,20 @@ def emulator(library, monkeypatch):
     assert torch.utils.deterministic.fill_uninitialized_memory
     yield emulated
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("chip", CHIPS)
+def test_every_launch_fits_its_chip_or_is_refused(emulator, chip):
+    chip = CHIPS[chip]
+    for r, k, segments in itertools.product(range(1, MOST_R + 1), range(MOST_K + 1), (1, 1000)):
+        how = launch(r, 4096, k, segments, chip, sm90=chip.capability == 90)
+        refused = chip_refuses(chip, r, k)
+        if refused is None:
+            assert emulator.shared_memory(how.kernel == "sm90", how.rows, how.basis) <= chip.shared_memory
+        else:
+            assert chip.capability == 89
+            assert r > 32
+            assert refused == "for this r and k it needs 136 KiB of shared memory, not 99"
 
 
 @pytest.mark.skipif(binding.missing is not None, reason=str(binding.missing))
