@@ -3,6 +3,10 @@
 import importlib
 from typing import Any
 
+# First, so that its OpenMP is the one in the process: a compiled module would bring a second, whose threads get in the way
+# of torch's.
+import torch  # noqa: F401
+
 
 def compiled_part(name: str, compiler: str) -> tuple[Any, str | None]:
     """The module `bayesrm_fast.<name>`, or None and why it is not there."""

@@ -50,6 +50,16 @@ def test_the_widest_instruction_set_is_chosen():
         compiled.choose_instruction_set("sse9")
 
 
+@needs_compiled
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="the loaded libraries are read from /proc")
+def test_the_compiled_part_shares_the_openmp_of_torch():
+    code = "import bayesrm_fast.ops.compiled, bayesrm_fast._cpu; print(open('/proc/self/maps').read())"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    loaded = {line.split()[-1] for line in done.stdout.splitlines() if "libgomp" in line}
+    assert len(loaded) == 1
+    assert "torch" in loaded.pop()
+
+
 @needs_gcc
 @pytest.mark.parametrize(("name", "flags"), [("avx512", "-mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma")])
 def test_no_library_code_is_built_for_one_instruction_set(name, flags, tmp_path):
