@@ -14,6 +14,7 @@ from functools import cache
 from types import ModuleType
 from typing import Any
 
+import torch
 from torch import Tensor
 
 import bayesrm_fast.ops.cpu as cpu
@@ -76,6 +77,22 @@ def refusal(name: str, operation: str, tensors: tuple[Tensor, ...]) -> str | Non
     backend = BACKENDS[name]
     reason: str | None = backend.unavailable() or backend.refuses(operation, tensors)
     return reason
+
+
+def describe_backends() -> dict[str, dict[str, str]]:
+    """For every operation what each backend says: that it serves, or why it does not.
+
+    The backends for CPU tensors are asked with float32, those for CUDA tensors, where there is a GPU, with bfloat16.
+    """
+    on_cpu = (torch.zeros(0, 1), torch.zeros(0, 8), torch.zeros(1, dtype=torch.int64))
+    on_gpu = on_cpu
+    if torch.cuda.is_available():
+        on_gpu = (on_cpu[0].bfloat16().cuda(), on_cpu[1].bfloat16().cuda(), on_cpu[2].cuda())
+    tensors = {name: on_cpu if name in PREFERENCE["cpu"] else on_gpu for name in BACKENDS}
+    return {
+        operation: {name: refusal(name, operation, tensors[name]) or "serves" for name in BACKENDS}
+        for operation in OPERATIONS
+    }
 
 
 def serve(operation: str, *arguments: Any) -> Any:
