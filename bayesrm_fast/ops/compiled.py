@@ -3,8 +3,8 @@
 import importlib
 from typing import Any
 
-# First, so that its OpenMP is the one in the process: a compiled module would bring a second, whose threads get in the way
-# of torch's.
+# First, so that its OpenMP is the one in the process: a compiled module that came before would load another beside it,
+# and the threads of the two would get in each other's way.
 import torch  # noqa: F401
 
 

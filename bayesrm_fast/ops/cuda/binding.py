@@ -55,7 +55,8 @@ def project(
 def shared_memory(r: int, k: int, chip: Chip) -> int:
     """Bytes that a block takes at most, of the kernels that a call with these sizes may run on a chip."""
     kernels = (False, True) if _has_sm90(chip) else (False,)
-    return max(compiled.shared_memory(sm90, *compiled_sizes(r, k)) for sm90 in kernels)
+    needs: list[int] = [compiled.shared_memory(sm90, *compiled_sizes(r, k)) for sm90 in kernels]
+    return max(needs)
 
 
 def _has_sm90(chip: Chip) -> bool:
