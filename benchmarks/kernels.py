@@ -20,7 +20,7 @@ from torch import Tensor
 
 from bayesrm_fast.ops import kron_variance
 from bayesrm_fast.ops.backends import BACKENDS, PREFERENCE, refusal, use_backend
-from bayesrm_fast.ops.cpp import instruction_set
+from bayesrm_fast.ops.cpu import instruction_set
 from benchmarks import machine
 from benchmarks.data import RESULTS
 from benchmarks.formulations import LOSES_DIGITS, PLAIN_TORCH, batched_norms, inputs, rectangles
@@ -46,6 +46,9 @@ SHAPES = {  # dtypes of p and q, then d, r, k; a bfloat16 model's layers hand ov
 }
 QUICK = {"cpu": (384, 8, 16), "cuda": (4096, 16, 64)}
 ROUNDS = 9
+RANK = 64
+
+MEASURES = {"ratio_to_best_torch": "ratio", "gflops": "GFLOP/s", "q_gb_per_s": "q GB/s", "of_copy": "of copy"}
 
 COMPILED_ROWS = (16,)
 """Of the gradient: compiling takes its time, and more rows would say the same."""
@@ -63,7 +66,14 @@ def compiler_serves(*arguments: Tensor) -> str:
 
 
 def kernel_row(
-    lengths: str, r: int, d: int, k: int, dtypes: tuple[torch.dtype, torch.dtype], rounds: int, device: str
+    lengths: str,
+    r: int,
+    d: int,
+    k: int,
+    dtypes: tuple[torch.dtype, torch.dtype],
+    rounds: int,
+    device: str,
+    copy_bytes_per_s: float | None,
 ) -> dict[str, Any]:
     """One shape: seconds of every formulation, and of every backend's the rates and the ratio to the best in torch."""
     segments = LENGTHS[device][lengths]
@@ -91,6 +101,9 @@ def kernel_row(
     ours = [name for name in backends if name != "reference"]
     best = min(time for name, time in seconds.items() if name not in ours and name not in LOSES_DIGITS[q.dtype])
     flops = 2 * p.shape[0] * r * (d + r) + 4 * len(segments) * r * d * k
+    done = {"ratio_to_best_torch": best, "gflops": flops / 1e9, "q_gb_per_s": q.nbytes / 1e9}
+    if copy_bytes_per_s is not None:
+        done["of_copy"] = q.nbytes / copy_bytes_per_s
     return {
         "segments": lengths,
         "r": r,
@@ -99,89 +112,39 @@ def kernel_row(
         "dtypes": [str(dtype).removeprefix("torch.") for dtype in dtypes],
         "seconds": seconds,
         "torch_compile": compiler,
-        "ratio_to_best_torch": {name: best / seconds[name] for name in ours},
-        "gflops": {name: flops / seconds[name] / 1e9 for name in ours},
-        "q_gb_per_s": {name: q.nbytes / seconds[name] / 1e9 for name in ours},
+        **{measure: {name: amount / seconds[name] for name in ours} for measure, amount in done.items()},
     }
 
 
 def scoring_share(rounds: int, layers: int = 4) -> dict[str, Any]:
     """What the variance adds to scoring: time over the same forward and backward pass whose consumer does nothing."""
-    from peft import LoraConfig, get_peft_model
-    from transformers import LlamaConfig, LlamaForSequenceClassification
+    from bayesrm_fast.passes import row_cotangent
+    from benchmarks.scoring import Nothing
+    from benchmarks.shapes import LlamaShape, fitted, passes_of, random_pairs, random_rows
 
-    from bayesrm_fast.classifier import Classifier
-    from bayesrm_fast.kronecker import KroneckerBlock
-    from bayesrm_fast.passes import Passes, row_cotangent
-    from bayesrm_fast.room import Room
-    from bayesrm_fast.sites import Site, find_lora_taps
-    from bayesrm_fast.taps import TappedModel
-    from bayesrm_fast.text import TokenizedText
+    shape = LlamaShape(512, layers, intermediate=1376)
+    passes = passes_of(shape.model(), 4096)
+    posterior = fitted(passes, random_pairs(4, 128), RANK)
+    segments = [(row,) for row in random_rows([128] * 16)]
 
-    torch.manual_seed(0)
-    hidden, rank, r = 512, 64, 8
-    config = LlamaConfig(
-        vocab_size=1000,
-        hidden_size=hidden,
-        intermediate_size=1376,
-        num_hidden_layers=layers,
-        num_attention_heads=8,
-        num_labels=1,
-        pad_token_id=0,
-    )
-    model = get_peft_model(
-        LlamaForSequenceClassification(config),
-        LoraConfig(task_type="SEQ_CLS", r=r, target_modules="all-linear", modules_to_save=[]),
-    ).eval()
-    taps = find_lora_taps(model)
-    tapped = TappedModel(Classifier(model, torch.ones(1)), taps)
-    passes = Passes(tapped, 0, 1000, Room(4096), torch.device("cpu"))
-    rows = [(TokenizedText(torch.randint(1, 1000, (128,)).tolist(), None, False),) for _ in range(16)]
-    blocks: dict[str, KroneckerBlock] = {}
-
-    class Nothing:
-        gradients_alone = True
-
-        def consume(self, site: Site, p: Tensor, q: Tensor, offsets: Tensor) -> None:
-            pass
-
-    class Variance:
-        gradients_alone = True
-
-        def consume(self, site: Site, p: Tensor, q: Tensor, offsets: Tensor) -> None:
-            if site.name not in blocks:
-                k = min(rank, site.d)
-                basis_p = torch.linalg.qr(torch.randn(site.r, site.r)).Q.contiguous()
-                basis_q = torch.linalg.qr(torch.randn(site.d, k)).Q.T.contiguous().T
-                blocks[site.name] = KroneckerBlock(basis_p, basis_q, torch.rand(site.r, k), torch.rand(site.r))
-            b = blocks[site.name]
-            kron_variance(p, q, offsets, b.basis_p, b.basis_q, b.eigenvalues, b.tail)
-
-    def score(consumer: type, backend: str) -> Callable[[], None]:
+    def score(make_consumer: Callable[[Any], Any], backend: str) -> Callable[[], None]:
         def run() -> None:
             with use_backend(backend):
-                for _ in passes.over(rows, row_cotangent, lambda _: consumer()):
+                for _ in passes.over(segments, row_cotangent, make_consumer):
                     pass
 
         return run
 
-    seconds = medians(
-        {
-            "nothing": score(Nothing, "auto"),
-            "cpp": score(Variance, "cpp"),
-            "reference": score(Variance, "reference"),
-        },
-        rounds,
-    )
-    shares = {name: seconds[name] / seconds["nothing"] - 1 for name in ("cpp", "reference")}
+    variances = {backend: score(posterior.variance_consumer, backend) for backend in PREFERENCE["cpu"]}
+    seconds = medians({"nothing": score(lambda _: Nothing(), "auto"), **variances}, rounds)
     return {
-        "hidden": hidden,
+        "hidden": shape.hidden,
         "layers": layers,
-        "r": r,
-        "k": rank,
+        "r": shape.r,
+        "k": RANK,
         "rows": "16 × 128",
         "seconds": seconds,
-        "share": shares,
+        "share": {backend: seconds[backend] / seconds["nothing"] - 1 for backend in variances},
     }
 
 
@@ -189,8 +152,7 @@ def print_rows(rows: list[dict[str, Any]], console: Console) -> None:
     """A line a shape: milliseconds of all, then each backend's ratio to the best in torch and its rate of reading q."""
     names = list(dict.fromkeys(name for row in rows for name in row["seconds"]))
     ours = list(dict.fromkeys(name for row in rows for name in row["gflops"]))
-    measures = {"ratio_to_best_torch": "ratio", "gflops": "GFLOP/s", "q_gb_per_s": "q GB/s", "of_copy": "of copy"}
-    measures = {key: title for key, title in measures.items() if key in rows[0]}
+    measures = {key: title for key, title in MEASURES.items() if key in rows[0]}
     table = Table("p and q", "d", "r", "k", "segments", *(f"{name} ms" for name in names))
     for name in ours:
         for title in measures.values():
@@ -216,8 +178,9 @@ def main(
         raise SystemExit(f"there is nothing to measure without the backend {first}: {reason}")
     console = Console(width=240)
     rounds = 3 if quick else ROUNDS
+    most = ceilings(rounds) if device == "cuda" else {}
     rows = [
-        kernel_row(lengths, r, d, k, dtypes, rounds, device)
+        kernel_row(lengths, r, d, k, dtypes, rounds, device, most.get("copy_bytes_per_s"))
         for dtypes, d, r, k in itertools.product(*SHAPES[device])
         for lengths in LENGTHS[device]
         if not quick or (d, r, k) == QUICK[device]
@@ -226,14 +189,10 @@ def main(
         "command": "python -m benchmarks.kernels" + f" --device {device}" * (device != "cpu") + " --quick" * quick,
         "machine": machine.describe(device),
         "rounds": rounds,
+        **most,
     }
     if device == "cuda":
-        results |= ceilings(rounds)
-        console.print({name: f"{rate:.4g}" for name, rate in results.items() if name.endswith("per_s")})
-        for row in rows:
-            row["of_copy"] = {
-                name: rate * 1e9 / results["copy_bytes_per_s"] for name, rate in row["q_gb_per_s"].items()
-            }
+        console.print({name: f"{rate:.4g}" for name, rate in most.items()})
         name = re.sub(r"[^a-z0-9]+", "-", torch.cuda.get_device_name().lower())
     else:
         results["machine"]["instruction_set"] = instruction_set()

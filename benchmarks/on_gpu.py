@@ -30,74 +30,75 @@ def gpu_part(quick: bool, device: str = "cuda") -> dict[str, Any]:
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise SystemExit("there is no GPU that torch can use here")
-    rounds, count, prompt = (2, 8, 32) if quick else (5, 256, PROMPT)
+    rounds, count, prompt, batch_tokens = (2, 8, 32, 4096) if quick else (5, 256, PROMPT, 16_384)
     rates = ceilings(rounds) if device == "cuda" else {}
     results: dict[str, Any] = {}
     for name, shape in (SMALL if quick else SHAPES).items():
-        model = shape.model(device, torch.bfloat16)
-        passes = passes_of(model, 4096 if quick else 16_384, device)
-        posterior = fitted(passes, random_pairs(8, 128))
-        lengths = [prompt + 64 + (448 * i) // max(count - 1, 1) for i in range(count)]
-        rows = random_rows(lengths, prompt=prompt)
-        segments = [(row,) for row in rows]
-        plan = plan_batches(segments, passes.room.batch_tokens)
-        batches = [passes.collate([segments[i] for i in batch]).model_inputs() for batch in plan]
-        counted: list[int] = []
-
-        def plainly(model: Any = model, batches: list[Any] = batches) -> None:
-            with torch.no_grad():
-                for inputs in batches:
-                    model(**inputs).logits  # noqa: B018
-
-        def everything(passes: Passes = passes, segments: Any = segments, posterior: Any = posterior) -> Any:
-            return score_segments(passes, segments, posterior, None)
-
-        def means(passes: Passes = passes, rows: Any = rows) -> Any:
-            return rewards_of(passes, rows, [0] * len(rows))
-
-        def lazy(
-            passes: Passes = passes, rows: Any = rows, posterior: Any = posterior, counted: list[int] = counted
-        ) -> None:
-            ((_, variance),) = scores_to_choose_by(passes, rows, [len(rows)], posterior, penalty_of("std", 1.0))
-            counted.append(int((~variance.isnan()).sum()))
-
-        timed = in_turns(
-            {
-                "plain forward of whole rows": plainly,
-                "ours, means": means,
-                "ours, mean and variance": everything,
-                "ours, lazy best of n": lazy,
-            },
-            rounds,
-            device,
-        )
-        plain = timed["plain forward of whole rows"]["seconds"]
-        for row in timed.values():
-            row["plain_forwards"] = row["seconds"] / plain
-        weights = sum(
-            p.numel() for n, p in model.named_parameters() if p.dim() == 2 and "embed" not in n and "lora" not in n
-        )
-        flops = 2 * weights * sum(lengths)
-        results[name] = {
-            "candidates": count,
-            "prompt": prompt,
-            "formulations": timed,
-            "variances": counted[-1],
-            "plain_forward_flops_per_s": flops / plain,
-        }
+        results[name] = measured(shape, count, prompt, batch_tokens, rounds, device)
         if device == "cuda":
-            results[name]["of_matrix_rate"] = flops / plain / rates["bfloat16_flops_per_s"]
-            torch.cuda.reset_peak_memory_stats()
-            before = torch.cuda.memory_allocated()
-            everything()
-            results[name]["peak_bytes"] = torch.cuda.max_memory_allocated() - before
-            results[name]["weights_bytes"] = before
-            results[name]["batch_tokens"] = passes.room.batch_tokens
-            results[name]["largest_batch_tokens"] = largest_batch(passes, posterior)
-        del model, passes, posterior, batches, plainly, everything, means, lazy
-        if device == "cuda":
+            rate = results[name]["plain_forward_flops_per_s"]
+            results[name]["of_matrix_rate"] = rate / rates["bfloat16_flops_per_s"]
             torch.cuda.empty_cache()
     return results | rates
+
+
+def measured(shape: LlamaShape, count: int, prompt: int, batch_tokens: int, rounds: int, device: str) -> dict[str, Any]:
+    """One model and `count` candidates with a shared prompt."""
+    model = shape.model(device, torch.bfloat16)
+    passes = passes_of(model, batch_tokens, device)
+    posterior = fitted(passes, random_pairs(8, 128))
+    lengths = [prompt + 64 + (448 * i) // max(count - 1, 1) for i in range(count)]
+    rows = random_rows(lengths, prompt=prompt)
+    segments = [(row,) for row in rows]
+    plan = plan_batches(segments, passes.room.batch_tokens)
+    batches = [passes.collate([segments[i] for i in batch]).model_inputs() for batch in plan]
+    variances = 0
+
+    def plainly() -> None:
+        with torch.no_grad():
+            for inputs in batches:
+                model(**inputs).logits  # noqa: B018
+
+    def everything() -> None:
+        score_segments(passes, segments, posterior, None)
+
+    def lazy() -> None:
+        nonlocal variances
+        ((_, variance),) = scores_to_choose_by(passes, rows, [len(rows)], posterior, penalty_of("std", 1.0))
+        variances = int((~variance.isnan()).sum())
+
+    timed = in_turns(
+        {
+            "plain forward of whole rows": plainly,
+            "ours, means": lambda: rewards_of(passes, rows, [0] * len(rows)),
+            "ours, mean and variance": everything,
+            "ours, lazy best of n": lazy,
+        },
+        rounds,
+        device,
+    )
+    plain = timed["plain forward of whole rows"]["seconds"]
+    for row in timed.values():
+        row["plain_forwards"] = row["seconds"] / plain
+    weights = sum(
+        p.numel() for n, p in model.named_parameters() if p.dim() == 2 and "embed" not in n and "lora" not in n
+    )
+    found = {
+        "candidates": count,
+        "prompt": prompt,
+        "formulations": timed,
+        "variances": variances,
+        "plain_forward_flops_per_s": 2 * weights * sum(lengths) / plain,
+    }
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        everything()
+        found["peak_bytes"] = torch.cuda.max_memory_allocated() - before
+        found["weights_bytes"] = before
+        found["batch_tokens"] = passes.room.batch_tokens
+        found["largest_batch_tokens"] = largest_batch(passes, posterior)
+    return found
 
 
 def largest_batch(passes: Passes, posterior: Posterior) -> int:

@@ -1,8 +1,7 @@
-"""The four operations on `(p, q, offsets)`; everything else in the package is written in terms of them."""
+"""The operations on `(p, q, offsets)` that have kernels of their own."""
 
 from bayesrm_fast.ops.kron_project import kron_project
 from bayesrm_fast.ops.kron_variance import kron_variance
-from bayesrm_fast.ops.second_moment import second_moment
 from bayesrm_fast.ops.segment_outer import segment_outer
 
-__all__ = ["kron_project", "kron_variance", "second_moment", "segment_outer"]
+__all__ = ["kron_project", "kron_variance", "segment_outer"]

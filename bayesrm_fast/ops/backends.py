@@ -1,6 +1,6 @@
 """Which implementation serves a call: each backend says yes, or no and why.
 
-`auto` takes the first that serves: for CUDA tensors cuda, triton, reference; for CPU tensors cpp, reference. The
+`auto` takes the first that serves: for CUDA tensors cuda, triton, reference; for CPU tensors cpu, reference. The
 environment variable `BAYESRM_BACKEND` and the context manager `use_backend` force one; a forced backend that cannot
 serve raises and says why.
 """
@@ -14,19 +14,20 @@ from functools import cache
 from types import ModuleType
 from typing import Any
 
+import torch
 from torch import Tensor
 
-import bayesrm_fast.ops.cpp as cpp
+import bayesrm_fast.ops.cpu as cpu
 import bayesrm_fast.ops.cuda as cuda
 import bayesrm_fast.ops.reference as reference
 import bayesrm_fast.ops.triton as triton
 
-OPERATIONS = ("kron_variance", "kron_project", "segment_outer", "second_moment")
-BACKENDS: dict[str, ModuleType] = {"cpp": cpp, "cuda": cuda, "triton": triton, "reference": reference}
+OPERATIONS = ("kron_variance", "kron_project", "segment_outer")
+BACKENDS: dict[str, ModuleType] = {"cpu": cpu, "cuda": cuda, "triton": triton, "reference": reference}
 """Each has `unavailable()` and `refuses(operation, tensors)`, which give a reason or None, and a module with a function
 of the same name for every operation that it serves."""
 
-PREFERENCE = {"cpu": ("cpp", "reference"), "cuda": ("cuda", "triton", "reference")}
+PREFERENCE = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "triton", "reference")}
 """What `auto` asks, in this order, by the type of device; the reference alone on any other."""
 
 _forced = os.environ.get("BAYESRM_BACKEND", "auto")
@@ -78,6 +79,22 @@ def refusal(name: str, operation: str, tensors: tuple[Tensor, ...]) -> str | Non
     return reason
 
 
+def describe_backends() -> dict[str, dict[str, str]]:
+    """For every operation what each backend says: that it serves, or why it does not.
+
+    The backends for CPU tensors are asked with float32, those for CUDA tensors, where there is a GPU, with bfloat16.
+    """
+    on_cpu = (torch.zeros(0, 1), torch.zeros(0, 8), torch.zeros(1, dtype=torch.int64))
+    on_gpu = on_cpu
+    if torch.cuda.is_available():
+        on_gpu = (on_cpu[0].bfloat16().cuda(), on_cpu[1].bfloat16().cuda(), on_cpu[2].cuda())
+    tensors = {name: on_cpu if name in PREFERENCE["cpu"] else on_gpu for name in BACKENDS}
+    return {
+        operation: {name: refusal(name, operation, tensors[name]) or "serves" for name in BACKENDS}
+        for operation in OPERATIONS
+    }
+
+
 def serve(operation: str, *arguments: Any) -> Any:
     """Run an operation whose arguments have been checked."""
     tensors = tuple(argument for argument in arguments if isinstance(argument, Tensor))
@@ -99,7 +116,7 @@ def _check_name(name: str) -> None:
 
 def _tell_once() -> None:
     global _told
-    reason = cpp.unavailable()
+    reason = cpu.unavailable()
     if reason is not None and not _told:
         _told = True
         warnings.warn(f"the operations run in plain torch, not in C++: {reason}", stacklevel=2)

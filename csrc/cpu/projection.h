@@ -78,7 +78,8 @@ struct Range {
 // Every thread has segments of its own where there are enough; else all threads share each segment.
 inline bool share_segments(const Segments& s, int threads) { return threads > 1 && s.count < 4 * threads; }
 
-// Calls sink(n, i, C_i [k], residual norm) for every segment n and row i, from any thread.
+// Calls sink(n, i, minus_c, stride, outside) for every segment n and row i: −C_ij is minus_c[j * stride], and `outside` the
+// squared norm of the row's part outside span(U). All rows of a segment come from one thread, in their order.
 template <class Q, class Sink>
 void project(const Segments& s, const Basis& basis, int threads, const Sink& sink) {
     const int64_t rows_at_once =

@@ -1,7 +1,8 @@
 // The Python module `_cuda`: addresses and sizes in, nothing out. Its callers check shapes, dtypes and strides.
 #include <pybind11/pybind11.h>
 
-#include "launch.h"
+#include "check.h"
+#include "kernels.h"
 
 namespace {
 
@@ -41,6 +42,10 @@ PYBIND11_MODULE(_cuda, module) {
         const OnDevice guard(device);
         bayesrm::cuda::require_kernels();
     });
+    module.def("shared_memory", [](bool sm90, int rows, int basis) {
+        const auto of_block = sm90 ? bayesrm::cuda::sm90_shared_memory : bayesrm::cuda::sm80_shared_memory;
+        return of_block({rows, basis, 1, 1});
+    });
     module.def("resident_clusters", [](int device, int rows, int basis, int blocks) {
         const OnDevice guard(device);
         return bayesrm::cuda::resident_clusters({rows, basis, blocks, 1});
@@ -75,8 +80,8 @@ PYBIND11_MODULE(_cuda, module) {
                                  .d = d,
                                  .k = k};
         const Launch launch = {.rows = rows, .basis = basis, .blocks = blocks, .clusters = clusters};
-        // Only the portable kernel needs room for the blocks' parts.
-        const auto project = parts != 0 ? bayesrm::cuda::project_portable : bayesrm::cuda::project_hopper;
+        // Only the sm80 kernel needs room for the blocks' parts.
+        const auto project = parts != 0 ? bayesrm::cuda::project_sm80 : bayesrm::cuda::project_sm90;
         project(problem, launch, at<void>(stream));
     });
 }

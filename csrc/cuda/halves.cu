@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include "launch.h"
+#include "check.h"
 
 namespace bayesrm::cuda {
 

@@ -18,29 +18,33 @@ struct Problem {
     float* variance;         // [count]; null for the other two
     float* coordinates;      // [count, r, k]
     float* outside;          // [count, r]
-    float* parts;            // [count, blocks, rows, rows + basis], for the portable kernel
+    float* parts;            // [count, blocks, rows, rows + basis], for the sm80 kernel
     int64_t tokens;
     int count, r, p_stride, d, k;
 };
 
-// How it is launched: ops/configs.py decides.
+// How it is launched: ops/cuda/configs.py decides.
 struct Launch {
     int rows;      // r padded to 16, 32 or 64
     int basis;     // k padded to 16 or 64
-    int blocks;    // that share a segment's columns; on Hopper the size of a cluster
-    int clusters;  // on Hopper: that share the segments
+    int blocks;    // that share a segment's columns; of the sm90 kernel the size of a cluster
+    int clusters;  // of the sm90 kernel, that share the segments
 };
 
 // p [tokens, r] as Problem wants it. `low` is null where p is in bfloat16.
 void split_halves(const void* p, bool is_float, void* high, void* low, int64_t tokens, int r, int p_stride, void* stream);
 
-void project_portable(const Problem& problem, const Launch& launch, void* stream);
-void project_hopper(const Problem& problem, const Launch& launch, void* stream);
+void project_sm80(const Problem& problem, const Launch& launch, void* stream);
+void project_sm90(const Problem& problem, const Launch& launch, void* stream);
+
+// Bytes of shared memory that a block of each takes.
+int sm80_shared_memory(const Launch& launch);
+int sm90_shared_memory(const Launch& launch);
 
 // Throws where the current device has no compiled kernel.
 void require_kernels();
 
-// Clusters of project_hopper that the current device holds at once.
+// Clusters of project_sm90 that the current device holds at once.
 int resident_clusters(const Launch& launch);
 
 }  // namespace bayesrm::cuda

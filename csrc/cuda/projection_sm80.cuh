@@ -6,23 +6,24 @@
 namespace bayesrm::cuda {
 
 template <int R, int K>
-struct PortableMemory {  // bytes from the start of shared memory
+struct Sm80Memory {  // bytes from the start of shared memory
     static constexpr int kTokens = 32, kStages = 3;
     static constexpr int kQ = kTokens * kColumns * 2;
     static constexpr int kStage = kQ + 2 * kTokens * R * 2;
     static constexpr int kScratch = kStages * kStage;
-    static constexpr int kGathered = kScratch + Shape<R, K>::kScratchBytes;
-    static constexpr int kBytes = kGathered + Shape<R, K>::kGatheredBytes;
+    static constexpr int kBytes = kScratch + Shape<R, K>::kScratchBytes;
+    static_assert(kBytes <= 163 * 1024);  // what a block may have on an A100
     // The finishing kernel has no ring.
     static constexpr int kFinishGathered = Shape<R, K>::kFinishBytes;
     static constexpr int kFinishBytes = kFinishGathered + Shape<R, K>::kGatheredBytes;
+    static_assert(kFinishBytes <= kBytes);
 };
 
 // One stage: tokens [first, end) of p, and of q at 256 columns.
 template <int R, int K>
 __device__ inline void load_stage(const Problem& problem, SharedAddress stage, int64_t first, int64_t end, int column,
                                   int thread) {
-    using Memory = PortableMemory<R, K>;
+    using Memory = Sm80Memory<R, K>;
     const auto* q = static_cast<const uint16_t*>(problem.q);
     for (int chunk = thread; chunk < Memory::kTokens * kColumns / 8; chunk += kThreads) {
         const int token = chunk / (kColumns / 8), within = chunk % (kColumns / 8) * 8;
@@ -36,10 +37,9 @@ __device__ inline void load_stage(const Problem& problem, SharedAddress stage, i
 // parts [count, blocks, R, K + R]: [H | S] of every block's column tiles. Grid: count * blocks.
 template <int R, int K>
 __global__ void __launch_bounds__(kThreads) sum_column_tiles(const Problem problem, int blocks) {
-    using Memory = PortableMemory<R, K>;
+    using Memory = Sm80Memory<R, K>;
     unsigned char* memory = ptx::shared_memory();
     const SharedAddress ring = ptx::shared_address(memory), scratch = ring + Memory::kScratch;
-    auto* gathered = reinterpret_cast<float*>(memory + Memory::kGathered);
     const int thread = threadIdx.x;
     const Lane at = {thread / 32, thread % 32};
     const int64_t segment = blockIdx.x / blocks;
@@ -67,15 +67,14 @@ __global__ void __launch_bounds__(kThreads) sum_column_tiles(const Problem probl
         }
         add_tile<R, K>(sums, gradient, memory + Memory::kScratch, scratch, problem, column, at);
     }
-    gather_sums<R, K>(sums, reinterpret_cast<float*>(memory + Memory::kScratch), gathered, at);
     float* part = problem.parts + int64_t(blockIdx.x) * R * Shape<R, K>::kWidth;
-    for (int e = thread; e < R * Shape<R, K>::kWidth; e += kThreads) part[e] = gathered[e];
+    gather_sums<R, K>(sums, reinterpret_cast<float*>(memory + Memory::kScratch), part, at);
 }
 
 // What is asked for from all blocks' parts, added in one order. Grid: count.
 template <int R, int K>
 __global__ void __launch_bounds__(kThreads) finish_segments(const Problem problem, int blocks) {
-    using Memory = PortableMemory<R, K>;
+    using Memory = Sm80Memory<R, K>;
     constexpr int kElements = R * Shape<R, K>::kWidth;
     unsigned char* memory = ptx::shared_memory();
     auto* gathered = reinterpret_cast<float*>(memory + Memory::kFinishGathered);

@@ -1,6 +1,7 @@
 #include "projection_sm90.cuh"
 
-#include "launch.h"
+#include "check.h"
+#include "shapes.h"
 
 namespace bayesrm::cuda {
 namespace {
@@ -33,7 +34,7 @@ CUtensorMap map_of_q(const Problem& problem) {
 // A launch in clusters; `attribute` holds what the configuration points to.
 template <int R, int K>
 cudaLaunchConfig_t configuration(const Launch& launch, cudaLaunchAttribute& attribute) {
-    constexpr int kBytes = HopperMemory<R, K>::kBytes;
+    constexpr int kBytes = Sm90Memory<R, K>::kBytes;
     check(cudaFuncSetAttribute(project_segments<R, K>, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes),
           "shared memory");
     attribute.id = cudaLaunchAttributeClusterDimension;
@@ -41,7 +42,7 @@ cudaLaunchConfig_t configuration(const Launch& launch, cudaLaunchAttribute& attr
     attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
     cudaLaunchConfig_t config = {};
     config.gridDim = dim3(launch.clusters * launch.blocks);
-    config.blockDim = dim3(kHopperThreads);
+    config.blockDim = dim3(kSm90Threads);
     config.dynamicSmemBytes = kBytes;
     config.attrs = &attribute;
     config.numAttrs = 1;
@@ -49,6 +50,10 @@ cudaLaunchConfig_t configuration(const Launch& launch, cudaLaunchAttribute& attr
 }
 
 }  // namespace
+
+int sm90_shared_memory(const Launch& launch) {
+    return for_shape(launch, []<int R, int K>(Compiled<R, K>) { return Sm90Memory<R, K>::kBytes; });
+}
 
 int resident_clusters(const Launch& launch) {
     return for_shape(launch, [&]<int R, int K>(Compiled<R, K>) {
@@ -60,13 +65,13 @@ int resident_clusters(const Launch& launch) {
     });
 }
 
-void project_hopper(const Problem& problem, const Launch& launch, void* stream) {
+void project_sm90(const Problem& problem, const Launch& launch, void* stream) {
     const CUtensorMap q = map_of_q(problem);
     for_shape(launch, [&]<int R, int K>(Compiled<R, K>) {
         cudaLaunchAttribute attribute;
         cudaLaunchConfig_t config = configuration<R, K>(launch, attribute);
         config.stream = static_cast<cudaStream_t>(stream);
-        check(cudaLaunchKernelEx(&config, project_segments<R, K>, problem, q, launch.blocks), "the Hopper kernel");
+        check(cudaLaunchKernelEx(&config, project_segments<R, K>, problem, q, launch.blocks), "the sm90 kernel");
     });
 }
 

@@ -1,4 +1,4 @@
-// Hopper: q by the copy engine through a ring in shared memory, a segment's column tiles over the blocks of a cluster, whose
+// sm_90: q by the copy engine through a ring in shared memory, a segment's column tiles over the blocks of a cluster, whose
 // sums one of them collects through distributed shared memory. One launch; q is read once; no atomics.
 #pragma once
 
@@ -6,12 +6,12 @@
 
 namespace bayesrm::cuda {
 
-constexpr int kHopperThreads = kThreads + 128;  // the last four warps give their registers away, and one of them copies
+constexpr int kSm90Threads = kThreads + 128;  // the last four warps give their registers away, and one of them copies
 constexpr int kBoxTokens = 16;                 // of one copy: a short segment reads little that is not its own
 constexpr int kMostSorted = 256;               // segments that are dealt out by length
 
 template <int R, int K>
-struct HopperMemory {  // bytes from the start of shared memory
+struct Sm90Memory {  // bytes from the start of shared memory
     static constexpr int kTokens = R == 64 ? 32 : 64, kStages = R == 64 ? 5 : 4;
     static constexpr int kQ = kTokens * kColumns * 2;
     static constexpr int kStage = kQ + 2 * kTokens * R * 2;
@@ -23,15 +23,15 @@ struct HopperMemory {  // bytes from the start of shared memory
     static constexpr int kFree = kReady + 8;             // and have been collected
     static constexpr int kOrder = kFree + 8;
     static constexpr int kBytes = kOrder + kMostSorted * 2;
-    static_assert(kBytes <= 227 * 1024);
+    static_assert(kBytes <= 227 * 1024);  // what a block may have on an H100
 };
 
 // Segments from the longest to the shortest; ties by number. `lengths` has room for kMostSorted. All threads.
 __device__ inline void sort_segments(const Problem& problem, uint16_t* order, int* lengths, int thread) {
-    static_assert(kMostSorted <= kHopperThreads);
+    static_assert(kMostSorted <= kSm90Threads);
     const int n = thread;
     if (n < problem.count) lengths[n] = static_cast<int>(problem.offsets[n + 1] - problem.offsets[n]);
-    ptx::barrier(0, kHopperThreads);
+    ptx::barrier(0, kSm90Threads);
     if (n >= problem.count) return;
     int longer = 0;
     for (int m = 0; m < problem.count; ++m) longer += lengths[m] > lengths[n] || (lengths[m] == lengths[n] && m < n);
@@ -64,7 +64,7 @@ struct RingPlace {
 template <int R, int K>
 __device__ inline void copy_tiles(const Problem& problem, const ptx::TensorMap* q, SharedAddress memory,
                                   const uint16_t* order, int blocks) {
-    using Memory = HopperMemory<R, K>;
+    using Memory = Sm90Memory<R, K>;
     const Schedule schedule = {problem, order};
     const int rank = ptx::cluster_rank(), lane = ptx::thread_index() % 32;
     RingPlace place;
@@ -106,7 +106,7 @@ __device__ inline void collect(float* gathered, int blocks, int thread) {
 
 template <int R, int K>
 __device__ inline void compute_segments(const Problem& problem, unsigned char* memory, const uint16_t* order, int blocks) {
-    using Memory = HopperMemory<R, K>;
+    using Memory = Sm90Memory<R, K>;
     const Schedule schedule = {problem, order};
     const int rank = ptx::cluster_rank(), thread = ptx::thread_index();
     const SharedAddress base = ptx::shared_address(memory);
@@ -147,10 +147,10 @@ __device__ inline void compute_segments(const Problem& problem, unsigned char* m
 
 // Grid: clusters * blocks, in clusters of `blocks`.
 template <int R, int K>
-__global__ void __launch_bounds__(kHopperThreads, 1)
+__global__ void __launch_bounds__(kSm90Threads, 1)
     project_segments(const Problem problem, const __grid_constant__ ptx::TensorMap q, int blocks) {
-#ifdef BAYESRM_HOPPER
-    using Memory = HopperMemory<R, K>;
+#ifdef BAYESRM_SM90
+    using Memory = Sm90Memory<R, K>;
     unsigned char* memory = ptx::shared_memory();
     const SharedAddress base = ptx::shared_address(memory);
     const int thread = ptx::thread_index();

@@ -104,10 +104,10 @@ __device__ __forceinline__ int clusters() {
 }
 
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
-#define BAYESRM_HOPPER
+#define BAYESRM_SM90
 #endif
 
-#if !defined(__CUDA_ARCH__) || defined(BAYESRM_HOPPER)
+#if !defined(__CUDA_ARCH__) || defined(BAYESRM_SM90)
 
 __device__ __forceinline__ void init_barrier(SharedAddress barrier, int arrivals) {
     asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");

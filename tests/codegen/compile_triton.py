@@ -15,8 +15,9 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from bayesrm_fast.ops.configs import A100, H100, MOST_ROWS, Chip, tiles
+from bayesrm_fast.ops.chips import A100, H100, Chip
 from bayesrm_fast.ops.triton import kron_project, kron_variance, segment_outer
+from bayesrm_fast.ops.triton.configs import MOST_ROWS_A_PROGRAM, tiles
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 POINTERS = {"p": None, "q": None, "offsets": "*i64"}  # None: of the inputs' dtype; all others are float32
@@ -31,19 +32,28 @@ KERNELS = {
     "weigh_splits": kron_variance.weigh_splits,
     "store_tiles": segment_outer.store_tiles,
 }
+OWN_BLOCKS = {
+    "rotate_rows": kron_project.ROTATE_BLOCKS,
+    "sum_splits": kron_project.SUM_BLOCKS,
+    "weigh_splits": kron_project.SUM_BLOCKS,
+}
+LEAST_SHARED_MEMORY = 64 * 1024
+"""Of any chip with a matrix unit: blocks that no chip is asked about must fit."""
 
 
-def compiled(kernel: Any, r: int, d: int, k: int, dtype: str, chip: Chip) -> dict[str, Any]:
+def compiled(kernel_name: str, r: int, d: int, k: int, dtype: str, chip: Chip) -> dict[str, Any]:
     """Resources of one kernel, as it would be launched at this shape."""
-    rotated_before = r > MOST_ROWS and kernel not in (KERNELS["store_tiles"], KERNELS["rotate_rows"])
+    kernel = KERNELS[kernel_name]
+    rotated_before = r > MOST_ROWS_A_PROGRAM and kernel_name not in ("store_tiles", "rotate_rows")
     itemsize = 4 if dtype == "fp32" or rotated_before else 2
-    t = tiles(r, d, k, itemsize, chip, second_pass=kernel is KERNELS["outside_tiles"])
-    blocks = {"R": t.rows, "KC": t.basis, "BD": t.columns, "BT": t.tokens}
-    if kernel in (KERNELS["sum_splits"], KERNELS["weigh_splits"]):
-        blocks |= kron_project.SUM_BLOCKS
-    blocks |= {"WIDEN": itemsize == 4, "ROTATE": r <= MOST_ROWS}
-    if kernel is KERNELS["rotate_rows"]:
-        blocks |= {"BT": 64, "R": 64, "BK": 32}
+    if kernel_name in OWN_BLOCKS:
+        blocks, options, bound = OWN_BLOCKS[kernel_name], {}, LEAST_SHARED_MEMORY
+    else:
+        second_pass = kernel_name == "outside_tiles"
+        t = tiles(r, d, k, itemsize, chip, second_pass)
+        blocks = {"R": t.rows, "KC": t.basis, "BD": t.columns, "BT": t.tokens}
+        blocks |= {"WIDEN": itemsize == 4, "ROTATE": r <= MOST_ROWS_A_PROGRAM}
+        options, bound = {"num_warps": t.warps, "num_stages": t.stages}, t.shared_memory(itemsize, second_pass)
     signature, constants, attributes = {}, {}, {}
     for i, name in enumerate(kernel.arg_names):
         if name in blocks:
@@ -57,8 +67,8 @@ def compiled(kernel: Any, r: int, d: int, k: int, dtype: str, chip: Chip) -> dic
         if signature[name].startswith("*") or (name == "d" and d % 16 == 0):
             attributes[(i,)] = [["tt.divisibility", 16]]
     source = ASTSource(kernel, signature=signature, constexprs=constants, attrs=attributes)
-    options = {"num_warps": t.warps, "num_stages": t.stages, "enable_fp_fusion": True}
-    done = triton.compile(source, target=GPUTarget("cuda", chip.capability, 32), options=options)
+    target = GPUTarget("cuda", chip.capability, 32)
+    done = triton.compile(source, target=target, options=options | {"enable_fp_fusion": True})
     with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
         cubin.write(done.asm["cubin"])
         cubin.flush()
@@ -68,7 +78,7 @@ def compiled(kernel: Any, r: int, d: int, k: int, dtype: str, chip: Chip) -> dic
     return {
         **found,
         "shared": done.metadata.shared,
-        "bound": t.shared_memory(itemsize),
+        "bound": bound,
         "limit": chip.shared_memory,
         "matrix_unit": "HMMA" in sass or "HGMMA" in sass,
         "spills": len(re.findall(r"\b(?:STL|LDL)\b", sass)),
@@ -78,13 +88,13 @@ def compiled(kernel: Any, r: int, d: int, k: int, dtype: str, chip: Chip) -> dic
 
 def main() -> None:
     """Every kernel at every shape, dtype and chip; or the kernel that the command line names."""
-    for name, kernel in KERNELS.items():
+    for name in KERNELS:
         if name not in (sys.argv[1:] or KERNELS):
             continue
         for r, d, k in SHAPES:
             for dtype in ("bf16", "fp32"):
                 for chip in (A100, H100):
-                    row = compiled(kernel, r, d, k, dtype, chip)
+                    row = compiled(name, r, d, k, dtype, chip)
                     print(
                         json.dumps({"kernel": name, "shape": [r, d, k], "dtype": dtype, "sm": chip.capability, **row}),
                         flush=True,

@@ -4,6 +4,7 @@
 #include "halves.cuh"
 #include "projection_sm80.cuh"
 #include "projection_sm90.cuh"
+#include "shapes.h"
 
 namespace {
 
@@ -12,21 +13,27 @@ using bayesrm::emulator::Machine;
 using bayesrm::emulator::Matrix;
 
 template <int R, int K>
-void run(const Problem& problem, const Launch& launch, bool hopper) {
+void run(const Problem& problem, const Launch& launch, bool sm90) {
     Machine& machine = Machine::the();
-    if (hopper) {
+    if (sm90) {
         const Matrix q = {static_cast<const uint16_t*>(problem.q), problem.tokens, problem.d, kBoxTokens, kColumnsPerBox};
-        machine.launch(launch.clusters * launch.blocks, kHopperThreads, launch.blocks, HopperMemory<R, K>::kBytes,
+        machine.launch(launch.clusters * launch.blocks, kSm90Threads, launch.blocks, Sm90Memory<R, K>::kBytes,
                        [&] { project_segments<R, K>(problem, q, launch.blocks); });
     } else {
-        machine.launch(problem.count * launch.blocks, kThreads, 1, PortableMemory<R, K>::kBytes,
+        machine.launch(problem.count * launch.blocks, kThreads, 1, Sm80Memory<R, K>::kBytes,
                        [&] { sum_column_tiles<R, K>(problem, launch.blocks); });
-        machine.launch(problem.count, kThreads, 1, PortableMemory<R, K>::kFinishBytes,
+        machine.launch(problem.count, kThreads, 1, Sm80Memory<R, K>::kFinishBytes,
                        [&] { finish_segments<R, K>(problem, launch.blocks); });
     }
 }
 
 }  // namespace
+
+extern "C" int shared_memory(int sm90, const Launch* launch) {
+    return for_shape(*launch, [&]<int R, int K>(Compiled<R, K>) {
+        return sm90 ? Sm90Memory<R, K>::kBytes : Sm80Memory<R, K>::kBytes;
+    });
+}
 
 extern "C" void emulate_split(const void* p, int is_float, uint32_t* high, uint32_t* low, int64_t tokens, int r,
                               int p_stride) {
@@ -39,18 +46,13 @@ extern "C" void emulate_split(const void* p, int is_float, uint32_t* high, uint3
 }
 
 // 0, or 1 with the reason in `error`.
-extern "C" int emulate(const Problem* problem, const Launch* launch, int hopper, uint64_t seed, char* error, int room) {
+extern "C" int emulate(const Problem* problem, const Launch* launch, int sm90, uint64_t seed, char* error, int room) {
     try {
         const size_t p_bytes = problem->tokens * problem->p_stride * 2;
         Machine::the().begin(seed, {{problem->p, p_bytes},
                                     {problem->p_low, problem->p_low == nullptr ? 0 : p_bytes},
                                     {problem->q, problem->tokens * problem->d * 2}});
-        const auto with_basis = [&]<int R>() {
-            launch->basis == 16 ? run<R, 16>(*problem, *launch, hopper) : run<R, 64>(*problem, *launch, hopper);
-        };
-        if (launch->rows == 16) with_basis.template operator()<16>();
-        if (launch->rows == 32) with_basis.template operator()<32>();
-        if (launch->rows == 64) with_basis.template operator()<64>();
+        for_shape(*launch, [&]<int R, int K>(Compiled<R, K>) { run<R, K>(*problem, *launch, sm90); });
         return 0;
     } catch (const std::exception& failure) {
         std::snprintf(error, room, "%s", failure.what());

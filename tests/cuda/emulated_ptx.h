@@ -13,7 +13,7 @@
 #define threadIdx (bayesrm::emulator::running().thread_index)
 #define blockIdx (bayesrm::emulator::running().block->index)
 #define gridDim (bayesrm::emulator::running().block->grid)
-#define BAYESRM_HOPPER
+#define BAYESRM_SM90
 
 struct float2 {
     float x, y;

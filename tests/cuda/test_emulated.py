@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from cases import CUDA_CASES
+from cases import CHIPS, CUDA_CASES
 from formulas import HALVES, almost_inside, close, formulas, made
 
-from bayesrm_fast.ops.configs import launch
-from bayesrm_fast.ops.cuda import binding
+from bayesrm_fast.ops.cuda import binding, chip_refuses
+from bayesrm_fast.ops.cuda.configs import MOST_K, MOST_R, launch
 from bayesrm_fast.ops.cuda.kron_project import kron_project
 from bayesrm_fast.ops.cuda.kron_variance import kron_variance
 
@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="there is no g++ here")
 
-KERNELS = ["portable", "hopper"]
+KERNELS = ["sm80", "sm90"]
 
 
 class Problem(ctypes.Structure):
@@ -51,6 +51,9 @@ class Emulated:
 
     def __init__(self, library):
         self.library = library
+
+    def shared_memory(self, sm90, rows, basis):
+        return self.library.shared_memory(int(sm90), ctypes.byref(Launch(rows, basis, 1, 1)))
 
     def resident_clusters(self, *_):
         return 2
@@ -86,6 +89,26 @@ def emulator(library, monkeypatch):
     assert torch.utils.deterministic.fill_uninitialized_memory
     yield emulated
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("chip", CHIPS)
+def test_every_launch_fits_its_chip_or_is_refused(emulator, chip):
+    chip = CHIPS[chip]
+    for r, k, segments in itertools.product(range(1, MOST_R + 1), range(MOST_K + 1), (1, 1000)):
+        how = launch(r, 4096, k, segments, chip, sm90=chip.capability == 90)
+        refused = chip_refuses(chip, r, k)
+        if refused is None:
+            assert emulator.shared_memory(how.kernel == "sm90", how.rows, how.basis) <= chip.shared_memory
+        else:
+            assert chip.capability == 89
+            assert r > 32
+            assert refused == "for this r and k it needs 136 KiB of shared memory, not 99"
+
+
+@pytest.mark.skipif(binding.missing is not None, reason=str(binding.missing))
+def test_the_built_kernels_take_as_much_shared_memory(library):
+    for arguments in itertools.product((False, True), (16, 32, 64), (16, 64)):
+        assert binding.compiled.shared_memory(*arguments) == Emulated(library).shared_memory(*arguments)
 
 
 def run(emulator, monkeypatch, kernel, arguments, blocks, seed=0):

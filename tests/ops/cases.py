@@ -1,5 +1,7 @@
 """Named ragged shapes: lengths of the segments, r, d, k."""
 
+from bayesrm_fast.ops.chips import A100, H100, Chip
+
 CASES = {
     "one segment": ([7], 3, 16, 5),
     "ragged": ([3, 1, 12, 5], 4, 33, 8),
@@ -35,3 +37,5 @@ CUDA_CASES = {
     "all rows and columns": ([64, 33], 64, 1288, 64),
     "more segments than are sorted": ([1, 2, 0] * 90, 1, 8, 2),
 }
+
+CHIPS = {"A100": A100, "H100": H100, "RTX 4090": Chip(89, 128, 99 * 1024)}

@@ -12,8 +12,8 @@ from formulas import close, formulas, inputs
 
 from bayesrm_fast import ops
 from bayesrm_fast.ops.backends import use_backend
-from bayesrm_fast.ops.cpp import unavailable
-from bayesrm_fast.ops.cpp.binding import compiled
+from bayesrm_fast.ops.cpu import unavailable
+from bayesrm_fast.ops.cpu.binding import compiled
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = ["generic", "avx2", "avx512"]
@@ -33,7 +33,7 @@ def test_every_instruction_set(name, case, dtype):
     before = compiled.instruction_set()
     compiled.choose_instruction_set(name)
     try:
-        with use_backend("cpp"):
+        with use_backend("cpu"):
             variance = ops.kron_variance(*arguments)
             gradients = ops.segment_outer(*arguments[:3])
     finally:
@@ -48,6 +48,16 @@ def test_the_widest_instruction_set_is_chosen():
     assert compiled.instruction_set() == compiled.instruction_sets()[0]
     with pytest.raises(ValueError, match="this processor cannot run sse9"):
         compiled.choose_instruction_set("sse9")
+
+
+@needs_compiled
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="the loaded libraries are read from /proc")
+def test_the_compiled_part_shares_the_openmp_of_torch():
+    code = "import bayesrm_fast.ops.compiled, bayesrm_fast._cpu; print(open('/proc/self/maps').read())"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    loaded = {line.split()[-1] for line in done.stdout.splitlines() if "libgomp" in line}
+    assert len(loaded) == 1
+    assert "torch" in loaded.pop()
 
 
 @needs_gcc
@@ -70,7 +80,7 @@ def test_no_library_code_is_built_for_one_instruction_set(name, flags, tmp_path)
 def test_scratch_memory_stays_under_8_mib():
     code = """
 import torch
-from bayesrm_fast.ops.cpp.kron_variance import kron_variance
+from bayesrm_fast.ops.cpu.kron_variance import kron_variance
 
 def peak():
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))

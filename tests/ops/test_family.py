@@ -87,21 +87,6 @@ def test_p_in_float32_beside_q_in_bfloat16(backend, case):
     close(ops.kron_project(*arguments[:5])[1], outside, torch.bfloat16, scale=rotated.square().sum(-1))
 
 
-@pytest.mark.parametrize("dtype", BUDGET, ids=str)
-@pytest.mark.parametrize("case", CASES)
-def test_second_moment(backend, case, dtype):
-    _, q, _, _, u, *_ = inputs(case, dtype)
-    d = q.shape[1]
-    if d <= 1000 and u.numel() and served(backend, "second_moment", (q, u)):
-        moment = torch.ones(d, d, dtype=torch.float64)
-        expected = 1 + q.double().T @ q.double()
-        assert ops.second_moment(q, moment) is moment
-        assert (moment - expected).abs().max() <= BUDGET[dtype] * expected.abs().max()
-        sketch = torch.zeros(u.shape, dtype=torch.float64)
-        expected = q.double().T @ (q.double() @ u.double())
-        assert (ops.second_moment(q, sketch, u) - expected).abs().max() <= BUDGET[dtype] * expected.abs().max() + 1e-300
-
-
 @given(
     lengths=st.lists(st.integers(0, 90), max_size=7),
     r=st.integers(1, 19),
@@ -188,7 +173,6 @@ OPERATORS = {
     "kron_variance": lambda a: a,
     "kron_project": lambda a: a[:5],
     "segment_outer": lambda a: a[:3],
-    "second_moment": lambda a: (a[1], torch.zeros(a[1].shape[1], a[1].shape[1]), None),
 }
 
 
@@ -220,7 +204,7 @@ def test_the_environment_forces_a_backend():
 
 
 def test_unknown_backends_are_named():
-    with pytest.raises(ValueError, match="there is no backend 'mkl'; there are auto, cpp, cuda, triton, reference"):
+    with pytest.raises(ValueError, match="there is no backend 'mkl'; there are auto, cpu, cuda, triton, reference"):
         use_backend("mkl").__enter__()
 
 
@@ -236,7 +220,7 @@ def test_a_forced_backend_ends_with_its_block():
 def test_without_the_compiled_part_the_reference_serves_and_says_so_once(monkeypatch):
     from bayesrm_fast.ops import backends
 
-    monkeypatch.setattr(BACKENDS["cpp"], "unavailable", lambda: "no compiler")
+    monkeypatch.setattr(BACKENDS["cpu"], "unavailable", lambda: "no compiler")
     monkeypatch.setattr(backends, "_told", False)
     arguments = inputs("ragged", torch.float32)
     with warnings.catch_warnings(record=True) as told:

@@ -5,12 +5,9 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from bayesrm_fast.ops.chips import chip_of
-from bayesrm_fast.ops.cuda.binding import compiled, missing
-
-MOST_ROWS, MOST_BASIS = 64, 64
-SHARED_MEMORY = 160 * 1024
-"""Bytes a block, for the largest kernel."""
+from bayesrm_fast.ops.chips import Chip, chip_of
+from bayesrm_fast.ops.cuda.binding import compiled, missing, shared_memory
+from bayesrm_fast.ops.cuda.configs import MOST_K, MOST_R
 
 
 def unavailable() -> str | None:
@@ -32,16 +29,23 @@ def refuses(operation: str, tensors: tuple[Tensor, ...]) -> str | None:
     if any(constant.dtype == torch.float64 for constant in constants):
         return "it computes in float32, not float64"
     (tokens, d), r = q.shape, p.shape[1]
-    if r > MOST_ROWS:
-        return f"it serves r up to {MOST_ROWS}, not {r}"
-    # Availability is asked without the bases.
-    if len(constants) > 1 and constants[1].shape[1] > MOST_BASIS:
-        return f"it serves k up to {MOST_BASIS}, not {constants[1].shape[1]}"
+    k = constants[1].shape[1] if len(constants) > 1 else 0  # availability is asked without the bases
+    if r > MOST_R:
+        return f"it serves r up to {MOST_R}, not {r}"
+    if k > MOST_K:
+        return f"it serves k up to {MOST_K}, not {k}"
     if d % 8:
         return f"its copies need d to be a multiple of 8, not {d}"
     if tokens >= 2**31:
         return f"it counts tokens in 32 bits, not {tokens}"
-    return _device_refuses(q.device)
+    return chip_refuses(chip_of(q.device), r, k) or _device_refuses(q.device)
+
+
+def chip_refuses(chip: Chip, r: int, k: int) -> str | None:
+    """Why a chip has no room for the kernels of r and k; None where it has."""
+    if chip.capability < 80:
+        return f"it needs compute capability 8.0, not {chip.capability / 10}"
+    return chip.refuses(shared_memory(r, k, chip))
 
 
 def architectures() -> str:
@@ -51,11 +55,6 @@ def architectures() -> str:
 
 @cache
 def _device_refuses(device: torch.device) -> str | None:
-    chip = chip_of(device)
-    if chip.capability < 80:
-        return f"it needs compute capability 8.0, not {chip.capability / 10}"
-    if chip.shared_memory < SHARED_MEMORY:
-        return f"it needs {SHARED_MEMORY // 1024} KiB of shared memory a block, not {chip.shared_memory // 1024}"
     try:
         compiled.require_kernels(device.index)
     except RuntimeError as error:

@@ -5,9 +5,9 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from bayesrm_fast.ops.chips import chip_of
+from bayesrm_fast.ops.chips import Chip, chip_of
 from bayesrm_fast.ops.compiled import compiled_part
-from bayesrm_fast.ops.configs import Launch, launch
+from bayesrm_fast.ops.cuda.configs import Launch, compiled_sizes, launch
 
 compiled, missing = compiled_part("_cuda", "nvcc")
 """The module, None where it is not there, and then why."""
@@ -32,7 +32,7 @@ def project(
             output.zero_()
         return
     chip = chip_of(q.device)
-    how = launch(r, d, k, count, chip, hopper=chip.capability == 90 and "90a" in compiled.architectures)
+    how = launch(r, d, k, count, chip, sm90=_has_sm90(chip))
     at = (q.device.index, torch.cuda.current_stream(q.device).cuda_stream)
     p, p_low = _halves(p, *at)
     q = q.contiguous()
@@ -40,7 +40,7 @@ def project(
     held = [q, offsets.contiguous(), basis_p.float().contiguous(), basis_q.float().T.contiguous()]
     constants = [x.float().contiguous() for x in (weight, residual) if x is not None]
     parts, clusters = None, 1
-    if how.kernel == "portable":
+    if how.kernel == "sm80":
         parts = torch.empty((count, how.blocks, how.rows, how.rows + how.basis), dtype=torch.float32, device=q.device)
     else:
         clusters = min(count, _resident_clusters(q.device.index, how))
@@ -49,6 +49,19 @@ def project(
     results = [*results, 0, 0] if constants else [0, *results]
     addresses = (p.data_ptr(), _address(p_low), *inputs, *results, _address(parts))
     compiled.project(*at, *addresses, tokens, count, r, p.shape[1], d, k, how.rows, how.basis, how.blocks, clusters)
+
+
+@cache
+def shared_memory(r: int, k: int, chip: Chip) -> int:
+    """Bytes that a block takes at most, of the kernels that a call with these sizes may run on a chip."""
+    kernels = (False, True) if _has_sm90(chip) else (False,)
+    needs: list[int] = [compiled.shared_memory(sm90, *compiled_sizes(r, k)) for sm90 in kernels]
+    return max(needs)
+
+
+def _has_sm90(chip: Chip) -> bool:
+    """Whether the sm90 kernel was built, and runs there."""
+    return chip.capability == 90 and "90a" in compiled.architectures
 
 
 def _halves(p: Tensor, device: int, stream: int) -> tuple[Tensor, Tensor | None]:  # shape: (T, r)

@@ -6,6 +6,9 @@ import os
 import torch
 from torch import Tensor
 
+from bayesrm_fast.ops.chips import chip_of
+from bayesrm_fast.ops.triton.configs import largest_itemsize, tiles
+
 _INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -21,8 +24,6 @@ def unavailable() -> str | None:
 
 def refuses(operation: str, tensors: tuple[Tensor, ...]) -> str | None:
     """Why this call is not served; None where it is."""
-    if operation == "second_moment":
-        return "it is one matrix product, in which torch's own library is fastest"
     device = "cpu" if _INTERPRETED else "cuda"
     if any(tensor.device.type != device for tensor in tensors):
         return f"it serves {device} tensors here"
@@ -34,4 +35,9 @@ def refuses(operation: str, tensors: tuple[Tensor, ...]) -> str | None:
         return f"it serves r up to 256, not {p.shape[1]}"
     if any(constant.dtype == torch.float64 for constant in constants):
         return "it computes in float32, not float64"
+    k = constants[1].shape[1] if len(constants) > 1 else 0
+    try:
+        tiles(p.shape[1], q.shape[1], k, largest_itemsize(p.dtype, q.dtype), chip_of(q.device))
+    except ValueError as error:
+        return str(error)
     return None

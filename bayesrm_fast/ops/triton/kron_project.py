@@ -17,8 +17,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from bayesrm_fast.ops.chips import chip_of
-from bayesrm_fast.ops.configs import MOST_ROWS, tiles, tiles_per_program
+from bayesrm_fast.ops.chips import chip_of, tiles_per_program
+from bayesrm_fast.ops.triton.configs import MOST_ROWS_A_PROGRAM, largest_itemsize, needs_second_pass, tiles, widens
 from bayesrm_fast.ops.triton.primitives import basis_tile, dot, rotated_tile
 
 
@@ -121,6 +121,7 @@ def sum_splits(parts, norms, coordinates, outside, splits, r, k, R: tl.constexpr
     tl.store(outside + n * r + rows, tl.maximum(norm, 0.0), mask=rows < r)
 
 
+ROTATE_BLOCKS = {"BT": 64, "R": 64, "BK": 32}
 SUM_BLOCKS = {"R": 16, "KC": 64}
 
 
@@ -132,16 +133,27 @@ class Projection:
         self.basis_p, self.basis_q_t = basis_p.float().contiguous(), basis_q.float().T.contiguous()
         self.count, self.r, (self.d, self.k) = offsets.shape[0] - 1, p.shape[1], basis_q.shape
         self.chip = chip_of(q.device)
-        # Whether a difference of norms tells all that the inputs can.
-        self.one_pass = q.dtype == torch.bfloat16
-        self.rotate = self.r <= MOST_ROWS
+        self.second_pass = needs_second_pass(q.dtype)
+        self.rotate = self.r <= MOST_ROWS_A_PROGRAM
         if not self.rotate:
             self.p = self._rotated()
-        self.widen = self.p.dtype != q.dtype or q.dtype == torch.float32
+        self.widen = widens(self.p.dtype, q.dtype)
+        self.itemsize = largest_itemsize(self.p.dtype, q.dtype)
+
+    def project(self) -> tuple[Tensor, Tensor]:  # shapes: (N, r, k), (N, r)
+        """C and the squared row norms of VᵀG − CUᵀ."""
+        coordinates, outside = self.empty(self.count, self.r, self.k), self.empty(self.count, self.r)
+        if outside.numel():
+            parts, norms = self.shares()
+            grid = (self.count, -(-self.r // SUM_BLOCKS["R"]))
+            sum_splits[grid](parts, norms, coordinates, outside, parts.shape[1], self.r, self.k, **SUM_BLOCKS)
+            if self.second_pass:
+                outside = self.outside(coordinates)
+        return coordinates, outside
 
     def shares(self) -> tuple[Tensor, Tensor]:  # shapes: (N, splits, r, k), (N, splits, r)
         """Each split's share of C and of the squared row norms of VᵀG."""
-        t = tiles(self.r, self.d, self.k, self._itemsize(), self.chip)
+        t = tiles(self.r, self.d, self.k, self.itemsize, self.chip)
         per_program = tiles_per_program(self.count, t.columns, self.d, self.chip)
         splits = -(-self.d // (t.columns * per_program))
         parts, norms = self.empty(self.count, splits, self.r, self.k), self.empty(self.count, splits, self.r)
@@ -151,7 +163,7 @@ class Projection:
 
     def outside(self, coordinates: Tensor) -> Tensor:  # shapes: (N, r, k), (N, r)
         """Squared row norms of VᵀG − CUᵀ, by a second pass over q."""
-        t = tiles(self.r, self.d, self.k, self._itemsize(), self.chip, second_pass=True)
+        t = tiles(self.r, self.d, self.k, self.itemsize, self.chip, second_pass=True)
         per_program = tiles_per_program(self.count, t.columns, self.d, self.chip)
         splits = -(-self.d // (t.columns * per_program))
         norms = self.empty(self.count, splits, self.r)
@@ -163,15 +175,12 @@ class Projection:
         """Fresh float32 memory beside q."""
         return torch.empty(shape, dtype=torch.float32, device=self.q.device)
 
-    def _itemsize(self) -> int:
-        return max(self.p.element_size(), self.q.element_size())
-
     def _rotated(self) -> Tensor:  # shape: (T, r)
         tokens = self.p.shape[0]
         rotated = self.empty(tokens, self.r)
         if tokens:
-            grid = (-(-tokens // 64), -(-self.r // 64))
-            rotate_rows[grid](self.p, self.basis_p, rotated, tokens, self.r, BT=64, R=64, BK=32)
+            grid = (-(-tokens // ROTATE_BLOCKS["BT"]), -(-self.r // ROTATE_BLOCKS["R"]))
+            rotate_rows[grid](self.p, self.basis_p, rotated, tokens, self.r, **ROTATE_BLOCKS)
         return rotated
 
     def _launch(self, kernel: Any, grid: tuple[int, int, int], t: Any, per_program: int, *outputs: Tensor) -> None:
@@ -183,13 +192,4 @@ class Projection:
 
 def kron_project(p: Tensor, q: Tensor, offsets: Tensor, basis_p: Tensor, basis_q: Tensor) -> tuple[Tensor, Tensor]:
     """As `bayesrm_fast.ops.kron_project`."""
-    projection = Projection(p, q, offsets, basis_p, basis_q)
-    count, r, k = projection.count, projection.r, projection.k
-    coordinates, outside = projection.empty(count, r, k), projection.empty(count, r)
-    if outside.numel():
-        parts, norms = projection.shares()
-        grid = (count, -(-r // SUM_BLOCKS["R"]))
-        sum_splits[grid](parts, norms, coordinates, outside, parts.shape[1], r, k, **SUM_BLOCKS)
-        if not projection.one_pass:
-            outside = projection.outside(coordinates)
-    return coordinates, outside
+    return Projection(p, q, offsets, basis_p, basis_q).project()

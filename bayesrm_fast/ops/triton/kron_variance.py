@@ -1,11 +1,10 @@
 """Kernel of `kron_variance`: the splits' sum of `kron_project`, weighed in the same launch."""
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from bayesrm_fast.ops.triton.kron_project import SUM_BLOCKS, Projection, kron_project, summed_norm, summed_part
+from bayesrm_fast.ops.triton.kron_project import SUM_BLOCKS, Projection, summed_norm, summed_part
 
 
 @triton.jit(do_not_specialize=["splits"])
@@ -33,10 +32,10 @@ def kron_variance(
 ) -> Tensor:
     """As `bayesrm_fast.ops.kron_variance`."""
     weight, residual = weight.float().contiguous(), residual.float().contiguous()
-    if q.dtype != torch.bfloat16:
-        coordinates, outside = kron_project(p, q, offsets, basis_p, basis_q)
-        return (weight * coordinates.square()).sum((1, 2)) + (residual * outside).sum(1)
     projection = Projection(p, q, offsets, basis_p, basis_q)
+    if projection.second_pass:
+        coordinates, outside = projection.project()
+        return (weight * coordinates.square()).sum((1, 2)) + (residual * outside).sum(1)
     variance = projection.empty(projection.count)
     if projection.count:
         parts, norms = projection.shares()

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from bayesrm_fast.ops.cpp.binding import Segments, compiled
+from bayesrm_fast.ops.cpu.binding import Segments, compiled
 
 
 def segment_outer(p: Tensor, q: Tensor, offsets: Tensor) -> Tensor:

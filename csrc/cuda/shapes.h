@@ -1,7 +1,5 @@
-// What both launchers need: errors by name, and the compiled shape for a launch.
+// The sizes that the kernels are compiled for.
 #pragma once
-
-#include <cuda_runtime.h>
 
 #include <stdexcept>
 #include <string>
@@ -10,16 +8,8 @@
 
 namespace bayesrm::cuda {
 
-inline void check(cudaError_t error, const char* what) {
-    if (error == cudaSuccess) return;
-    cudaGetLastError();  // so that the next call starts clean
-    throw std::runtime_error(std::string(what) + ": " + cudaGetErrorName(error) + ", " + cudaGetErrorString(error));
-}
-
 template <int R, int K>
-struct Compiled {
-    static constexpr int kR = R, kK = K;
-};
+struct Compiled {};
 
 // Calls `with(Compiled<R, K>())` for the launch's sizes.
 template <class With>

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from bayesrm_fast.ops.cpp.binding import compiled, missing
+from bayesrm_fast.ops.cpu.binding import compiled, missing
 
 
 def unavailable() -> str | None:
@@ -13,8 +13,6 @@ def unavailable() -> str | None:
 
 def refuses(operation: str, tensors: tuple[Tensor, ...]) -> str | None:
     """Why this call is not served; None where it is."""
-    if operation == "second_moment":
-        return "it is one matrix product, in which torch's own library is fastest"
     if any(tensor.device.type != "cpu" for tensor in tensors):
         return "it serves CPU tensors"
     p, q, _, *constants = tensors

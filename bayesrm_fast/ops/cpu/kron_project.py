@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from bayesrm_fast.ops.cpp.binding import Basis, Segments, compiled
+from bayesrm_fast.ops.cpu.binding import Basis, Segments, compiled
 
 
 def kron_project(p: Tensor, q: Tensor, offsets: Tensor, basis_p: Tensor, basis_q: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,83 @@
+"""How the Triton kernels are compiled: pure functions of (shape, dtype, chip), so that they are tested without a GPU.
+
+No count of tokens or segments enters what a kernel is compiled for: another batch never compiles anything.
+"""
+
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+
+from bayesrm_fast.ops.chips import Chip, padded
+
+MOST_ROWS_A_PROGRAM = 64
+"""Of a gradient; a site with more rows takes turns."""
+
+_FLOAT = 4
+
+
+def widens(p: torch.dtype, q: torch.dtype) -> bool:
+    """Whether a product needs the digits of float32: three products of tf32 halves."""
+    return p != q or q == torch.float32
+
+
+def needs_second_pass(q: torch.dtype) -> bool:
+    """Whether q can lie closer to span(U) than a difference of norms can tell."""
+    return q != torch.bfloat16
+
+
+def largest_itemsize(p: torch.dtype, q: torch.dtype) -> int:
+    """Bytes of an element, by which tiles are chosen."""
+    return max(p.itemsize, q.itemsize)
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """How a kernel is compiled."""
+
+    rows: int  # of the gradient
+    basis: int  # columns of U
+    tokens: int
+    columns: int  # of q
+    warps: int
+    stages: int  # blocks of tokens in flight
+
+    def shared_memory(self, itemsize: int, second_pass: bool = False) -> int:
+        """Upper bound of what a kernel takes, in bytes.
+
+        Blocks in flight, and the operands of the float32 products (V and a tile; then the turned tile and U, or in the
+        second pass C and Uᵀ), each in the two halves that a product of three tf32 products makes of it, as if all were
+        alive at once.
+        """
+        in_flight = self.stages * self.tokens * (self.rows + self.columns) * itemsize
+        turning = self.rows * (self.rows + self.columns)
+        projecting = (self.rows + self.basis) * self.columns
+        outside = self.basis * (self.rows + self.columns)
+        return in_flight + 2 * _FLOAT * (turning + (outside if second_pass else projecting))
+
+
+@cache
+def tiles(r: int, d: int, k: int, itemsize: int, chip: Chip, second_pass: bool = False) -> Tiles:
+    """The widest tiles whose accumulators and operands stay in registers; tests/codegen has the compiler's word on it.
+
+    Args:
+        r, d, k: sizes of a site; k = 0 where there is no basis.
+        itemsize: as `largest_itemsize`.
+        chip: where it will run.
+        second_pass: for the kernel that holds C, U and a tile at once; it fits wherever the first pass does.
+
+    Raises:
+        ValueError: the chip has too little shared memory for the smallest tiles.
+    """
+    rows = min(padded(r), MOST_ROWS_A_PROGRAM)
+    narrow = rows > 16 or second_pass
+    columns = min(32 if narrow else 64, padded(d))
+    basis = min(16 if second_pass else 64, padded(k))
+    tokens = 16 if itemsize == 4 else 32 if narrow else 64
+    warps = 8 if second_pass or itemsize == 4 else 4
+    for stages in (3, 2, 1):
+        found = Tiles(rows, basis, tokens, columns, warps, stages)
+        refused = chip.refuses(found.shared_memory(itemsize, second_pass))
+        if refused is None:
+            return found
+    raise ValueError(refused)

@@ -1,0 +1,87 @@
+"""Block sizes are a pure function, and legal wherever they are asked for."""
+
+import itertools
+import subprocess
+import sys
+
+import pytest
+import torch
+from cases import CHIPS
+from formulas import made
+
+from bayesrm_fast.ops import triton
+from bayesrm_fast.ops.chips import H100, Chip, tiles_per_program
+from bayesrm_fast.ops.triton.configs import MOST_ROWS_A_PROGRAM, tiles
+
+SIZES = [1, 2, 8, 15, 16, 17, 33, 64, 65, 100, 256]
+SITES = list(itertools.product(SIZES, [1, 7, 17, 33, 64, 384, 14_336, 32_768], [0, *SIZES]))
+
+
+def served(*arguments, **options):
+    try:
+        tiles(*arguments, **options)
+    except ValueError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("second_pass", [False, True])
+@pytest.mark.parametrize("itemsize", [2, 4])
+@pytest.mark.parametrize("chip", CHIPS)
+def test_tiles_fit_the_chip(chip, itemsize, second_pass):
+    for r, d, k in SITES:
+        found = tiles(r, d, k, itemsize, CHIPS[chip], second_pass)
+        assert found.shared_memory(itemsize, second_pass) <= CHIPS[chip].shared_memory
+        assert found.stages == 3
+        for size in (found.rows, found.basis, found.tokens, found.columns):
+            assert size >= 16
+            assert size & (size - 1) == 0
+
+
+@pytest.mark.parametrize("itemsize", [2, 4])
+@pytest.mark.parametrize("kib", [32, 48, 64, 80, 96])
+def test_where_the_first_pass_fits_the_second_does_and_so_do_rows_in_turns(kib, itemsize):
+    """`refuses` asks for the first pass of p as it comes; one with many rows is in float32 before it meets a tile."""
+    chip = Chip(80, 100, kib * 1024)
+    for r, d, k in SITES:
+        if served(r, d, k, itemsize, chip):
+            assert served(r, d, k, itemsize, chip, second_pass=True)
+            assert r <= MOST_ROWS_A_PROGRAM or served(r, d, k, 4, chip)
+            assert r <= MOST_ROWS_A_PROGRAM or served(r, d, k, 4, chip, second_pass=True)
+
+
+@pytest.mark.skipif(triton.unavailable() is not None, reason=str(triton.unavailable()))
+def test_a_chip_without_room_is_refused_and_not_a_failed_launch(monkeypatch):
+    monkeypatch.setattr(triton, "chip_of", lambda _: Chip(75, 40, 64 * 1024))
+    small, large = (made([3], r, 64, r, torch.bfloat16) for r in (8, 64))
+    if torch.cuda.is_available():
+        small, large = (tuple(x.cuda() for x in arguments) for arguments in (small, large))
+    assert triton.refuses("kron_variance", small) is None
+    assert triton.refuses("kron_variance", large) == "for this r and k it needs 86 KiB of shared memory, not 64"
+
+
+def test_a_small_chip_gets_fewer_stages_or_an_error():
+    wide = tiles(64, 4096, 64, 2, H100)
+    need = wide.shared_memory(2)
+    assert tiles(64, 4096, 64, 2, Chip(86, 84, need - 1)).stages < wide.stages
+    with pytest.raises(ValueError, match="KiB of shared memory, not 9"):
+        tiles(64, 4096, 64, 2, Chip(70, 80, 10_000))
+
+
+@pytest.mark.parametrize("segments", [1, 3, 64, 10_000])
+@pytest.mark.parametrize("d", [1, 64, 384, 14_336, 32_768])
+def test_every_column_has_one_program_and_few_segments_fill_the_chip(segments, d):
+    columns = tiles(16, d, 64, 2, H100).columns
+    per_program = tiles_per_program(segments, columns, d, H100)
+    blocks = -(-d // columns)
+    splits = -(-blocks // per_program)
+    walked = [
+        tile for split in range(splits) for tile in range(split * per_program, min((split + 1) * per_program, blocks))
+    ]
+    assert walked == list(range(blocks))
+    assert splits == blocks or segments * splits >= 2 * H100.multiprocessors
+
+
+def test_block_sizes_need_no_triton():
+    code = "import sys; sys.modules['triton'] = None; from bayesrm_fast.ops.triton.configs import tiles"
+    subprocess.run([sys.executable, "-c", code], check=True)
