@@ -9,6 +9,7 @@ from tolerances import FLOAT32_INSIDE
 from bayesrm_fast import BayesianRewardModel, InputError
 from bayesrm_fast.model.forward import Forward
 from bayesrm_fast.model.lora import find_lora_taps
+from bayesrm_fast.model.readout import PooledReadout
 from bayesrm_fast.model.taps import TappedModel
 from bayesrm_fast.ops import segment_outer
 from bayesrm_fast.text.batches import TokenBatch
@@ -176,9 +177,8 @@ def test_layers_called_twice_or_on_other_tokens_are_refused():
 def test_shared_inputs_are_found():
     model = tiny_adapter("llama")
     taps = find_lora_taps(model)
-    shared = TappedModel(Forward(model, PooledReadout(torch.ones(1))), taps).shared_inputs(
-        batch_of([[1, 2, 3]], "right")
-    )
+    tapped = TappedModel(Forward(model, PooledReadout(torch.ones(1))), taps)
+    shared = tapped.shared_inputs(batch_of([[1, 2, 3]], "right"))
     layer = "model.layers.0"
     assert shared[f"{layer}.self_attn.v_proj"] == f"{layer}.self_attn.q_proj"
     assert shared[f"{layer}.mlp.up_proj"] == f"{layer}.mlp.gate_proj"
@@ -206,7 +206,7 @@ def test_a_consumer_of_gradients_alone_gets_them_without_a_copy():
     alone, whole = Pointers(), Gradients()
     tapped = TappedModel(Forward(model, PooledReadout(torch.ones(1))), find_lora_taps(model))
     for consumer in (alone, whole):
-        tapped.run(batch_of(rows, "right"), torch.ones_like, consumer)
+        tapped.run(batch_of(rows, "right"), torch.ones_like, lambda one=consumer: one)
     layer = "model.layers.0"
     assert alone.tokens == 3 * 4
     assert len({alone.q[f"{layer}.self_attn.{name}.lora_A"] for name in ("q_proj", "k_proj", "v_proj")}) == 1

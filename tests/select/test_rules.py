@@ -7,6 +7,7 @@ from bayesrm_fast import InputError
 from bayesrm_fast.select.rules import RULES, KnownCandidates, Need, first_best, rule_of
 
 MEAN, VARIANCE = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([0.0, 1.0, 9.0])
+BAD_WEIGHTS = (-1.0, float("nan"), float("inf"))
 MEMBERS = torch.tensor([[0.0, 1.0, 6.0], [2.0, 3.0, 0.0]])
 KNOWN = KnownCandidates(MEAN, VARIANCE, members=MEMBERS)
 
@@ -49,9 +50,7 @@ def test_of_equal_scores_the_lower_index_wins():
     assert first_best(torch.tensor([float("nan"), 1.0, 1.0])) == 1
 
 
-@pytest.mark.parametrize(
-    ("rule", "k"), [("sdt", 1.0), *((r, k) for r in RULES for k in (-1.0, float("nan"), float("inf")))]
-)
+@pytest.mark.parametrize(("rule", "k"), [("sdt", 1.0), *((r, k) for r in RULES for k in BAD_WEIGHTS)])
 def test_unknown_rules_are_refused(rule, k):
     with pytest.raises(InputError, match=r"rule must be|k must be"):
         rule_of(rule, k)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from bayesrm_fast import InputError
 from bayesrm_fast.text.batches import Collator, plan_batches
-from bayesrm_fast.text.examples import TokenizedRow
+from bayesrm_fast.text.examples import TokenizedPair, TokenizedRow
 
 CPU = torch.device("cpu")
 
