@@ -10,10 +10,10 @@ import torch
 from peft import PeftModel
 
 from bayesrm_fast import BayesianRewardModel
-from bayesrm_fast.batching import plan_batches
-from bayesrm_fast.progress import quiet_transformers
-from bayesrm_fast.text import Candidates
-from bayesrm_fast.training import TrainOptions, train_adapter
+from bayesrm_fast.cli.terminal import quiet_transformers
+from bayesrm_fast.text.batches import plan_batches
+from bayesrm_fast.text.records import Candidates
+from bayesrm_fast.train.adapter import TrainOptions, train_adapter
 from benchmarks.best_of_n import FULL, QUICK, TARGETS, preference_pairs, with_distractors
 from benchmarks.data import alpaca_eval, embedded_encoder
 from benchmarks.timing import in_turns

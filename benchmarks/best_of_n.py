@@ -26,14 +26,14 @@ from rich.table import Table
 from torch import Tensor
 
 from bayesrm_fast import BayesianRewardModel
-from bayesrm_fast.calibration import calibrate, reliability
-from bayesrm_fast.fitting import variance_curve
-from bayesrm_fast.passes import row_cotangent
-from bayesrm_fast.posterior import Posterior
-from bayesrm_fast.prior import GRID, probit_probability
-from bayesrm_fast.progress import quiet_transformers
+from bayesrm_fast.cli.terminal import quiet_transformers
+from bayesrm_fast.fit.calibration import calibrate, reliability
+from bayesrm_fast.fit.prior import GRID, variance_curve
+from bayesrm_fast.model.passes import unit_cotangent
+from bayesrm_fast.posterior.base import Posterior
+from bayesrm_fast.posterior.probit import probit_probability
 from bayesrm_fast.sites import Site
-from bayesrm_fast.training import TrainOptions, train_adapter
+from bayesrm_fast.train.adapter import TrainOptions, train_adapter
 from benchmarks import machine
 from benchmarks.data import RESULTS, alpaca_eval, embedded_encoder
 from benchmarks.estimators import auroc, best_of_n_kl, expected_best_of_n
@@ -155,7 +155,7 @@ def score_all(
     mean = np.zeros(len(segments))
     variance = np.zeros((len(posteriors), len(precisions[0]), len(segments)))
     for positions, rewards, consumer in rm.passes().over(
-        segments, row_cotangent, lambda _: Curves(posteriors, precisions)
+        segments, unit_cotangent, lambda _: Curves(posteriors, precisions)
     ):
         mean[positions] = rewards[:, 0].numpy()
         for one, curve in zip(variance, consumer.curves, strict=True):

@@ -24,15 +24,16 @@ from rich.table import Table
 from torch import Tensor
 
 from bayesrm_fast import BayesianRewardModel
-from bayesrm_fast.kronecker import KroneckerPosterior
-from bayesrm_fast.low_rank import LowRankPosterior
+from bayesrm_fast.cli.terminal import quiet_transformers
+from bayesrm_fast.model.head import find_head_tap
+from bayesrm_fast.model.passes import Passes, unit_cotangent
+from bayesrm_fast.model.taps import TappedModel
 from bayesrm_fast.ops import segment_outer
-from bayesrm_fast.passes import Passes, pair_cotangent, row_cotangent
-from bayesrm_fast.posterior import Posterior
-from bayesrm_fast.progress import quiet_transformers
-from bayesrm_fast.sites import Site, find_head_tap
-from bayesrm_fast.taps import TappedModel
-from bayesrm_fast.training import TrainOptions, train_adapter
+from bayesrm_fast.posterior.base import Posterior
+from bayesrm_fast.posterior.ggn import GgnPosterior
+from bayesrm_fast.posterior.kronecker import KroneckerPosterior
+from bayesrm_fast.sites import Site
+from bayesrm_fast.train.adapter import TrainOptions, train_adapter
 from benchmarks import machine, peers
 from benchmarks.best_of_n import preference_pairs
 from benchmarks.data import RESULTS, alpaca_eval, embedded_encoder
@@ -147,7 +148,7 @@ def jacobians(passes: Passes, segments: list[Any]) -> tuple[Tensor, Tensor]:  # 
     values = torch.zeros(len(segments), dtype=torch.float64)
     size = sum(site.r * site.d for site in passes.tapped.sites)
     rows = torch.zeros(len(segments), size, dtype=torch.float64)
-    cotangent = pair_cotangent if len(segments[0]) == 2 else row_cotangent
+    cotangent = unit_cotangent if len(segments[0]) == 2 else unit_cotangent
     for positions, rewards, consumer in passes.over(segments, cotangent, lambda _: Gradients()):
         values[positions] = (rewards[:, 0] - rewards[:, -1] if rewards.shape[1] == 2 else rewards[:, 0]).double()
         rows[positions] = torch.cat([consumer.parts[site.name] for site in passes.tapped.sites], 1).double()
@@ -174,7 +175,7 @@ def ours(passes: Passes, rows: list[Any], posterior: Posterior, precisions: Sequ
     """Variances at every λ."""
     found = torch.zeros(len(precisions), len(rows), dtype=torch.float64)
     for positions, _, consumer in passes.over(
-        rows, row_cotangent, lambda _: posterior.variance_curve_consumer(precisions)
+        rows, unit_cotangent, lambda _: posterior.variance_curve_consumer(precisions)
     ):
         found[:, positions] = consumer.variance.double()
     return found
@@ -187,11 +188,11 @@ def without_tail(posterior: Posterior) -> KroneckerPosterior:
     return KroneckerPosterior(posterior.sites, blocks, posterior.prior_precision, posterior.record)
 
 
-def in_bfloat16(posterior: LowRankPosterior) -> LowRankPosterior:
+def in_bfloat16(posterior: GgnPosterior) -> GgnPosterior:
     """As a fit with `basis_dtype=torch.bfloat16` gives it."""
     bases = {name: basis.bfloat16() for name, basis in posterior.bases.items()}
     scale = posterior.eigenvalues.sqrt()[:, None] * posterior.transform
-    return LowRankPosterior.from_factor(posterior.sites, bases, scale, posterior.prior_precision, posterior.record)
+    return GgnPosterior.from_factor(posterior.sites, bases, scale, posterior.prior_precision, posterior.record)
 
 
 def compared(found: Tensor, exact: Tensor, precisions: Sequence[float]) -> list[dict[str, float]]:
@@ -257,7 +258,7 @@ def measured(case: Case, scale: Scale, folder: Path) -> dict[str, Any]:
                 "figures": compared(ours(passes, rows, bare, scale.precisions), exact, scale.precisions),
             }
         if name == "ggn, 128":
-            assert isinstance(posterior, LowRankPosterior)
+            assert isinstance(posterior, GgnPosterior)
             rounded = in_bfloat16(posterior)
             methods["ggn, 128, bfloat16"] = {
                 **methods[name],

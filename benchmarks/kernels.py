@@ -118,7 +118,8 @@ def kernel_row(
 
 def scoring_share(rounds: int, layers: int = 4) -> dict[str, Any]:
     """What the variance adds to scoring: time over the same forward and backward pass whose consumer does nothing."""
-    from bayesrm_fast.passes import row_cotangent
+    from bayesrm_fast.passes import unit_cotangent
+
     from benchmarks.scoring import Nothing
     from benchmarks.shapes import LlamaShape, fitted, passes_of, random_pairs, random_rows
 
@@ -130,7 +131,7 @@ def scoring_share(rounds: int, layers: int = 4) -> dict[str, Any]:
     def score(make_consumer: Callable[[Any], Any], backend: str) -> Callable[[], None]:
         def run() -> None:
             with use_backend(backend):
-                for _ in passes.over(segments, row_cotangent, make_consumer):
+                for _ in passes.over(segments, unit_cotangent, make_consumer):
                     pass
 
         return run

@@ -3,13 +3,14 @@
 from typing import Any
 
 import torch
+from bayesrm_fast.TODO.scoring import scores_to_choose_by
+from bayesrm_fast.TODO.selection import penalty_of
 
-from bayesrm_fast.batching import plan_batches
-from bayesrm_fast.passes import Passes
-from bayesrm_fast.posterior import Posterior
-from bayesrm_fast.rewards import rewards_of
-from bayesrm_fast.scoring import score_segments, scores_to_choose_by
-from bayesrm_fast.selection import penalty_of
+from bayesrm_fast.model.passes import Passes
+from bayesrm_fast.posterior.base import Posterior
+from bayesrm_fast.score.means import rewards_of
+from bayesrm_fast.score.variances import score_examples
+from bayesrm_fast.text.batches import plan_batches
 from benchmarks.shapes import LlamaShape, fitted, passes_of, random_pairs, random_rows
 from benchmarks.timing import ceilings, in_turns
 
@@ -60,7 +61,7 @@ def measured(shape: LlamaShape, count: int, prompt: int, batch_tokens: int, roun
                 model(**inputs).logits  # noqa: B018
 
     def everything() -> None:
-        score_segments(passes, segments, posterior, None)
+        score_examples(passes, segments, posterior, None)
 
     def lazy() -> None:
         nonlocal variances
@@ -107,7 +108,7 @@ def largest_batch(passes: Passes, posterior: Posterior) -> int:
     while tokens < 2**20:
         passes.room.batch_tokens = 2 * tokens
         rows = [(row,) for row in random_rows([1024] * (2 * tokens // 1024))]
-        score_segments(passes, rows, posterior, None)
+        score_examples(passes, rows, posterior, None)
         if passes.room.batch_tokens < 2 * tokens:  # it did not fit, and was halved
             break
         tokens *= 2

@@ -20,11 +20,11 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from bayesrm_fast.batching import plan_batches
-from bayesrm_fast.passes import Passes, row_cotangent
-from bayesrm_fast.posterior import Posterior
-from bayesrm_fast.rewards import rewards_of
-from bayesrm_fast.scoring import score_segments
+from bayesrm_fast.model.passes import Passes, unit_cotangent
+from bayesrm_fast.posterior.base import Posterior
+from bayesrm_fast.score.means import rewards_of
+from bayesrm_fast.score.variances import score_examples
+from bayesrm_fast.text.batches import plan_batches
 from benchmarks import machine, peers
 from benchmarks.alpaca import alpaca_part, alpaca_virtual_part
 from benchmarks.data import RESULTS
@@ -100,7 +100,7 @@ class Subject:
             self.model.zero_grad()
 
         def empty_consumer() -> None:
-            for _ in self.passes.over(self.segments, row_cotangent, lambda _: Nothing()):
+            for _ in self.passes.over(self.segments, unit_cotangent, lambda _: Nothing()):
                 pass
 
         return {
@@ -109,7 +109,7 @@ class Subject:
             "forward and backward by autograd": autograd,
             "ours, empty consumer": empty_consumer,
             "ours, means": lambda: rewards_of(self.passes, self.rows, range(len(self.rows))),
-            "ours, mean and variance": lambda: score_segments(self.passes, self.segments, self.posterior, None),
+            "ours, mean and variance": lambda: score_examples(self.passes, self.segments, self.posterior, None),
             "a loop over rows": lambda: peers.loop_scores(self.model, self.ids, self._weigh),
             **{f"an ensemble of {n}": self._ensemble(n) for n in (3, 5)},
         }
@@ -155,7 +155,7 @@ def agreement(subject: Subject) -> dict[str, float]:
     """How far our numbers are from laplace-torch's on the same pairs, once its factor of two is taken out."""
     posterior = fitted(subject.passes, subject.pairs, rank=None)
     few = subject.segments[:4]
-    mean, variance = score_segments(subject.passes, few, posterior, None)
+    mean, variance = score_examples(subject.passes, few, posterior, None)
     peer = subject.laplace_torch()
     for values in peer.H.eigenvalues:
         values[0].mul_(0.5)
@@ -177,7 +177,7 @@ def child(job: str) -> None:
     limit()
     subject = Subject(hidden, layers, rows, batch * LENGTH if name == "ours" else 4096)
     if name == "ours":
-        run: Callable[[], Any] = lambda: score_segments(  # noqa: E731
+        run: Callable[[], Any] = lambda: score_examples(  # noqa: E731
             subject.passes, subject.segments, subject.posterior, None
         )
     else:
@@ -248,7 +248,7 @@ def structures_part(quick: bool) -> dict[str, Any]:
         formulations = {
             "plain forward, our batches": ours["plain forward, our batches"],
             "kfac": ours["ours, mean and variance"],
-            "ggn": lambda subject=subject, ggn=ggn: score_segments(subject.passes, subject.segments, ggn, None),
+            "ggn": lambda subject=subject, ggn=ggn: score_examples(subject.passes, subject.segments, ggn, None),
         }
         timed = in_turns(formulations, 2 if quick else 7)
         for row in timed.values():
@@ -282,7 +282,7 @@ def virtual_part(quick: bool) -> dict[str, Any]:
                     model(**inputs).logits  # noqa: B018
 
         def scored(posterior: Posterior, passes: Passes = passes, segments: Any = segments) -> Callable[[], Any]:
-            return lambda: score_segments(passes, segments, posterior, None)
+            return lambda: score_examples(passes, segments, posterior, None)
 
         formulations: dict[str, Callable[[], Any]] = {
             "plain forward, our batches": plainly,
@@ -354,7 +354,7 @@ def fit_part(quick: bool) -> dict[str, Any]:
             pass
 
     def empty() -> None:
-        for _ in passes.over(pairs, row_cotangent, lambda _: Moments()):
+        for _ in passes.over(pairs, unit_cotangent, lambda _: Moments()):
             pass
 
     timed = in_turns(

@@ -8,18 +8,20 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
-from bayesrm_fast.classifier import Classifier
-from bayesrm_fast.fitting import FitOptions, fit_posterior
-from bayesrm_fast.kronecker import KroneckerPosterior
-from bayesrm_fast.low_rank import LowRankPosterior
-from bayesrm_fast.passes import Passes, Segment
-from bayesrm_fast.posterior import FitRecord, Posterior
-from bayesrm_fast.room import Room
-from bayesrm_fast.shortcuts import find_shortcuts
-from bayesrm_fast.sites import Tap, find_lora_taps
-from bayesrm_fast.taps import TappedModel
-from bayesrm_fast.text import TokenizedText
-from bayesrm_fast.virtual import VirtualOptions, make_virtual_adapter
+from bayesrm_fast.fit.fitting import fit_posterior
+from bayesrm_fast.fit.options import FitOptions
+from bayesrm_fast.fit.virtual import make_virtual_adapter
+from bayesrm_fast.model.forward import Forward
+from bayesrm_fast.model.lora import find_lora_taps
+from bayesrm_fast.model.passes import Passes
+from bayesrm_fast.model.shortcut_trials import find_shortcuts
+from bayesrm_fast.model.taps import Tap, TappedModel
+from bayesrm_fast.model.token_budget import TokenBudget
+from bayesrm_fast.model.virtual import VirtualOptions
+from bayesrm_fast.posterior.base import FitRecord, Posterior
+from bayesrm_fast.posterior.ggn import GgnPosterior
+from bayesrm_fast.posterior.kronecker import KroneckerPosterior
+from bayesrm_fast.text.examples import Example, TokenizedRow
 
 VOCABULARY = 1000
 
@@ -75,16 +77,16 @@ def _passes_over(model: Any, taps: Sequence[Tap], batch_tokens: int, device: str
     weights = torch.ones(1)
     options: dict[str, Any] = {"pad_token_id": 0, "vocab_size": VOCABULARY, "device": torch.device(device)}
     shortcuts = find_shortcuts(model, weights, max_length=4096, has_types=False, **options)
-    return Passes(TappedModel(Classifier(model, weights, shortcuts), taps), room=Room(batch_tokens), **options)
+    return Passes(TappedModel(Forward(model, weights, shortcuts), taps), room=TokenBudget(batch_tokens), **options)
 
 
-def random_rows(lengths: list[int], seed: int = 0, prompt: int = 0) -> list[TokenizedText]:
+def random_rows(lengths: list[int], seed: int = 0, prompt: int = 0) -> list[TokenizedRow]:
     """Rows of random tokens, the first `prompt` of which are the same."""
     generator = torch.Generator().manual_seed(seed)
     rows = [torch.randint(1, VOCABULARY, (length,), generator=generator) for length in lengths]
     for row in rows[1:]:
         row[:prompt] = rows[0][:prompt]
-    return [TokenizedText(row.tolist(), None, False) for row in rows]
+    return [TokenizedRow(row.tolist(), None, False) for row in rows]
 
 
 def random_pairs(count: int, length: int) -> list[Segment]:
@@ -93,10 +95,10 @@ def random_pairs(count: int, length: int) -> list[Segment]:
     return list(zip(rows[0::2], rows[1::2], strict=True))
 
 
-def random_ggn(like: Posterior, rank: int) -> LowRankPosterior:
+def random_ggn(like: Posterior, rank: int) -> GgnPosterior:
     """A ggn posterior over the same sites; what scoring by it takes does not depend on the values."""
     bases = {site.name: torch.randn(rank, site.r, site.d) for site in like.sites}
-    return LowRankPosterior.from_factor(like.sites, bases, torch.eye(rank, dtype=torch.float64), 1.0, like.record)
+    return GgnPosterior.from_factor(like.sites, bases, torch.eye(rank, dtype=torch.float64), 1.0, like.record)
 
 
 def fitted(passes: Passes, pairs: list[Segment], rank: int | None = 64) -> KroneckerPosterior:

@@ -22,7 +22,7 @@ TEXTS = st.builds(words, st.integers(1, 12), st.integers(0, 10**6))
 def fitted(request):
     model = tiny_adapter(request.param, dtype=torch.float64)
     return BayesianRewardModel(model, tiny_tokenizer(request.param)).fit(
-        tiny_pairs(), "ekfac", rank=6, prior_precision=0.5
+        tiny_pairs(), structure="ekfac", rank=6, prior_precision=0.5
     )
 
 

@@ -225,7 +225,7 @@ def test_bad_options(unfitted, options, message):
 
 def test_a_rank_larger_than_a_site_is_clamped_with_a_warning(unfitted):
     with pytest.warns(UserWarning, match="rank 20 is larger than the 16 columns"):
-        unfitted.fit(tiny_pairs(), "kfac", rank=20)
+        unfitted.fit(tiny_pairs(), structure="kfac", rank=20)
     assert unfitted.posterior.blocks["model.layers.0.self_attn.q_proj.lora_A"].basis_q.shape == (16, 16)
     assert unfitted.posterior.blocks["model.layers.0.mlp.up_proj.lora_B"].basis_q.shape == (24, 20)
 

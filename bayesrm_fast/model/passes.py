@@ -243,7 +243,7 @@ def check_finite(scalars: Tensor, examples: Sequence[Example]) -> None:  # shape
     finite = scalars.isfinite().all(1)
     if not finite.all():
         first = examples[int((~finite).nonzero()[0])]
-        raise InputError(f"the model's reward of {first.where} is NaN or infinite")
+        raise InputError(f"{first.where}: the model's reward is NaN or infinite")
 
 
 def unit_cotangent(scalars: Tensor) -> Tensor:

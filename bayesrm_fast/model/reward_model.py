@@ -106,7 +106,7 @@ class RewardModel:
             InputError: no rows, lists of different lengths, or text that cannot be read.
         """
         check_rows(prompts, responses)
-        return self.encoder.encode(prompts, responses, where or [f"row {i + 1}" for i in range(len(prompts))])
+        return self.encoder.encode(prompts, responses, where)
 
     def tokenize_pairs(self, pairs: Iterable[Any], source: str = "pairs") -> list[TokenizedPair]:
         """The same for preference pairs; `source` is what an error calls them.

@@ -47,11 +47,14 @@ class TextEncoder:
             else "blank line"
         )
 
-    def encode(self, prompts: Sequence[Text], responses: Sequence[Text], where: Sequence[str]) -> list[TokenizedRow]:
-        """Encode checked texts, `prompts[i]` with `responses[i]`, which an error calls `where[i]`.
+    def encode(
+        self, prompts: Sequence[Text], responses: Sequence[Text], where: Sequence[str] | None = None
+    ) -> list[TokenizedRow]:
+        """Encode checked texts, `prompts[i]` with `responses[i]`, which an error calls `where[i]` (its number by default).
 
         Warns once where responses are empty.
         """
+        where = where or [f"row {i + 1}" for i in range(len(prompts))]
         empty = [i for i, response in enumerate(responses) if isinstance(response, str) and not response.strip()]
         if empty:
             warnings.warn(

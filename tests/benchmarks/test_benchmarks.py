@@ -9,7 +9,7 @@ import torch
 from formulas import almost_inside
 
 from bayesrm_fast.ops import kron_variance
-from bayesrm_fast.ops.cpp import unavailable
+from bayesrm_fast.ops.cpu import unavailable
 from benchmarks.data import ROOT, data_folder
 from benchmarks.formulations import LOSES_DIGITS, PLAIN_TORCH, inputs, rectangles
 from benchmarks.on_gpu import gpu_part
@@ -74,7 +74,7 @@ def test_kernels_quick(tmp_path):
     results = json.loads((tmp_path / "kernels-cpu-quick.json").read_text())
     assert {tuple(row["dtypes"]) for row in results["kron_variance"]} == {("float32",) * 2, ("bfloat16",) * 2}
     assert all(second > 0 for row in results["kron_variance"] for second in row["seconds"].values())
-    assert set(results["scoring"]["share"]) == {"cpp", "reference"}
+    assert set(results["scoring"]["share"]) == {"cpu", "reference"}
 
 
 @pytest.mark.parametrize("part", ["shapes", "structures", "virtual", "prompts", "fit"])

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from bayesrm_fast import curvature
+from bayesrm_fast.fit import moments
 from bayesrm_fast.fit.moments import KroneckerMoments, SecondMoment
 from bayesrm_fast.sites import Site
 
@@ -12,7 +12,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def small_limit(monkeypatch):
-    monkeypatch.setattr(curvature, "LARGEST_FULL_MOMENT", 32)
+    monkeypatch.setattr(moments, "LARGEST_FULL_MOMENT", 32)
 
 
 def decaying(tokens, size, seed=0):
@@ -44,7 +44,7 @@ def test_sketch_finds_a_decaying_spectrum(small_limit):
     moment = SecondMoment(96, 8, CPU)
     moment.add(x)
     assert moment.omega is not None
-    assert moment.total.shape == (96, 8 + curvature.OVERSAMPLING)
+    assert moment.total.shape == (96, 8 + moments.OVERSAMPLING)
     basis = moment.eigenbasis(8)
     values = torch.linalg.eigvalsh(x.T @ x).flip(0)
     # Tropp et al. (2017), theorem 4.1: the error is of the order of the spectrum beyond the sketch's 24 columns,

@@ -193,12 +193,12 @@ def test_targets(targets, last_parts):
 
 def test_auto_takes_the_last_layers_where_not_all_fit(monkeypatch, caplog):
     of_one_layer = sum(tap.sites[0].r * tap.d_out for tap in fitted("llama").virtual.taps) // 2
-    monkeypatch.setattr("bayesrm_fast.virtual.weights_that_fit", lambda *_: of_one_layer)
+    monkeypatch.setattr("bayesrm_fast.fit.virtual.weights_that_fit", lambda *_: of_one_layer)
     with caplog.at_level("INFO", "bayesrm_fast"):
         rm = fitted("llama")
     assert {tap.name.split(".")[2] for tap in rm.virtual.taps} == {"1"}
     assert "the last 1 of the model's 2 layers" in caplog.text
-    monkeypatch.setattr("bayesrm_fast.virtual.weights_that_fit", lambda *_: of_one_layer - 1)
+    monkeypatch.setattr("bayesrm_fast.fit.virtual.weights_that_fit", lambda *_: of_one_layer - 1)
     with pytest.raises(InputError, match="not even the last layer"):
         fitted("llama")
 
@@ -305,18 +305,19 @@ def test_checkpointed_layers_give_the_same():
 
 
 def test_where_memory_is_measured_a_trial_without_taps_says_nothing_of_one_with_them(monkeypatch):
-    """As on a GPU, whose room is found by trial passes."""
+    """As on a GPU, whose budget is found by trial passes."""
     taps = []
 
     def trial(tapped, *args, **options):
         ids = torch.arange(4, 14).view(2, 5)
-        rewards = tapped.run(TokenBatch(ids, torch.ones_like(ids), None, 0, 1), torch.ones_like, Nothing())
-        assert rewards.shape == (2,)
+        batch = TokenBatch(ids, torch.ones_like(ids), None, 0, (1.0,))
+        scalars, _ = tapped.run(batch, torch.ones_like, Nothing)
+        assert scalars.shape == (2, 1)
         taps.append(len(tapped.taps))
         return TokenBudget(4096)
 
-    monkeypatch.setattr("bayesrm_fast.served_model.BATCH_TOKENS", {})
-    monkeypatch.setattr("bayesrm_fast.served_model.measured_room", trial)
+    monkeypatch.setattr("bayesrm_fast.model.reward_model.BATCH_TOKENS", {})
+    monkeypatch.setattr("bayesrm_fast.model.reward_model.measured_budget", trial)
     rm = virtual_model("llama")
     rm.rewards([PROMPT] * 3, RESPONSES)
     rm.fit(tiny_pairs(), prior_precision=PRECISION).score([PROMPT] * 3, RESPONSES)
@@ -324,5 +325,7 @@ def test_where_memory_is_measured_a_trial_without_taps_says_nothing_of_one_with_
 
 
 class Nothing:
+    gradients_alone = True
+
     def consume(self, site, p, q, offsets):
         pass

@@ -103,7 +103,7 @@ def test_base_weights_that_are_not_finite_show_in_the_rewards():
     with torch.no_grad():
         model.get_base_model().score.weight[0, 0] = float("nan")
     rm = BayesianRewardModel(model, tiny_tokenizer("llama"))
-    with pytest.raises(InputError, match="reward of row 1 is NaN"):
+    with pytest.raises(InputError, match="row 1: the model.s reward is NaN"):
         rm.fit([{"prompt": "a", "chosen": "able", "rejected": "act"}])
 
 

@@ -73,6 +73,8 @@ def test_rows_that_end_in_padding_tokens_are_scored_where_transformers_scores_th
 
 def test_nothing_is_left_behind_also_after_a_failure():
     class Fails:
+        gradients_alone = False
+
         gradients_alone = True
 
         def consume(self, site, p, q, offsets):

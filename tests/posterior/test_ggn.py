@@ -239,7 +239,7 @@ def test_saved_and_loaded(adapter, tmp_path, basis_dtype):
     texts = [words(3, 1)] * 4, [words(5, i) for i in range(4)]
     adapter.fit(tiny_pairs(), structure="ggn", basis_dtype=basis_dtype)
     expected = adapter.score(*texts).variance
-    from bayesrm_fast.posterior_files import load_posterior, save_posterior
+    from bayesrm_fast.posterior.files import load_posterior, save_posterior
 
     save_posterior(adapter.posterior, tmp_path)
     adapter.posterior = load_posterior(tmp_path)

@@ -31,7 +31,7 @@ def test_every_segment_once_and_no_batch_beyond_the_budget(lengths, budget):
 
 @given(st.lists(st.integers(1, 500), min_size=1, max_size=60), st.sampled_from([512, 4096]))
 def test_little_of_a_batch_is_padding(lengths, budget):
-    for batch in plan_batches([(row(*[1] * n),) for n in lengths], budget):
+    for batch in plan_batches([row(*[1] * n) for n in lengths], budget):
         tokens = lengths[batch[0]] * len(batch)
         assert tokens <= budget / 8 or len(batch) == 1 or sum(lengths[i] for i in batch) >= 63 / 64 * tokens
 

@@ -77,7 +77,7 @@ def test_a_response_of_a_hundred_thousand_words_is_cut():
 
 def test_an_empty_response_is_encoded_with_a_warning():
     encoder = TextEncoder(tiny_tokenizer("bert"), 64)
-    with pytest.warns(UserWarning, match=r"1 empty response\(s\), the first at position 1"):
+    with pytest.warns(UserWarning, match=r"1 empty response\(s\), the first is row 2"):
         rows = encoder.encode(["above", "above"], ["again", "  "])
     assert len(rows) == 2
 
