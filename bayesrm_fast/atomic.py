@@ -58,21 +58,17 @@ def replaced_whole(folder: Path, owned: Iterable[str] = ()) -> Iterator[Path]:
 def _exchange(folder: Path, new: Path, old: Path, owned: Iterable[str]) -> None:
     incoming = sorted(path.name for path in new.iterdir())
     outgoing = [name for name in sorted({*incoming, *owned}) if os.path.lexists(folder / name)]
-    done: list[tuple[Path, Path]] = []
+    moves = [(folder / name, old / name) for name in outgoing] + [(new / name, folder / name) for name in incoming]
+    begun: list[tuple[Path, Path]] = []
     try:
-        for name in outgoing:
-            _move(folder / name, old / name, done)
-        for name in incoming:
-            _move(new / name, folder / name, done)
+        for here, there in moves:
+            begun.append((here, there))  # first, because an interrupt may come as soon as the file has moved
+            os.rename(here, there)
     except BaseException:
-        for here, there in reversed(done):
-            os.rename(there, here)
+        for here, there in reversed(begun):
+            if not os.path.lexists(here):
+                os.rename(there, here)
         raise
-
-
-def _move(here: Path, there: Path, done: list[tuple[Path, Path]]) -> None:
-    os.rename(here, there)
-    done.append((here, there))
 
 
 def check_folder(folder: Path) -> None:

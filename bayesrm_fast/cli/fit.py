@@ -21,7 +21,9 @@ def fit(
     unlabelled: Annotated[
         bool, typer.Option("--unlabelled", help="Rows are of prompt and responses, none of them preferred.")
     ] = False,
-    virtual_rank: Annotated[int | None, typer.Option(help="Rank of virtual adapters, for a model as it is.")] = None,
+    virtual_rank: Annotated[
+        int | None, typer.Option(min=1, help="Rank of virtual adapters, for a model as it is.")
+    ] = None,
     virtual_targets: Annotated[
         list[str] | None, typer.Option(help="Layers that get one, by their names; may be repeated. Default: auto.")
     ] = None,
@@ -45,7 +47,6 @@ def fit(
 ) -> None:
     """Fit the posterior of an adapter, or of a model's virtual adapters, on preference pairs and save it."""
     from bayesrm_fast.fit.options import FitOptions
-    from bayesrm_fast.model.virtual import VirtualOptions
     from bayesrm_fast.saved.folders import is_saved_adapter
     from bayesrm_fast.text.files import read_rows
     from bayesrm_fast.text.records import candidate_sets, preference_pairs
@@ -57,7 +58,6 @@ def fit(
     if virtual_rank is not None:
         targets = "auto" if virtual_targets in (None, ["auto"]) else virtual_targets
         virtual = {"virtual_rank": virtual_rank, "virtual_targets": targets}
-        VirtualOptions(*virtual.values())  # bad ones are told before the model is loaded
     elif virtual_targets:
         raise InputError("--virtual-targets goes with --virtual-rank")
     options = FitOptions(

@@ -31,7 +31,7 @@ def gather_eigenpairs(
     def sketch(omega: dict[str, Tensor] | None) -> GgnSketch:
         return GgnSketch(sites, options.kept, len(pairs), passes.device, dtype, omega)
 
-    differences, first = passes.gather(pairs, likelihood_cotangent, lambda: sketch(None), counter.next_pass())
+    scalars, first = passes.gather(pairs, likelihood_cotangent, lambda: sketch(None), counter.next_pass())
     latest = first
     if options.second_pass and not first.is_exact:
         omega, _ = first.eigenpairs(None)
@@ -40,4 +40,4 @@ def gather_eigenpairs(
     rows, eigenvalues = latest.eigenpairs(options.kept)
     stored = dtype if options.basis_dtype is None else options.basis_dtype
     bases = {site.name: rows.pop(site.name).view(-1, site.r, site.d).to(stored) for site in sites}
-    return differences, bases, eigenvalues
+    return scalars.squeeze(1), bases, eigenvalues

@@ -23,7 +23,7 @@ def gather_blocks(
     sites, rank = passes.tapped.sites, options.kept
     _warn_of_full_rank(sites, rank)
     input_owner = _input_owners(passes, pairs[0])
-    differences, moments = passes.gather(
+    scalars, moments = passes.gather(
         pairs,
         likelihood_cotangent,
         lambda: KroneckerMoments(sites, input_owner, rank, passes.device),
@@ -36,7 +36,7 @@ def gather_blocks(
             pairs, likelihood_cotangent, lambda: EigenvalueCorrection(bases), counter.next_pass()
         )
         blocks = ekfac_blocks(blocks, measured)
-    return differences, blocks
+    return scalars.squeeze(1), blocks
 
 
 def _warn_of_full_rank(sites: Sequence[Site], rank: int | None) -> None:

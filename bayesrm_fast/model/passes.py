@@ -108,14 +108,14 @@ class Passes:
         cotangent: Callable[[Tensor], Tensor],
         make_consumer: Callable[[], C],
         progress: Progress | None = None,
-    ) -> tuple[Tensor, C]:  # shape: (N,)
-        """The same with one consumer for all batches, for models with one scalar a row.
+    ) -> tuple[Tensor, C]:  # shape: (N, S)
+        """The same with one consumer for all batches and all of the S backward passes.
 
         Where a batch does not fit in memory the consumer may have seen a part of it: the pass starts again with
         smaller batches and a new consumer, and `progress` from the beginning.
 
         Returns:
-            The rewards of all examples, or their differences, on the CPU; and the consumer.
+            The scalars of all examples, on the CPU; and the consumer.
 
         Raises:
             InputError: a reward that is NaN or infinite, by its example.
@@ -123,9 +123,9 @@ class Passes:
 
         while True:
             consumer = make_consumer()
-            rewards = self._gathered(examples, cotangent, consumer, progress)
-            if rewards is not None:
-                return rewards, consumer
+            scalars = self._gathered(examples, cotangent, consumer, progress)
+            if scalars is not None:
+                return scalars, consumer
             del consumer  # its sums are as much as the next one's
             release_memory(self.device)
 
@@ -135,9 +135,9 @@ class Passes:
         cotangent: Callable[[Tensor], Tensor],
         consumer: Consumer,
         progress: Progress | None,
-    ) -> Tensor | None:  # shape: (N,)
-        """The rewards; None where a batch did not fit, and the next try has smaller ones."""
-        rewards: dict[int, Tensor] = {}
+    ) -> Tensor | None:  # shape: (N, S)
+        """The scalars; None where a batch did not fit, and the next try has smaller ones."""
+        found: dict[int, Tensor] = {}
         for positions in plan_batches(examples, self.budget.batch_tokens):
             try:
                 scalars, _ = self._run(examples, positions, cotangent, lambda: consumer)
@@ -146,10 +146,10 @@ class Passes:
                     raise
                 self.budget.shrink(error, len(positions), _padded(examples, positions), has_backward=True)
                 return None
-            rewards.update(zip(positions, scalars.squeeze(1).cpu(), strict=True))
+            found.update(zip(positions, scalars.cpu(), strict=True))
             if progress is not None:
-                progress(len(rewards), len(examples))
-        return torch.stack([rewards[i] for i in range(len(examples))])
+                progress(len(found), len(examples))
+        return torch.stack([found[i] for i in range(len(examples))])
 
     def _run(
         self,

@@ -50,9 +50,9 @@ class TextEncoder:
     def encode(
         self, prompts: Sequence[Text], responses: Sequence[Text], where: Sequence[str] | None = None
     ) -> list[TokenizedRow]:
-        """Encode checked texts, `prompts[i]` with `responses[i]`, which an error calls `where[i]` (its number by default).
+        """Encode checked texts, `prompts[i]` with `responses[i]`; warn once where responses are empty.
 
-        Warns once where responses are empty.
+        `where[i]` is what an error calls a row, by default its number.
         """
         where = where or [f"row {i + 1}" for i in range(len(prompts))]
         empty = [i for i, response in enumerate(responses) if isinstance(response, str) and not response.strip()]
