@@ -1,14 +1,12 @@
 """What a user holds: a reward model with a posterior over its LoRA weights or over virtual adapters."""
 
-import itertools
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 from peft import PeftModel
-from torch import Tensor
 
 from bayesrm_fast.errors import InputError
 from bayesrm_fast.fit.calibration import Calibration, calibrate_posterior
@@ -16,46 +14,28 @@ from bayesrm_fast.fit.fitting import fit_posterior
 from bayesrm_fast.fit.options import FitOptions, Precision
 from bayesrm_fast.fit.prior import NO_EVIDENCE
 from bayesrm_fast.fit.virtual import make_virtual_adapter
-from bayesrm_fast.model.passes import Passes, Progress
-from bayesrm_fast.model.reward_model import RewardModel
+from bayesrm_fast.fitted_model import FittedRewardModel, outside_inference_mode
+from bayesrm_fast.model.passes import Progress
 from bayesrm_fast.model.virtual import Targets
-from bayesrm_fast.posterior.base import ModelRecord, Posterior
+from bayesrm_fast.posterior.base import ModelRecord
 from bayesrm_fast.saved.folders import save_folder
 from bayesrm_fast.saved.models import add_adapter
 from bayesrm_fast.saved.reward_models import SavedFit, load_reward_model, read_fit
-from bayesrm_fast.score.joint import JointRewards, Outside, joint_rewards
-from bayesrm_fast.score.means import rewards_of
-from bayesrm_fast.score.variances import PairScores, RewardScores, score_examples
-from bayesrm_fast.select.choice import BestOfN, check_needs, choose_each
-from bayesrm_fast.select.rules import Rule, rule_of
-from bayesrm_fast.text.examples import TokenizedPair, TokenizedRow
-from bayesrm_fast.text.prefetching import prefetched
+from bayesrm_fast.text.examples import TokenizedPair
 from bayesrm_fast.text.records import (
-    Candidates,
     PreferencePair,
     Text,
-    candidate_sets,
     check_rows,
     pairs_within_prompts,
     preference_pairs,
-    prompt_and_response,
 )
 
-outside_inference_mode = torch.inference_mode(mode=False)
-"""A caller's inference mode would forbid the backward pass that a variance needs."""
 
-STREAM_WINDOW = 256
-"""Rows of a stream that are sorted by length together."""
-
-
-class BayesianRewardModel(RewardModel):
+class BayesianRewardModel(FittedRewardModel):
     """A reward model with a Laplace posterior over its LoRA weights, or over virtual adapters where it has none.
 
     See `RewardModel` for what it is made of.
     """
-
-    posterior: Posterior | None = None
-    """The fitted posterior, None before `fit`. Its `prior_precision` may be set."""
 
     @classmethod
     def from_pretrained(
@@ -249,62 +229,6 @@ class BayesianRewardModel(RewardModel):
         self.virtual = virtual
         return self
 
-    def rewards(self, prompts: Sequence[Text], responses: Sequence[Text]) -> Tensor:
-        """MAP rewards `[N]` by forward passes alone; needs no posterior.
-
-        Raises:
-            InputError: no rows, lists of different lengths, text that cannot be read, or a reward that is NaN.
-        """
-        return self.rewards_tokenized(self.tokenize(prompts, responses), prompts)
-
-    @outside_inference_mode
-    def rewards_tokenized(self, rows: Sequence[TokenizedRow], prompts: Sequence[Text]) -> Tensor:
-        """`rewards` of tokenized rows; rows of equal prompts may share their beginning."""
-        numbers: dict[str, int] = {}
-        owners = [numbers.setdefault(str(prompt), len(numbers)) for prompt in prompts]
-        return rewards_of(self.passes_over(self.taps(self.virtual)), rows, owners)
-
-    def score(
-        self, prompts: Sequence[Text], responses: Sequence[Text], *, progress: Progress | None = None
-    ) -> RewardScores:
-        """Reward and variance of `responses[i]` to `prompts[i]`.
-
-        Raises:
-            InputError: no rows, lists of different lengths, or text that cannot be read.
-        """
-        return self.score_tokenized(self.tokenize(prompts, responses), progress=progress)
-
-    @outside_inference_mode
-    def score_tokenized(self, rows: Sequence[TokenizedRow], *, progress: Progress | None = None) -> RewardScores:
-        """`score` of tokenized rows.
-
-        Raises:
-            InputError: nothing to score, or a reward that is NaN or infinite.
-        """
-        _refuse_nothing(rows)
-        mean, variance = score_examples(self.passes(), rows, self.fitted, progress)
-        return RewardScores(mean, variance, torch.tensor([row.is_truncated for row in rows]))
-
-    def score_pairs(self, pairs: Iterable[Any], *, progress: Progress | None = None) -> PairScores:
-        """Mean and variance of `r_chosen − r_rejected`, and the probability that the chosen response is preferred.
-
-        Raises:
-            InputError: pairs that cannot be read.
-        """
-        return self.score_tokenized_pairs(self.tokenize_pairs(pairs), progress=progress)
-
-    @outside_inference_mode
-    def score_tokenized_pairs(self, pairs: Sequence[TokenizedPair], *, progress: Progress | None = None) -> PairScores:
-        """`score_pairs` of tokenized pairs.
-
-        Raises:
-            InputError: nothing to score, or a reward that is NaN or infinite.
-        """
-        _refuse_nothing(pairs)
-        mean, variance = score_examples(self.passes(), pairs, self.fitted, progress)
-        truncated = torch.tensor([pair.is_truncated for pair in pairs])
-        return PairScores(mean, variance, truncated, self.fitted.temperature)
-
     @outside_inference_mode
     def calibrate(
         self, pairs: Iterable[Any], prior_precision: Precision = "validation", *, progress: Progress | None = None
@@ -324,117 +248,3 @@ class BayesianRewardModel(RewardModel):
         """
         tokenized = self.tokenize_pairs(pairs)
         return calibrate_posterior(self.passes(), tokenized, self.fitted, prior_precision, progress)
-
-    @outside_inference_mode
-    def covariance(self, prompt: Text, responses: Sequence[Text], *, outside: Outside = "auto") -> JointRewards:
-        """Joint Gaussian over the rewards of one prompt's n candidates, and what follows from it for a choice.
-
-        Args:
-            prompt: one prompt.
-            responses: its candidates.
-            outside: how to keep the part of the gradients outside of the posterior's bases. "exact" takes n times as
-                many float32 numbers of the host's memory as the posterior has weights; "sketch" 8,192 numbers for each
-                candidate, with an error that the result tells; "auto" is exact where that takes half of the free
-                memory or less.
-
-        Raises:
-            InputError: no candidates, text that cannot be read, or an unknown `outside`.
-        """
-        rows = self.tokenize([prompt] * len(responses), responses)
-        return joint_rewards(self.passes(), rows, self.fitted, outside)
-
-    def best_of_n(
-        self,
-        prompt: Text,
-        responses: Sequence[Text],
-        rule: str | Rule = "std",
-        k: float = 1.0,
-        *,
-        exhaustive: bool = False,
-    ) -> BestOfN:
-        """The candidate with the largest score by a rule: `mean − k·std`, `mean − k·variance` or the mean alone.
-
-        Args:
-            prompt: one prompt.
-            responses: its candidates.
-            rule: "mean", "std", "variance", or a `Rule`. One that needs variances and has no ceilings needs them all.
-            k: weight of the penalty of a named rule, at least 0.
-            exhaustive: compute every variance, also where it is not needed to choose.
-
-        Raises:
-            InputError: no candidates, text that cannot be read, or a rule that is unknown or needs what is not there.
-        """
-        return self.best_of_each([Candidates(prompt, responses)], rule, k, exhaustive=exhaustive)[0]
-
-    @outside_inference_mode
-    def best_of_each(
-        self,
-        candidates: Iterable[Any],
-        rule: str | Rule = "std",
-        k: float = 1.0,
-        *,
-        exhaustive: bool = False,
-        progress: Progress | None = None,
-    ) -> list[BestOfN]:
-        """`best_of_n` for many prompts at once, whose candidates share batches.
-
-        Means come from forward passes, and a variance is computed only where it can change the winner.
-
-        Args:
-            candidates: `Candidates`, or mappings with `prompt` and `responses`, and `log_probabilities` or
-                `similarities` for rules that need them.
-            rule, k, exhaustive: as for `best_of_n`.
-            progress: told the candidates whose means are known and their total.
-
-        Raises:
-            InputError: rows that cannot be read, or a rule that is unknown or needs what is not there.
-        """
-        asked = rule_of(rule, k)
-        sets = candidate_sets(candidates)
-        check_needs(asked, sets)
-        rows = self.tokenize_candidates(sets)
-        return choose_each(self.passes(), sets, rows, self.fitted, asked, exhaustive=exhaustive, progress=progress)
-
-    def score_stream(self, rows: Iterable[Any], *, window: int = STREAM_WINDOW) -> Iterator[tuple[float, float, bool]]:
-        """Reward and variance of every row of an iterable that need not fit in memory, in its order.
-
-        Rows are read and tokenized in a thread, beside the model, and no more than three windows ahead.
-
-        Args:
-            rows: `(prompt, response)`, or mappings with `prompt` and `response`.
-            window: rows that are sorted by length together.
-
-        Yields:
-            `(mean, variance, truncated)` of each row.
-
-        Raises:
-            InputError: a row that cannot be read; those before its window have been given.
-        """
-        self.fitted  # noqa: B018  (raises where there is none)
-
-        def tokenized() -> Iterator[list[TokenizedRow]]:
-            numbered = enumerate(rows, start=1)
-            while chunk := list(itertools.islice(numbered, window)):
-                where = [f"row {number}" for number, _ in chunk]
-                texts = [prompt_and_response(row, name) for name, (_, row) in zip(where, chunk, strict=True)]
-                yield self.tokenize([prompt for prompt, _ in texts], [response for _, response in texts], where)
-
-        for waiting in prefetched(tokenized()):
-            scores = self.score_tokenized(waiting)
-            yield from zip(scores.mean.tolist(), scores.variance.tolist(), scores.truncated.tolist(), strict=True)
-
-    @property
-    def fitted(self) -> Posterior:
-        """The posterior; raises InputError where there is none."""
-        if self.posterior is None:
-            raise InputError("there is no posterior: call fit, or load a folder that holds one")
-        return self.posterior
-
-    def passes(self) -> Passes:
-        """The tapped model that feeds the fitted posterior: for consumers of one's own."""
-        return self.passes_over(self.taps(self.virtual, self.fitted.record.include_head))
-
-
-def _refuse_nothing(examples: Sequence[TokenizedRow] | Sequence[TokenizedPair]) -> None:
-    if not examples:
-        raise InputError("there is nothing to score: the list is empty")

@@ -19,6 +19,7 @@ LAYERS = [
     {"model", "posterior"},
     {"fit", "score", "saved"},
     {"select"},
+    {"fitted_model"},
     {"reward_model"},
     {"ensemble"},
     {"__init__"},

@@ -1,7 +1,7 @@
 """The joint posterior of one prompt's candidates, and what follows from it for a choice."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import torch
@@ -50,6 +50,17 @@ class JointRewards:
     truncated: Tensor
     sketch_error: float | None = None
     temperature: float = 1.0
+
+    def relative(self) -> "JointRewards":
+        """The joint Gaussian of the rewards' differences to their mean, whatever constant the prompt adds to all.
+
+        It says the same of a choice: probabilities of being best, regrets and preferences do not change.
+        """
+        mean = self.mean.double()
+        rows = self.covariance.double()
+        centred = rows - rows.mean(0)
+        centred = centred - centred.mean(1, keepdim=True)
+        return replace(self, mean=(mean - mean.mean()).to(self.mean), covariance=centred.to(self.covariance))
 
     def samples(self, count: int, seed: int = 0) -> Tensor:  # shape: (count, n)
         """Draws of all rewards together; the best candidate of one draw is Thompson's choice.

@@ -1,7 +1,7 @@
 """A reward's difference to the mean of others, and its uncertainty: what a choice among a prompt's candidates risks.
 
-A Bradley–Terry reward has a free constant for each prompt, so the variance of a reward itself says nothing about a choice
-(docs/maths.md, section 11).
+A Bradley–Terry reward has a free constant for each prompt, whose variance is in that of the reward itself and says
+nothing about a choice (docs/maths.md, section 11).
 """
 
 from collections.abc import Iterator, Sequence
@@ -49,6 +49,12 @@ class Differences:
     baseline: Tensor
 
 
+def in_order(comparisons: Sequence[Comparison], found: Differences) -> Differences:
+    """The same in the order of the rows, where every row is compared once."""
+    back = torch.tensor([i for one in comparisons for i in one.rows]).argsort()
+    return Differences(found.mean[back], found.variance[back], found.baseline[back])
+
+
 def score_differences(
     passes: Passes,
     rows: Sequence[TokenizedRow],
@@ -59,8 +65,8 @@ def score_differences(
     """Means and variances of differences to a baseline, exact for every structure.
 
     One forward and backward pass over the distinct rows. Their gradients are kept until those of their baseline are
-    there, for as many comparisons at a time as fit in memory; then the gradients' differences go to the posterior's own
-    consumer. A comparison that does not fit by itself takes two passes, of which the first keeps the mean gradient alone.
+    there, for as many comparisons at a time as fit in memory; then their differences go to the posterior's consumer. A
+    comparison that does not fit by itself takes two passes, of which the first keeps the mean gradient alone.
 
     Args:
         passes: the model.
@@ -130,21 +136,31 @@ def _by_kept_gradients(
         rewards.append(batch.rewards)
         kept.append(batch.consumer.by_site)
     back = torch.tensor(order).argsort().tolist()
-    compared = torch.tensor([back[place[i]] for one in window for i in one.rows])
-    owner = torch.tensor([number for number, one in enumerate(window) for _ in one.rows])
-    weights = torch.zeros(len(window), len(unique), dtype=torch.float64)
-    for number, one in enumerate(window):
-        for i in one.baseline:
-            weights[number, back[place[i]]] += 1 / len(one.baseline)
+    compared, owner = _entries([[back[place[i]] for i in one.rows] for one in window])
+    origin, origin_owner = _entries([[back[place[i]] for i in one.baseline] for one in window])
+    counts = torch.bincount(origin_owner)
+
+    def mean_of(values: Tensor) -> Tensor:  # (U, …) -> (comparisons, …)
+        of_rows = values[origin.to(values.device)]
+        total = values.new_zeros(len(window), *values.shape[1:])
+        total.index_add_(0, origin_owner.to(values.device), of_rows)
+        return total / counts.to(values).view(-1, *[1] * (values.dim() - 1))
 
     consumer = posterior.variance_consumer()
     for site in list(kept[0]):
         gradients = torch.cat([batch.pop(site) for batch in kept])  # in the order of the batches
         at = gradients.device
-        flat = gradients.flatten(1)
-        mean = weights.to(at, flat.dtype) @ flat
-        _feed(consumer, site, (flat[compared.to(at)] - mean[owner.to(at)]).view(-1, site.r, site.d))
-    return _differences(torch.cat(rewards), compared, owner, weights, consumer)
+        _feed(consumer, site, gradients[compared.to(at)] - mean_of(gradients)[owner.to(at)])
+    reward = torch.cat(rewards).cpu()
+    baseline = mean_of(reward.double())[owner]
+    mean = reward.double()[compared] - baseline
+    return Differences(mean.to(reward), consumer.variance.cpu().expand(len(compared)), baseline.to(reward))
+
+
+def _entries(positions: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    """All positions in one, and the number of the comparison that each belongs to."""
+    owners = [number for number, own in enumerate(positions) for _ in own]
+    return torch.tensor([i for own in positions for i in own]), torch.tensor(owners)
 
 
 def _by_two_passes(
@@ -207,16 +223,3 @@ def _feed(consumer: VarianceConsumer, site: Site, gradients: Tensor) -> None:  #
     p = torch.eye(site.r, dtype=gradients.dtype, device=gradients.device).repeat(count, 1)
     offsets = torch.arange(0, (count + 1) * site.r, site.r, device=gradients.device)
     consumer.consume(site, p, gradients.reshape(-1, site.d), offsets)
-
-
-def _differences(
-    rewards: Tensor,  # shape: (U,)
-    compared: Tensor,  # shape: (N,), positions in rewards
-    owner: Tensor,  # shape: (N,)
-    weights: Tensor,  # shape: (comparisons, U)
-    consumer: VarianceConsumer,
-) -> Differences:
-    reward = rewards.cpu()
-    baseline = (weights @ reward.double())[owner]
-    mean = reward.double()[compared] - baseline
-    return Differences(mean.to(reward), consumer.variance.cpu().expand(len(compared)), baseline.to(reward))

@@ -24,11 +24,14 @@ class RewardScores:
         mean: MAP rewards `[N]`.
         variance: posterior variances `[N]`, in squared units of the reward.
         truncated: which rows `max_length` cut, `[N]`, bool.
+        baseline: mean reward of what each row is compared with `[N]`; mean and variance are then those of the
+            difference to it. None where they are the reward's own.
     """
 
     mean: Tensor
     variance: Tensor
     truncated: Tensor
+    baseline: Tensor | None = None
 
     @property
     def std(self) -> Tensor:
@@ -37,7 +40,8 @@ class RewardScores:
 
     def columns(self) -> dict[str, Tensor]:
         """What a table of the scores shows."""
-        return {"mean": self.mean, "variance": self.variance, "std": self.std, "truncated": self.truncated}
+        columns = {"mean": self.mean, "variance": self.variance, "std": self.std, "truncated": self.truncated}
+        return columns if self.baseline is None else columns | {"baseline": self.baseline}
 
     def to_pandas(self) -> "pandas.DataFrame":
         """A row for each score; needs pandas."""

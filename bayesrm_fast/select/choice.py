@@ -13,6 +13,7 @@ from bayesrm_fast.model.passes import Passes, Progress
 from bayesrm_fast.posterior.base import Posterior
 from bayesrm_fast.score.joint import JointRewards, joint_rewards
 from bayesrm_fast.score.means import bounded_rewards, rewards_of
+from bayesrm_fast.score.relative import Comparison, score_differences
 from bayesrm_fast.score.variances import score_examples
 from bayesrm_fast.select.rules import KnownCandidates, Need, Rule, first_best
 from bayesrm_fast.select.search import LazySearch
@@ -31,10 +32,12 @@ class BestOfN:
         index: its position among the responses; the lower one of equals.
         response: the response itself.
         scores: the rule's `[n]`; NaN where the variance was not needed to choose.
-        mean: MAP rewards `[n]`.
-        variance: posterior variances `[n]`, in squared units of the reward; NaN where it was not needed.
+        mean: MAP rewards less their `baseline` `[n]`.
+        variance: posterior variances of the same `[n]`, in squared units of the reward; NaN where it was not needed.
         truncated: which rows `max_length` cut, `[n]`.
         variances_computed: how many variances were computed.
+        baseline: mean reward of the candidates, where mean and variance are those of the difference to it; None where
+            they are the rewards' own.
     """
 
     index: int
@@ -44,6 +47,7 @@ class BestOfN:
     variance: Tensor
     truncated: Tensor
     variances_computed: int
+    baseline: float | None = None
 
 
 def chosen(rule: Rule, one: Candidates, known: KnownCandidates, truncated: Tensor) -> BestOfN:
@@ -69,13 +73,14 @@ def choose_each(
     posterior: Posterior,
     rule: Rule,
     *,
+    relative: bool = True,
     exhaustive: bool = False,
     progress: Progress | None = None,
 ) -> list[BestOfN]:
     """The best candidate of every prompt.
 
-    A rule's variances are asked for lazily where it has ceilings; of a rule that needs none, only the winners' are
-    computed.
+    Relative variances take one backward pass over all candidates. Absolute ones are asked for lazily where the rule has
+    ceilings. Of a rule that needs none, only the winners' are computed, and are the rewards' own.
 
     Args:
         passes: the model.
@@ -83,6 +88,7 @@ def choose_each(
         rows: all candidates of the first prompt, then all of the second, and so on.
         posterior: on the device of the passes.
         rule: one that needs no ensemble.
+        relative: whether mean and variance are those of the difference to the mean of the prompt's candidates.
         exhaustive: compute every variance, also where it is not needed to choose.
         progress: told the candidates whose means are known and their total.
 
@@ -94,19 +100,34 @@ def choose_each(
     sets = [rows[start:stop] for start, stop in itertools.pairwise(starts)]
     joints: list[JointRewards | None] = [None] * len(sets)
     variances: list[Tensor] | list[None] = [None] * len(sets)
+    baselines: list[float] | list[None] = [None] * len(sets)
+    needs_variance = exhaustive or Need.VARIANCE in rule.needs
     if Need.JOINT in rule.needs:
-        joints = [joint_rewards(passes, own, posterior) for own in sets]
-        means = [joint.mean for joint in joints if joint is not None]
-        variances = [joint.covariance.diagonal() for joint in joints if joint is not None]
-    elif exhaustive or (Need.VARIANCE in rule.needs and not _has_ceilings(rule)):
+        found = [joint_rewards(passes, own, posterior) for own in sets]
+        if relative:
+            baselines = [float(joint.mean.double().mean()) for joint in found]
+            found = [joint.relative() for joint in found]
+        joints = list(found)
+        means = [joint.mean for joint in found]
+        variances = [joint.covariance.diagonal() for joint in found]
+    elif needs_variance and relative:
+        _tell_of_single_candidates(sets)
+        places = [list(range(start, stop)) for start, stop in itertools.pairwise(starts)]
+        comparisons = [Comparison(own, own) for own in places]
+        differences = score_differences(passes, rows, comparisons, posterior, progress)
+        means, variances = _by_sets(sets, differences.mean, differences.variance)
+        baselines = [float(differences.baseline[start]) for start in starts[:-1]]
+    elif exhaustive or (needs_variance and not _has_ceilings(rule)):
         means, variances = _by_sets(sets, *score_examples(passes, rows, posterior, progress))
-    elif Need.VARIANCE in rule.needs:
+    elif needs_variance:
         means, variances = _lazily(passes, sets, posterior, rule, progress)
     else:
         owners = [number for number, own in enumerate(sets) for _ in own]
         (means,) = _by_sets(sets, rewards_of(passes, rows, owners, progress))
-    found = []
-    for one, own, mean, variance, joint in zip(candidates, sets, means, variances, joints, strict=True):
+    results = []
+    for one, own, mean, variance, joint, baseline in zip(
+        candidates, sets, means, variances, joints, baselines, strict=True
+    ):
         known = KnownCandidates(
             mean,
             variance,
@@ -114,8 +135,9 @@ def choose_each(
             log_probabilities=_tensor(one.log_probabilities, mean),
             similarities=_tensor(one.similarities, mean),
         )
-        found.append(chosen(rule, one, known, torch.tensor([row.truncated for row in own])))
-    return _with_winners_variances(passes, sets, posterior, found)
+        best = chosen(rule, one, known, torch.tensor([row.truncated for row in own]))
+        results.append(replace(best, baseline=baseline))
+    return _with_winners_variances(passes, sets, posterior, results)
 
 
 def check_needs(rule: Rule, candidates: Sequence[Candidates]) -> None:
@@ -159,6 +181,15 @@ def _with_winners_variances(
         best.variance[best.index] = variance
         found[number] = replace(best, variances_computed=best.variances_computed + 1)
     return found
+
+
+def _tell_of_single_candidates(sets: Sequence[Sequence[TokenizedRow]]) -> None:
+    alone = sum(len(own) == 1 for own in sets)
+    if alone:
+        warnings.warn(
+            f"{alone} prompt(s) with a single candidate: there is nothing to compare it with, and its difference is 0",
+            stacklevel=2,
+        )
 
 
 def _by_sets(sets: Sequence[Sequence[TokenizedRow]], *values: Tensor) -> tuple[list[Tensor], ...]:

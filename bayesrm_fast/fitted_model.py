@@ -1,0 +1,275 @@
+"""A reward model with a posterior, however it came by it: scores, joint posteriors and choices."""
+
+import itertools
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from bayesrm_fast.errors import InputError
+from bayesrm_fast.model.passes import Passes, Progress
+from bayesrm_fast.model.reward_model import RewardModel
+from bayesrm_fast.posterior.base import Posterior
+from bayesrm_fast.score.joint import JointRewards, Outside, joint_rewards
+from bayesrm_fast.score.means import rewards_of
+from bayesrm_fast.score.relative import Comparison, in_order, score_differences
+from bayesrm_fast.score.variances import PairScores, RewardScores, score_examples
+from bayesrm_fast.select.choice import BestOfN, check_needs, choose_each
+from bayesrm_fast.select.rules import Rule, rule_of
+from bayesrm_fast.text.examples import TokenizedPair, TokenizedRow
+from bayesrm_fast.text.prefetching import prefetched
+from bayesrm_fast.text.records import Candidates, Text, candidate_sets, prompt_and_response
+
+outside_inference_mode = torch.inference_mode(mode=False)
+"""A caller's inference mode would forbid the backward pass that a variance needs."""
+
+STREAM_WINDOW = 256
+"""Rows of a stream that are sorted by length together."""
+
+
+class FittedRewardModel(RewardModel):
+    """A reward model with its posterior; see `RewardModel` for what it is made of."""
+
+    posterior: Posterior | None = None
+    """The fitted posterior, None before `fit`. Its `prior_precision` may be set."""
+
+    def rewards(self, prompts: Sequence[Text], responses: Sequence[Text]) -> Tensor:
+        """MAP rewards `[N]` by forward passes alone; needs no posterior.
+
+        Raises:
+            InputError: no rows, lists of different lengths, text that cannot be read, or a reward that is NaN.
+        """
+        return self.rewards_tokenized(self.tokenize(prompts, responses), prompts)
+
+    @outside_inference_mode
+    def rewards_tokenized(self, rows: Sequence[TokenizedRow], prompts: Sequence[Text]) -> Tensor:
+        """`rewards` of tokenized rows; rows of equal prompts may share their beginning."""
+        numbers: dict[str, int] = {}
+        owners = [numbers.setdefault(str(prompt), len(numbers)) for prompt in prompts]
+        return rewards_of(self.passes_over(self.taps(self.virtual)), rows, owners)
+
+    def score(
+        self,
+        prompts: Sequence[Text],
+        responses: Sequence[Text],
+        *,
+        relative_to: Literal["prompt"] | Sequence[Text] | None = None,
+        progress: Progress | None = None,
+    ) -> RewardScores:
+        """Reward and variance of `responses[i]` to `prompts[i]`.
+
+        Args:
+            prompts, responses: N of each.
+            relative_to: what mean and variance are of the difference to: "prompt" for the mean of all responses to the
+                same prompt, each as often as it is given; N texts for a reference of each row, such as a greedy answer.
+                None for the reward's own, whose variance holds that of the constant that a prompt adds to its rewards.
+            progress: told the rows done and their total.
+
+        Raises:
+            InputError: no rows, lists of different lengths, or text that cannot be read.
+        """
+        rows = self.tokenize(prompts, responses)
+        if relative_to is None:
+            return self.score_tokenized(rows, progress=progress)
+        keys = [str(prompt) for prompt in prompts]
+        if relative_to == "prompt":
+            comparisons = [Comparison(own, own) for own in _positions_of_equals(keys)]
+            _tell_of_single_rows(comparisons)
+            return self.score_differences(rows, comparisons, progress=progress)
+        if isinstance(relative_to, str):
+            raise InputError(f"relative_to must be 'prompt', a reference for each row or None, not {relative_to!r}")
+        where = [f"reference {i + 1}" for i in range(len(relative_to))]
+        references = self.tokenize(prompts, relative_to, where)
+        keys = [f"{key}\0{reference}" for key, reference in zip(keys, relative_to, strict=True)]
+        comparisons = [Comparison(own, [len(rows) + own[0]]) for own in _positions_of_equals(keys)]
+        return self.score_differences([*rows, *references], comparisons, progress=progress)
+
+    @outside_inference_mode
+    def score_differences(
+        self, rows: Sequence[TokenizedRow], comparisons: Sequence[Comparison], *, progress: Progress | None = None
+    ) -> RewardScores:
+        """Scores of tokenized rows relative to the baselines that they are compared with.
+
+        Args:
+            rows: of all comparisons, the first N of which are compared, each once.
+            comparisons: at least one.
+            progress: told the rows done and their total.
+
+        Raises:
+            InputError: nothing to score, or a reward that is NaN or infinite.
+        """
+        _refuse_nothing(rows)
+        found = in_order(comparisons, score_differences(self.passes(), rows, comparisons, self.fitted, progress))
+        truncated = torch.tensor([row.is_truncated for row in rows[: len(found.mean)]])
+        return RewardScores(found.mean, found.variance, truncated, found.baseline)
+
+    @outside_inference_mode
+    def score_tokenized(self, rows: Sequence[TokenizedRow], *, progress: Progress | None = None) -> RewardScores:
+        """`score` of tokenized rows.
+
+        Raises:
+            InputError: nothing to score, or a reward that is NaN or infinite.
+        """
+        _refuse_nothing(rows)
+        mean, variance = score_examples(self.passes(), rows, self.fitted, progress)
+        return RewardScores(mean, variance, torch.tensor([row.is_truncated for row in rows]))
+
+    def score_pairs(self, pairs: Iterable[Any], *, progress: Progress | None = None) -> PairScores:
+        """Mean and variance of `r_chosen − r_rejected`, and the probability that the chosen response is preferred.
+
+        Raises:
+            InputError: pairs that cannot be read.
+        """
+        return self.score_tokenized_pairs(self.tokenize_pairs(pairs), progress=progress)
+
+    @outside_inference_mode
+    def score_tokenized_pairs(self, pairs: Sequence[TokenizedPair], *, progress: Progress | None = None) -> PairScores:
+        """`score_pairs` of tokenized pairs.
+
+        Raises:
+            InputError: nothing to score, or a reward that is NaN or infinite.
+        """
+        _refuse_nothing(pairs)
+        mean, variance = score_examples(self.passes(), pairs, self.fitted, progress)
+        truncated = torch.tensor([pair.is_truncated for pair in pairs])
+        return PairScores(mean, variance, truncated, temperature=self.fitted.temperature)
+
+    @outside_inference_mode
+    def covariance(self, prompt: Text, responses: Sequence[Text], *, outside: Outside = "auto") -> JointRewards:
+        """Joint Gaussian over the rewards of one prompt's n candidates, and what follows from it for a choice.
+
+        Args:
+            prompt: one prompt.
+            responses: its candidates.
+            outside: how to keep the part of the gradients outside of the posterior's bases. "exact" takes n times as
+                many float32 numbers of the host's memory as the posterior has weights; "sketch" 8,192 numbers for each
+                candidate, with an error that the result tells; "auto" is exact where that takes half of the free
+                memory or less.
+
+        Raises:
+            InputError: no candidates, text that cannot be read, or an unknown `outside`.
+        """
+        rows = self.tokenize([prompt] * len(responses), responses)
+        return joint_rewards(self.passes(), rows, self.fitted, outside)
+
+    def best_of_n(
+        self,
+        prompt: Text,
+        responses: Sequence[Text],
+        rule: str | Rule = "std",
+        k: float = 1.0,
+        *,
+        relative: bool = True,
+        exhaustive: bool = False,
+    ) -> BestOfN:
+        """The candidate with the largest score by a rule: `mean − k·std`, `mean − k·variance` or the mean alone.
+
+        Mean and variance are those of the difference to the mean of the prompt's candidates, because that is what a
+        choice among them risks (docs/maths.md, section 11).
+
+        Args:
+            prompt: one prompt.
+            responses: its candidates.
+            rule: "mean", "std", "variance", or a `Rule`. One that needs variances and has no ceilings needs them all.
+            k: weight of the penalty of a named rule, at least 0.
+            relative: False for mean and variance of the rewards themselves, as in arXiv 2402.13210. Their variances are
+                computed lazily, where the relative ones take a backward pass over all candidates.
+            exhaustive: compute every variance, also where it is not needed to choose.
+
+        Raises:
+            InputError: no candidates, text that cannot be read, or a rule that is unknown or needs what is not there.
+        """
+        one = Candidates(prompt, responses)
+        return self.best_of_each([one], rule, k, relative=relative, exhaustive=exhaustive)[0]
+
+    @outside_inference_mode
+    def best_of_each(
+        self,
+        candidates: Iterable[Any],
+        rule: str | Rule = "std",
+        k: float = 1.0,
+        *,
+        relative: bool = True,
+        exhaustive: bool = False,
+        progress: Progress | None = None,
+    ) -> list[BestOfN]:
+        """`best_of_n` for many prompts at once, whose candidates share batches.
+
+        Args:
+            candidates: `Candidates`, or mappings with `prompt` and `responses`, and `log_probabilities` or
+                `similarities` for rules that need them.
+            rule, k, relative, exhaustive: as for `best_of_n`.
+            progress: told the candidates whose means are known and their total.
+
+        Raises:
+            InputError: rows that cannot be read, or a rule that is unknown or needs what is not there.
+        """
+        asked = rule_of(rule, k)
+        sets = candidate_sets(candidates)
+        check_needs(asked, sets)
+        rows = self.tokenize_candidates(sets)
+        options = {"relative": relative, "exhaustive": exhaustive}
+        return choose_each(self.passes(), sets, rows, self.fitted, asked, **options, progress=progress)
+
+    def score_stream(self, rows: Iterable[Any], *, window: int = STREAM_WINDOW) -> Iterator[tuple[float, float, bool]]:
+        """Reward and variance of every row of an iterable that need not fit in memory, in its order.
+
+        Rows are read and tokenized in a thread, beside the model, and no more than three windows ahead.
+
+        Args:
+            rows: `(prompt, response)`, or mappings with `prompt` and `response`.
+            window: rows that are sorted by length together.
+
+        Yields:
+            `(mean, variance, truncated)` of each row.
+
+        Raises:
+            InputError: a row that cannot be read; those before its window have been given.
+        """
+        self.fitted  # noqa: B018  (raises where there is none)
+
+        def tokenized() -> Iterator[list[TokenizedRow]]:
+            numbered = enumerate(rows, start=1)
+            while chunk := list(itertools.islice(numbered, window)):
+                where = [f"row {number}" for number, _ in chunk]
+                texts = [prompt_and_response(row, name) for name, (_, row) in zip(where, chunk, strict=True)]
+                yield self.tokenize([prompt for prompt, _ in texts], [response for _, response in texts], where)
+
+        for waiting in prefetched(tokenized()):
+            scores = self.score_tokenized(waiting)
+            yield from zip(scores.mean.tolist(), scores.variance.tolist(), scores.truncated.tolist(), strict=True)
+
+    @property
+    def fitted(self) -> Posterior:
+        """The posterior; raises InputError where there is none."""
+        if self.posterior is None:
+            raise InputError("there is no posterior: call fit, or load a folder that holds one")
+        return self.posterior
+
+    def passes(self) -> Passes:
+        """The tapped model that feeds the fitted posterior: for consumers of one's own."""
+        return self.passes_over(self.taps(self.virtual, self.fitted.record.include_head))
+
+
+def _positions_of_equals(keys: Sequence[str]) -> list[list[int]]:
+    """Positions of equal keys together, in the order in which the keys first appear."""
+    found: dict[str, list[int]] = {}
+    for position, key in enumerate(keys):
+        found.setdefault(key, []).append(position)
+    return list(found.values())
+
+
+def _tell_of_single_rows(comparisons: Sequence[Comparison]) -> None:
+    alone = sum(len(one.baseline) == 1 for one in comparisons)
+    if alone:
+        warnings.warn(
+            f"{alone} prompt(s) with a single response: there is nothing to compare it with, and its difference is 0",
+            stacklevel=3,
+        )
+
+
+def _refuse_nothing(examples: Sequence[TokenizedRow] | Sequence[TokenizedPair]) -> None:
+    if not examples:
+        raise InputError("there is nothing to score: the list is empty")
