@@ -14,7 +14,7 @@ from bayesrm_fast.model.reward_model import RewardModel
 from bayesrm_fast.posterior.base import Posterior
 from bayesrm_fast.score.joint import JointRewards, Outside, joint_rewards
 from bayesrm_fast.score.means import rewards_of
-from bayesrm_fast.score.relative import Comparison, in_order, score_differences
+from bayesrm_fast.score.relative import Comparison, score_differences
 from bayesrm_fast.score.variances import PairScores, RewardScores, score_examples
 from bayesrm_fast.select.choice import BestOfN, check_needs, choose_each
 from bayesrm_fast.select.rules import Rule, rule_of
@@ -101,7 +101,8 @@ class FittedRewardModel(RewardModel):
             InputError: nothing to score, or a reward that is NaN or infinite.
         """
         _refuse_nothing(rows)
-        found = in_order(comparisons, score_differences(self.passes(), rows, comparisons, self.fitted, progress))
+        back = torch.tensor([i for one in comparisons for i in one.rows]).argsort()
+        found = score_differences(self.passes(), rows, comparisons, self.fitted, progress).at(back)
         truncated = torch.tensor([row.is_truncated for row in rows[: len(found.mean)]])
         return RewardScores(found.mean, found.variance, truncated, found.baseline)
 

@@ -4,8 +4,9 @@ A Bradley–Terry reward has a free constant for each prompt, whose variance is 
 nothing about a choice (docs/maths.md, section 11).
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -13,9 +14,11 @@ from torch import Tensor
 from bayesrm_fast.model.passes import Passes, Progress, unit_cotangent
 from bayesrm_fast.model.token_budget import free_bytes
 from bayesrm_fast.ops import segment_outer
-from bayesrm_fast.posterior.base import Posterior, VarianceConsumer
-from bayesrm_fast.sites import Site
+from bayesrm_fast.posterior.base import Posterior
+from bayesrm_fast.sites import Consumer, Site
 from bayesrm_fast.text.examples import TokenizedRow, distinct
+
+C = TypeVar("C", bound=Consumer)
 
 SHARE_FOR_GRADIENTS = 0.25
 """Of the free memory: what gradients may take that wait for their baseline."""
@@ -48,11 +51,26 @@ class Differences:
     variance: Tensor
     baseline: Tensor
 
+    def at(self, positions: Tensor) -> "Differences":
+        """Some of them, in this order."""
+        return Differences(self.mean[positions], self.variance[positions], self.baseline[positions])
 
-def in_order(comparisons: Sequence[Comparison], found: Differences) -> Differences:
-    """The same in the order of the rows, where every row is compared once."""
-    back = torch.tensor([i for one in comparisons for i in one.rows]).argsort()
-    return Differences(found.mean[back], found.variance[back], found.baseline[back])
+
+@dataclass(frozen=True)
+class DifferenceBatch(Generic[C]):
+    """What some differences gave.
+
+    Attributes:
+        positions: of the N differences among all, in the order of the comparisons and of their rows.
+        mean: of the rewards' differences `[N]`, on the CPU.
+        baseline: mean reward of each one's baseline `[N]`, on the CPU.
+        consumer: fed their gradients, a segment for each.
+    """
+
+    positions: Tensor
+    mean: Tensor
+    baseline: Tensor
+    consumer: C
 
 
 def score_differences(
@@ -62,37 +80,59 @@ def score_differences(
     posterior: Posterior,
     progress: Progress | None = None,
 ) -> Differences:
-    """Means and variances of differences to a baseline, exact for every structure.
+    """Means and variances of differences to a baseline, exact for every structure; arguments as `over_differences`.
+
+    Raises:
+        InputError: a reward that is NaN or infinite, by its row.
+    """
+    batches = list(over_differences(passes, rows, comparisons, posterior.variance_consumer, progress))
+    found = Differences(
+        torch.cat([batch.mean for batch in batches]),
+        torch.cat([batch.consumer.variance.cpu().expand(len(batch.mean)) for batch in batches]),
+        torch.cat([batch.baseline for batch in batches]),
+    )
+    return found.at(torch.cat([batch.positions for batch in batches]).argsort())
+
+
+def over_differences(
+    passes: Passes,
+    rows: Sequence[TokenizedRow],
+    comparisons: Sequence[Comparison],
+    make_consumer: Callable[[], C],
+    progress: Progress | None = None,
+) -> Iterator[DifferenceBatch[C]]:
+    """Differences to a baseline, their gradients going to consumers.
 
     One forward and backward pass over the distinct rows. Their gradients are kept until those of their baseline are
-    there, for as many comparisons at a time as fit in memory; then their differences go to the posterior's consumer. A
-    comparison that does not fit by itself takes two passes, of which the first keeps the mean gradient alone.
+    there, for as many comparisons at a time as fit in memory; then their differences go to a consumer. A comparison that
+    does not fit by itself takes two passes, of which the first keeps the mean gradient alone.
 
     Args:
         passes: the model.
         rows: of all comparisons.
         comparisons: at least one.
-        posterior: on the device of the passes.
-        progress: told the comparisons' rows done and their total.
+        make_consumer: gives the consumer of a batch of differences.
+        progress: told the differences done and their total.
 
     Raises:
         InputError: a reward that is NaN or infinite, by its row.
     """
-    a_gradient = posterior.parameters * passes.tapped.gradient_dtype.itemsize
-    most = max(int(SHARE_FOR_GRADIENTS * free_bytes(passes.device)) // max(a_gradient, 1), 1)
-    total, done = sum(len(one.rows) for one in comparisons), 0
-    found: list[Differences] = []
+    weights = sum(site.r * site.d for site in passes.tapped.sites)
+    a_gradient = max(weights * passes.tapped.gradient_dtype.itemsize, 1)
+    most = max(int(SHARE_FOR_GRADIENTS * free_bytes(passes.device)) // a_gradient, 1)
+    total, before, done = sum(len(one.rows) for one in comparisons), 0, 0
     for window in _windows(comparisons, most):
-        is_kept = len({i for one in window for i in (*one.rows, *one.baseline)}) <= most
-        found.append((_by_kept_gradients if is_kept else _by_two_passes)(passes, rows, window, posterior))
-        done += len(found[-1].mean)
-        if progress is not None:
-            progress(done, total)
-    return Differences(
-        torch.cat([one.mean for one in found]),
-        torch.cat([one.variance for one in found]),
-        torch.cat([one.baseline for one in found]),
-    )
+        batches: Iterable[DifferenceBatch[C]]
+        if len({i for one in window for i in (*one.rows, *one.baseline)}) <= most:
+            batches = [_by_kept_gradients(passes, rows, window, make_consumer())]
+        else:
+            batches = _by_two_passes(passes, rows, window[0], make_consumer)
+        for batch in batches:
+            yield replace(batch, positions=batch.positions + before)
+            done += len(batch.mean)
+            if progress is not None:
+                progress(done, total)
+        before += sum(len(one.rows) for one in window)
 
 
 def _windows(comparisons: Sequence[Comparison], most: int) -> Iterator[list[Comparison]]:
@@ -122,8 +162,8 @@ class _Gradients:
 
 
 def _by_kept_gradients(
-    passes: Passes, rows: Sequence[TokenizedRow], window: Sequence[Comparison], posterior: Posterior
-) -> Differences:
+    passes: Passes, rows: Sequence[TokenizedRow], window: Sequence[Comparison], consumer: C
+) -> tuple[Tensor, Tensor, C]:
     positions = sorted({i for one in window for i in (*one.rows, *one.baseline)})
     first, where = distinct([rows[i] for i in positions])
     unique = [rows[positions[i]] for i in first]
@@ -146,7 +186,6 @@ def _by_kept_gradients(
         total.index_add_(0, origin_owner.to(values.device), of_rows)
         return total / counts.to(values).view(-1, *[1] * (values.dim() - 1))
 
-    consumer = posterior.variance_consumer()
     for site in list(kept[0]):
         gradients = torch.cat([batch.pop(site) for batch in kept])  # in the order of the batches
         at = gradients.device
@@ -154,7 +193,7 @@ def _by_kept_gradients(
     reward = torch.cat(rewards).cpu()
     baseline = mean_of(reward.double())[owner]
     mean = reward.double()[compared] - baseline
-    return Differences(mean.to(reward), consumer.variance.cpu().expand(len(compared)), baseline.to(reward))
+    return DifferenceBatch(torch.arange(len(compared)), mean.to(reward), baseline.to(reward), consumer)
 
 
 def _entries(positions: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
@@ -164,26 +203,16 @@ def _entries(positions: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
 
 
 def _by_two_passes(
-    passes: Passes, rows: Sequence[TokenizedRow], window: Sequence[Comparison], posterior: Posterior
-) -> Differences:
-    (one,) = window
-    scalars, mean = passes.gather([rows[i] for i in one.baseline], unit_cotangent, _MeanGradient)
-    first, where = distinct([rows[i] for i in one.rows])
-    order: list[int] = []
-    rewards: list[Tensor] = []
-    variances: list[Tensor] = []
-    for batch in passes.over(
-        [rows[one.rows[i]] for i in first], unit_cotangent, lambda: _Shifted(posterior.variance_consumer(), mean)
-    ):
-        order += batch.positions
-        rewards.append(batch.rewards.cpu())
-        variances.append(batch.consumer.inner.variance.cpu())
-    back = torch.tensor(order).argsort()[where]
+    passes: Passes, rows: Sequence[TokenizedRow], one: Comparison, make_consumer: Callable[[], C]
+) -> Iterator[DifferenceBatch[C]]:
+    scalars, mean_gradient = passes.gather([rows[i] for i in one.baseline], unit_cotangent, _MeanGradient)
     baseline = scalars.double().mean()
-    reward = torch.cat(rewards)[back]
-    return Differences(
-        (reward.double() - baseline).to(reward), torch.cat(variances)[back], baseline.to(reward).expand(len(reward))
-    )
+    compared = [rows[i] for i in one.rows]
+    for batch in passes.over(compared, unit_cotangent, lambda: _Shifted(make_consumer(), mean_gradient)):
+        reward = batch.rewards.cpu()
+        mean = (reward.double() - baseline).to(reward)
+        at = torch.tensor(batch.positions)
+        yield DifferenceBatch(at, mean, baseline.to(reward).expand(len(mean)), batch.consumer.inner)
 
 
 class _MeanGradient:
@@ -205,19 +234,19 @@ class _MeanGradient:
         return self.total[site] / self.rows[site]
 
 
-class _Shifted:
+class _Shifted(Generic[C]):
     """Feeds a consumer with gradients less a mean one."""
 
     gradients_alone = True
 
-    def __init__(self, inner: VarianceConsumer, mean: _MeanGradient) -> None:
+    def __init__(self, inner: C, mean: _MeanGradient) -> None:
         self.inner, self.mean = inner, mean
 
     def consume(self, site: Site, p: Tensor, q: Tensor, offsets: Tensor) -> None:
         _feed(self.inner, site, segment_outer(p, q, offsets) - self.mean.of(site))
 
 
-def _feed(consumer: VarianceConsumer, site: Site, gradients: Tensor) -> None:  # shape: (N, r, d)
+def _feed(consumer: Consumer, site: Site, gradients: Tensor) -> None:  # shape: (N, r, d)
     """Gradients as r tokens each, `G = Σ_k e_k G_kᵀ`: what a consumer takes."""
     count = gradients.shape[0]
     p = torch.eye(site.r, dtype=gradients.dtype, device=gradients.device).repeat(count, 1)
