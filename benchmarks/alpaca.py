@@ -48,7 +48,7 @@ def trained(quick: bool) -> Trained:
         )
         train_adapter(str(embedded_encoder()), pairs, adapter, options, None)
         rm = BayesianRewardModel.from_pretrained(adapter, max_length=scale.max_length, device="cpu")
-        rm.fit(pairs, "kfac", rank=64, prior_precision="evidence")
+        rm.fit(pairs, structure="kfac", rank=64, prior_precision="evidence")
         rm.save_pretrained(adapter)
         rm = BayesianRewardModel.from_pretrained(adapter, max_length=MAX_LENGTH, device="cpu")
     return Trained(rm, pairs, candidates)
@@ -101,8 +101,8 @@ def by_pipeline(rm: BayesianRewardModel, candidates: list[Candidates]) -> Callab
 def padding(rm: BayesianRewardModel, candidates: list[Candidates]) -> dict[str, Any]:
     """Share of padding in our batches of all candidates, and in batches of 32 in input order."""
     prompts = [one.prompt for one in candidates for _ in one.responses]
-    segments = rm.tokenize(prompts, [text for one in candidates for text in one.responses])
-    lengths = [len(row.input_ids) for (row,) in segments]
+    rows = rm.tokenize(prompts, [text for one in candidates for text in one.responses])
+    lengths = [len(row.input_ids) for row in rows]
 
     def share(plan: list[list[int]]) -> float:
         padded = sum(max(lengths[i] for i in batch) * len(batch) for batch in plan)
@@ -112,7 +112,7 @@ def padding(rm: BayesianRewardModel, candidates: list[Candidates]) -> dict[str, 
     return {
         "rows": len(lengths),
         "tokens": sum(lengths),
-        "our_batches": share(plan_batches(segments, rm.passes().room.batch_tokens)),
+        "our_batches": share(plan_batches(rows, rm.passes().budget.batch_tokens)),
         "batches_of_32_in_input_order": share(in_order),
     }
 
@@ -123,9 +123,9 @@ def timings(
     """All formulations in turns, others' among them."""
     prompts = [one.prompt for one in candidates for _ in one.responses]
     texts = [text for one in candidates for text in one.responses]
-    segments = rm.tokenize(prompts, texts)
+    rows = rm.tokenize(prompts, texts)
     passes = rm.passes()
-    plan = plan_batches(segments, passes.room.batch_tokens)
+    plan = plan_batches(rows, passes.budget.batch_tokens)
     found: dict[str, Any] = {}
 
     def forward(inputs: Any) -> torch.Tensor:
@@ -149,7 +149,7 @@ def timings(
 
     def over_our_batches() -> None:
         for batch in plan:
-            forward(passes.collate([segments[i] for i in batch]).model_inputs())
+            forward(passes.collate([rows[i] for i in batch]).model_inputs())
 
     def everything() -> None:
         found["everything"] = rm.score(prompts, texts)
@@ -171,14 +171,14 @@ def timings(
     lazy, padded = timed["ours, lazy best of n"], timed["transformers, batches of 32 in input order"]
     exhaustive = rm.best_of_each(candidates, exhaustive=True)
     whole = ~found["everything"].truncated  # transformers cuts long texts by a rule of its own
-    lengths = torch.tensor([len(row.input_ids) for (row,) in segments], dtype=torch.float32)
+    lengths = torch.tensor([len(row.input_ids) for row in rows], dtype=torch.float32)
     needed_rows = torch.cat([~best.variance.isnan() for best in found["lazy"]])
     return {
         "prompts": len(candidates),
         "rows": len(texts),
         "formulations": timed,
         "lazy_over_padded_transformers": lazy["seconds"] / padded["seconds"],
-        "variances": [best.variances for best in found["lazy"]],
+        "variances": [best.variances_computed for best in found["lazy"]],
         "same_winners": [best.index for best in exhaustive] == [best.index for best in found["lazy"]],
         "tokens_of_a_row": float(lengths.mean()),
         "tokens_of_a_row_whose_variance_is_needed": float(lengths[needed_rows].mean()),
@@ -196,6 +196,6 @@ def needed(rm: BayesianRewardModel, candidates: list[Candidates]) -> dict[str, f
     for precision in (before, *OTHER_PRECISIONS):
         rm.fitted.prior_precision = precision
         best = rm.best_of_each(candidates)
-        shares[f"{precision:.3g}"] = sum(b.variances for b in best) / sum(len(b.mean) for b in best)
+        shares[f"{precision:.3g}"] = sum(b.variances_computed for b in best) / sum(len(b.mean) for b in best)
     rm.fitted.prior_precision = before
     return shares

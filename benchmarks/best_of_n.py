@@ -150,16 +150,14 @@ def score_all(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Means `[N]` and variances `[posteriors, L, N]` of all candidates, from one pass."""
     prompts = [s["prompt"] for s in sets for _ in s["texts"]]
-    segments = rm.tokenize(prompts, [text for s in sets for text in s["texts"]])
+    rows = rm.tokenize(prompts, [text for s in sets for text in s["texts"]])
     precisions = [[posterior.prior_precision, *PRECISIONS] for posterior in posteriors]
-    mean = np.zeros(len(segments))
-    variance = np.zeros((len(posteriors), len(precisions[0]), len(segments)))
-    for positions, rewards, consumer in rm.passes().over(
-        segments, unit_cotangent, lambda _: Curves(posteriors, precisions)
-    ):
-        mean[positions] = rewards[:, 0].numpy()
-        for one, curve in zip(variance, consumer.curves, strict=True):
-            one[:, positions] = curve.variance.numpy()
+    mean = np.zeros(len(rows))
+    variance = np.zeros((len(posteriors), len(precisions[0]), len(rows)))
+    for batch in rm.passes().over(rows, unit_cotangent, lambda: Curves(posteriors, precisions)):
+        mean[batch.positions] = batch.rewards.numpy()
+        for one, curve in zip(variance, batch.consumer.curves, strict=True):
+            one[:, batch.positions] = curve.variance.numpy()
     return mean, variance
 
 
@@ -314,9 +312,9 @@ def held_out_figures(names: Sequence[str], models: list[BayesianRewardModel], pa
 
     found: dict[str, Any] = {"count": len(pairs)}
     for name, rm in zip(names, models, strict=True):
-        segments = rm.tokenize_pairs(pairs)
+        tokenized = rm.tokenize_pairs(pairs)
         choices = [*GRID, rm.fitted.prior_precision]
-        difference, variance = variance_curve(rm.passes(), segments, rm.fitted, choices, None)
+        difference, variance = variance_curve(rm.passes(), tokenized, rm.fitted, choices, None)
         if "MAP" not in found:
             plain = calibrate(difference, torch.zeros(1, len(difference)), [1.0], torch.sigmoid(difference))
             found["MAP"] = figures(reliability(torch.sigmoid(difference)))
@@ -364,7 +362,7 @@ def one_seed(
     ]
     for name, model in zip(POSTERIORS, models, strict=True):
         start = time.perf_counter()
-        model.fit(pairs, name if name in STRUCTURES else "ggn")
+        model.fit(pairs, structure=name if name in STRUCTURES else "ggn")
         seconds[f"fit {name}"] = time.perf_counter() - start
     for model in models[len(STRUCTURES) :]:
         for rows, more in zip(directions(model), directions(models[-1]), strict=True):

@@ -3,14 +3,15 @@
 from typing import Any
 
 import torch
-from bayesrm_fast.TODO.scoring import scores_to_choose_by
-from bayesrm_fast.TODO.selection import penalty_of
 
 from bayesrm_fast.model.passes import Passes
 from bayesrm_fast.posterior.base import Posterior
 from bayesrm_fast.score.means import rewards_of
 from bayesrm_fast.score.variances import score_examples
+from bayesrm_fast.select.choice import choose_each
+from bayesrm_fast.select.rules import PenalisedReward
 from bayesrm_fast.text.batches import plan_batches
+from bayesrm_fast.text.records import Candidates
 from benchmarks.shapes import LlamaShape, fitted, passes_of, random_pairs, random_rows
 from benchmarks.timing import ceilings, in_turns
 
@@ -50,9 +51,9 @@ def measured(shape: LlamaShape, count: int, prompt: int, batch_tokens: int, roun
     posterior = fitted(passes, random_pairs(8, 128))
     lengths = [prompt + 64 + (448 * i) // max(count - 1, 1) for i in range(count)]
     rows = random_rows(lengths, prompt=prompt)
-    segments = [(row,) for row in rows]
-    plan = plan_batches(segments, passes.room.batch_tokens)
-    batches = [passes.collate([segments[i] for i in batch]).model_inputs() for batch in plan]
+    candidates = [Candidates("", [""] * count)]
+    plan = plan_batches(rows, passes.budget.batch_tokens)
+    batches = [passes.collate([rows[i] for i in batch]).model_inputs() for batch in plan]
     variances = 0
 
     def plainly() -> None:
@@ -61,12 +62,12 @@ def measured(shape: LlamaShape, count: int, prompt: int, batch_tokens: int, roun
                 model(**inputs).logits  # noqa: B018
 
     def everything() -> None:
-        score_examples(passes, segments, posterior, None)
+        score_examples(passes, rows, posterior)
 
     def lazy() -> None:
         nonlocal variances
-        ((_, variance),) = scores_to_choose_by(passes, rows, [len(rows)], posterior, penalty_of("std", 1.0))
-        variances = int((~variance.isnan()).sum())
+        (best,) = choose_each(passes, candidates, rows, posterior, PenalisedReward("std", 1.0))
+        variances = best.variances_computed
 
     timed = in_turns(
         {
@@ -97,7 +98,7 @@ def measured(shape: LlamaShape, count: int, prompt: int, batch_tokens: int, roun
         everything()
         found["peak_bytes"] = torch.cuda.max_memory_allocated() - before
         found["weights_bytes"] = before
-        found["batch_tokens"] = passes.room.batch_tokens
+        found["batch_tokens"] = passes.budget.batch_tokens
         found["largest_batch_tokens"] = largest_batch(passes, posterior)
     return found
 
@@ -106,10 +107,10 @@ def largest_batch(passes: Passes, posterior: Posterior) -> int:
     """Tokens of the largest batch, in powers of two, of which mean and variance fit in memory."""
     tokens = 4096
     while tokens < 2**20:
-        passes.room.batch_tokens = 2 * tokens
-        rows = [(row,) for row in random_rows([1024] * (2 * tokens // 1024))]
-        score_examples(passes, rows, posterior, None)
-        if passes.room.batch_tokens < 2 * tokens:  # it did not fit, and was halved
+        passes.budget.batch_tokens = 2 * tokens
+        rows = random_rows([1024] * (2 * tokens // 1024))
+        score_examples(passes, rows, posterior)
+        if passes.budget.batch_tokens < 2 * tokens:  # it did not fit, and was halved
             break
         tokens *= 2
     return tokens

@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bayesrm_fast.text.examples import TokenizedPair, TokenizedRow
+
 TYPE = 2**24
 """Added to the ids of tokens of the second type."""
 
@@ -139,7 +141,7 @@ def ensemble_scores(model: Any, adapters: list[str], ids: Tensor, batch: int) ->
 
 
 def fidelity_peers(
-    rm: Any, pairs: list[Any], rows: list[Any], precisions: Sequence[float]
+    rm: Any, pairs: list[TokenizedPair], rows: list[TokenizedRow], precisions: Sequence[float]
 ) -> dict[str, Callable[[], tuple[Tensor, float, int]]]:
     """The peers' own fits on real pairs; each gives variances `[L, N]`, seconds to fit and bytes stored.
 
@@ -153,21 +155,21 @@ def fidelity_peers(
     }
 
 
-def _with_types(row: Any) -> Tensor:  # shape: (T,)
+def _with_types(row: TokenizedRow) -> Tensor:  # shape: (T,)
     ids = torch.tensor(row.input_ids)
     return ids if row.token_type_ids is None else ids + TYPE * torch.tensor(row.token_type_ids)
 
 
 def _laplace_fidelity(
-    rm: Any, pairs: list[Any], rows: list[Any], precisions: Sequence[float], structure: str
+    rm: Any, pairs: list[TokenizedPair], rows: list[TokenizedRow], precisions: Sequence[float], structure: str
 ) -> tuple[Tensor, float, int]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import laplace
     pad = rm.model.config.get_text_config().pad_token_id
 
-    def padded(batch: list[Any]) -> tuple[Tensor, Tensor]:
-        flat = [_with_types(row) for pair in batch for row in pair]
+    def padded(batch: list[TokenizedPair]) -> tuple[Tensor, Tensor]:
+        flat = [_with_types(row) for pair in batch for row in pair.rows]
         ids = torch.nn.utils.rnn.pad_sequence(flat, batch_first=True, padding_value=pad)
         return ids.view(len(batch), 2, -1), torch.zeros(len(batch), dtype=torch.long)
 
@@ -181,7 +183,7 @@ def _laplace_fidelity(
     found = []
     for precision in precisions:
         posterior.prior_precision = precision
-        found.append(torch.cat([posterior(_with_types(row)[None], pred_type="glm")[1].reshape(-1) for (row,) in rows]))
+        found.append(torch.cat([posterior(_with_types(row)[None], pred_type="glm")[1].reshape(-1) for row in rows]))
     curvature: Any = posterior.H  # type: ignore[attr-defined]
     kept = [curvature] if structure == "diag" else [v for factors in curvature.eigenvectors for v in factors]
     size = sum(v.nbytes for v in kept)
@@ -189,7 +191,7 @@ def _laplace_fidelity(
 
 
 def _bayesian_lora_fidelity(
-    rm: Any, pairs: list[Any], rows: list[Any], precisions: Sequence[float]
+    rm: Any, pairs: list[TokenizedPair], rows: list[TokenizedRow], precisions: Sequence[float]
 ) -> tuple[Tensor, float, int]:
     from bayesian_lora import calculate_kronecker_factors, cholesky_decompose_small_factors, variance
     from bayesian_lora.main import jacobian_mean
@@ -203,15 +205,15 @@ def _bayesian_lora_fidelity(
 
         input_ids = property(lambda self: self["input_ids"])
 
-    def inputs_of(row: Any) -> Inputs:
+    def inputs_of(row: TokenizedRow) -> Inputs:
         inputs = Inputs(input_ids=torch.tensor([row.input_ids]))
         if row.token_type_ids is not None:
             inputs["token_type_ids"] = torch.tensor([row.token_type_ids])
         return inputs
 
-    def both(model: Any, batch: list[Any]) -> Tensor:
+    def both(model: Any, batch: list[TokenizedPair]) -> Tensor:
         # Each row alone: the last token, which is all that it looks at, is then never padding.
-        return torch.cat([model(**inputs_of(row)).logits for row in batch[0]]).reshape(1, 2)
+        return torch.cat([model(**inputs_of(row)).logits for row in batch[0].rows]).reshape(1, 2)
 
     loader: Any = torch.utils.data.DataLoader(pairs, batch_size=1, collate_fn=list)  # type: ignore[arg-type]
     start = time.perf_counter()
@@ -223,7 +225,7 @@ def _bayesian_lora_fidelity(
     seconds = time.perf_counter() - start
     found = torch.zeros(len(precisions), len(rows))
     lora_rank = min(min(a.shape[0], s.shape[0]) for a, s in factors.values())
-    for at, (row,) in enumerate(rows):
+    for at, row in enumerate(rows):
         inputs = inputs_of(row)
         jacobian, _ = jacobian_mean(rm.model, inputs, output_callback=lambda outputs: outputs.logits)
         # `variance` squeezes the dimension of the row away as well as the output's: both are given twice.

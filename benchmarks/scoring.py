@@ -69,15 +69,14 @@ class Subject:
         self.model = LlamaShape(hidden, layers).model()
         self.pairs = random_pairs(4, LENGTH)
         self.rows = random_rows([LENGTH] * rows)
-        self.segments = [(row,) for row in self.rows]
         self.ids = torch.tensor([row.input_ids for row in self.rows])
         self.passes: Passes = passes_of(self.model, batch_tokens)
         self.posterior = fitted(self.passes, self.pairs)
 
     def batches(self) -> list[dict[str, Tensor]]:
         """The inputs of our batches."""
-        plan = plan_batches(self.segments, self.passes.room.batch_tokens)
-        return [self.passes.collate([self.segments[i] for i in batch]).model_inputs() for batch in plan]
+        plan = plan_batches(self.rows, self.passes.budget.batch_tokens)
+        return [self.passes.collate([self.rows[i] for i in batch]).model_inputs() for batch in plan]
 
     def formulations(self) -> dict[str, Callable[[], Any]]:
         """Those that need no peer."""
@@ -100,7 +99,7 @@ class Subject:
             self.model.zero_grad()
 
         def empty_consumer() -> None:
-            for _ in self.passes.over(self.segments, unit_cotangent, lambda _: Nothing()):
+            for _ in self.passes.over(self.rows, unit_cotangent, Nothing):
                 pass
 
         return {
@@ -109,7 +108,7 @@ class Subject:
             "forward and backward by autograd": autograd,
             "ours, empty consumer": empty_consumer,
             "ours, means": lambda: rewards_of(self.passes, self.rows, range(len(self.rows))),
-            "ours, mean and variance": lambda: score_examples(self.passes, self.segments, self.posterior, None),
+            "ours, mean and variance": lambda: score_examples(self.passes, self.rows, self.posterior),
             "a loop over rows": lambda: peers.loop_scores(self.model, self.ids, self._weigh),
             **{f"an ensemble of {n}": self._ensemble(n) for n in (3, 5)},
         }
@@ -138,7 +137,7 @@ class Subject:
 
     def laplace_torch(self) -> Any:
         """The peer's posterior of the same pairs."""
-        pairs = torch.tensor([[row.input_ids for row in pair] for pair in self.pairs])
+        pairs = torch.tensor([[row.input_ids for row in pair.rows] for pair in self.pairs])
         return peers.laplace_torch(self.model, pairs, self.posterior.prior_precision)
 
     def peer(self, name: str, batch: int, posterior: Any = None) -> Callable[[], tuple[Tensor, Tensor]]:
@@ -154,8 +153,8 @@ class Subject:
 def agreement(subject: Subject) -> dict[str, float]:
     """How far our numbers are from laplace-torch's on the same pairs, once its factor of two is taken out."""
     posterior = fitted(subject.passes, subject.pairs, rank=None)
-    few = subject.segments[:4]
-    mean, variance = score_examples(subject.passes, few, posterior, None)
+    few = subject.rows[:4]
+    mean, variance = score_examples(subject.passes, few, posterior)
     peer = subject.laplace_torch()
     for values in peer.H.eigenvalues:
         values[0].mul_(0.5)
@@ -178,7 +177,7 @@ def child(job: str) -> None:
     subject = Subject(hidden, layers, rows, batch * LENGTH if name == "ours" else 4096)
     if name == "ours":
         run: Callable[[], Any] = lambda: score_examples(  # noqa: E731
-            subject.passes, subject.segments, subject.posterior, None
+            subject.passes, subject.rows, subject.posterior
         )
     else:
         run = subject.peer(name, batch)
@@ -248,7 +247,7 @@ def structures_part(quick: bool) -> dict[str, Any]:
         formulations = {
             "plain forward, our batches": ours["plain forward, our batches"],
             "kfac": ours["ours, mean and variance"],
-            "ggn": lambda subject=subject, ggn=ggn: score_examples(subject.passes, subject.segments, ggn, None),
+            "ggn": lambda subject=subject, ggn=ggn: score_examples(subject.passes, subject.rows, ggn),
         }
         timed = in_turns(formulations, 2 if quick else 7)
         for row in timed.values():
@@ -269,20 +268,19 @@ def virtual_part(quick: bool) -> dict[str, Any]:
     for hidden, (layers, count) in ({64: (1, 16)} if quick else SHAPES).items():
         model = LlamaShape(hidden, layers).model().merge_and_unload()
         pairs, rows = random_pairs(4, LENGTH), random_rows([LENGTH] * count)
-        segments = [(row,) for row in rows]
         passes = virtual_passes_of(model, 4096, pairs)
         kfac = fitted(passes, pairs)
         ggn = random_ggn(kfac, GGN_RANK)
-        plan = plan_batches(segments, 4096)
-        batches = [passes.collate([segments[i] for i in batch]).model_inputs() for batch in plan]
+        plan = plan_batches(rows, 4096)
+        batches = [passes.collate([rows[i] for i in batch]).model_inputs() for batch in plan]
 
         def plainly(model: Any = model, batches: list[dict[str, Tensor]] = batches) -> None:
             with torch.no_grad():
                 for inputs in batches:
                     model(**inputs).logits  # noqa: B018
 
-        def scored(posterior: Posterior, passes: Passes = passes, segments: Any = segments) -> Callable[[], Any]:
-            return lambda: score_examples(passes, segments, posterior, None)
+        def scored(posterior: Posterior, passes: Passes = passes, rows: list[Any] = rows) -> Callable[[], Any]:
+            return lambda: score_examples(passes, rows, posterior)
 
         formulations: dict[str, Callable[[], Any]] = {
             "plain forward, our batches": plainly,
@@ -305,9 +303,8 @@ def prompts_part(quick: bool) -> dict[str, Any]:
     results = {}
     for prompt in (16, 64, 512):
         rows = random_rows([prompt + 64] * count, prompt=prompt)
-        segments = [(row,) for row in rows]
-        plan = plan_batches(segments, 4096)
-        batches = [passes.collate([segments[i] for i in batch]).model_inputs() for batch in plan]
+        plan = plan_batches(rows, 4096)
+        batches = [passes.collate([rows[i] for i in batch]).model_inputs() for batch in plan]
         outputs: dict[str, Tensor] = {}
 
         def plainly(
@@ -350,11 +347,13 @@ def fit_part(quick: bool) -> dict[str, Any]:
         model.zero_grad()
 
     class Moments:
+        gradients_alone = False
+
         def consume(self, site: Any, p: Tensor, q: Tensor, offsets: Tensor) -> None:
             pass
 
     def empty() -> None:
-        for _ in passes.over(pairs, unit_cotangent, lambda _: Moments()):
+        for _ in passes.over(pairs, unit_cotangent, Moments):
             pass
 
     timed = in_turns(
