@@ -120,7 +120,7 @@ def kernel_row(
 def scoring_share(rounds: int, layers: int = 4) -> dict[str, Any]:
     """What the variance adds to scoring: time over the same forward and backward pass whose consumer does nothing."""
     from bayesrm_fast.model.passes import unit_cotangent
-    from benchmarks.scoring import Nothing
+    from benchmarks.baselines import Nothing
     from benchmarks.shapes import LlamaShape, fitted, passes_of, random_pairs, random_rows
 
     shape = LlamaShape(512, layers, intermediate=1376)

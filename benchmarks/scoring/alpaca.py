@@ -14,12 +14,16 @@ from bayesrm_fast.cli.terminal import quiet_transformers
 from bayesrm_fast.text.batches import plan_batches
 from bayesrm_fast.text.records import Candidates
 from bayesrm_fast.train.adapter import TrainOptions, train_adapter
+from benchmarks.baselines import our_batches, plain_forward
 from benchmarks.best_of_n import FULL, QUICK, TARGETS, preference_pairs, with_distractors
 from benchmarks.data import alpaca_eval, embedded_encoder
-from benchmarks.timing import in_turns
+from benchmarks.scoring.llama import OURS, PLAIN
+from benchmarks.timing import count_plain_forwards, in_turns
 
 TIMED_PROMPTS = 3
 MAX_LENGTH = 512
+PADDED = "transformers, batches of 32 in input order"
+LAZY = "ours, lazy best of n"
 OTHER_PRECISIONS = (1.0, 10.0, 100.0, 1000.0)
 
 
@@ -125,18 +129,11 @@ def timings(
     texts = [text for one in candidates for text in one.responses]
     rows = rm.tokenize(prompts, texts)
     passes = rm.passes()
-    plan = plan_batches(rows, passes.budget.batch_tokens)
     found: dict[str, Any] = {}
 
-    def forward(inputs: Any) -> torch.Tensor:
-        with torch.no_grad():
-            logits: torch.Tensor = rm.model(**inputs).logits[:, 0]
-            return logits
-
     def as_transformers_users_do() -> None:
-        rewards = []
-        for start in range(0, len(texts), 32):
-            inputs = rm.tokenizer(
+        batches = (
+            rm.tokenizer(
                 prompts[start : start + 32],
                 texts[start : start + 32],
                 truncation=True,
@@ -144,12 +141,9 @@ def timings(
                 padding=True,
                 return_tensors="pt",
             )
-            rewards.append(forward(inputs))
-        found["padded"] = torch.cat(rewards)
-
-    def over_our_batches() -> None:
-        for batch in plan:
-            forward(passes.collate([rows[i] for i in batch]).model_inputs())
+            for start in range(0, len(texts), 32)
+        )
+        found["padded"] = plain_forward(rm.model, batches)
 
     def everything() -> None:
         found["everything"] = rm.score(prompts, texts)
@@ -158,17 +152,14 @@ def timings(
         found["lazy"] = rm.best_of_each(candidates)
 
     formulations: dict[str, Callable[[], Any]] = {
-        "transformers, batches of 32 in input order": as_transformers_users_do,
+        PADDED: as_transformers_users_do,
         **others,
-        "plain forward, our batches": over_our_batches,
-        "ours, mean and variance": everything,
-        "ours, lazy best of n": lazily,
+        PLAIN: lambda: plain_forward(rm.model, our_batches(passes, rows)),
+        OURS: everything,
+        LAZY: lazily,
     }
     timed = in_turns(formulations, 1 if quick else 5)
-    plain = timed["plain forward, our batches"]["seconds"]
-    for row in timed.values():
-        row["plain_forwards"] = row["seconds"] / plain
-    lazy, padded = timed["ours, lazy best of n"], timed["transformers, batches of 32 in input order"]
+    count_plain_forwards(timed, PLAIN)
     exhaustive = rm.best_of_each(candidates, exhaustive=True)
     whole = ~found["everything"].truncated  # transformers cuts long texts by a rule of its own
     lengths = torch.tensor([len(row.input_ids) for row in rows], dtype=torch.float32)
@@ -177,7 +168,7 @@ def timings(
         "prompts": len(candidates),
         "rows": len(texts),
         "formulations": timed,
-        "lazy_over_padded_transformers": lazy["seconds"] / padded["seconds"],
+        "lazy_over_padded_transformers": timed[LAZY]["seconds"] / timed[PADDED]["seconds"],
         "variances": [best.variances_computed for best in found["lazy"]],
         "same_winners": [best.index for best in exhaustive] == [best.index for best in found["lazy"]],
         "tokens_of_a_row": float(lengths.mean()),

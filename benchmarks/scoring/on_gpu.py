@@ -1,5 +1,6 @@
 """Scoring on a GPU: the shapes of Llama-3.2-1B and Llama-3.1-8B in bfloat16, with random weights."""
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,10 +11,11 @@ from bayesrm_fast.score.means import rewards_of
 from bayesrm_fast.score.variances import score_examples
 from bayesrm_fast.select.choice import choose_each
 from bayesrm_fast.select.rules import PenalisedReward
-from bayesrm_fast.text.batches import plan_batches
 from bayesrm_fast.text.records import Candidates
+from benchmarks.baselines import our_batches, plain_forward
+from benchmarks.scoring.prompts import WHOLE_ROWS
 from benchmarks.shapes import LlamaShape, fitted, passes_of, random_pairs, random_rows
-from benchmarks.timing import ceilings, in_turns
+from benchmarks.timing import ceilings, count_plain_forwards, in_turns
 
 SHAPES = {
     "Llama-3.2-1B": LlamaShape(2048, 16, intermediate=8192, heads=32, key_value_heads=8),
@@ -52,17 +54,8 @@ def measured(shape: LlamaShape, count: int, prompt: int, batch_tokens: int, roun
     lengths = [prompt + 64 + (448 * i) // max(count - 1, 1) for i in range(count)]
     rows = random_rows(lengths, prompt=prompt)
     candidates = [Candidates("", [""] * count)]
-    plan = plan_batches(rows, passes.budget.batch_tokens)
-    batches = [passes.collate([rows[i] for i in batch]).model_inputs() for batch in plan]
     variances = 0
-
-    def plainly() -> None:
-        with torch.no_grad():
-            for inputs in batches:
-                model(**inputs).logits  # noqa: B018
-
-    def everything() -> None:
-        score_examples(passes, rows, posterior)
+    everything = partial(score_examples, passes, rows, posterior)
 
     def lazy() -> None:
         nonlocal variances
@@ -71,17 +64,15 @@ def measured(shape: LlamaShape, count: int, prompt: int, batch_tokens: int, roun
 
     timed = in_turns(
         {
-            "plain forward of whole rows": plainly,
-            "ours, means": lambda: rewards_of(passes, rows, [0] * len(rows)),
+            WHOLE_ROWS: partial(plain_forward, model, our_batches(passes, rows)),
+            "ours, means": partial(rewards_of, passes, rows, [0] * len(rows)),
             "ours, mean and variance": everything,
             "ours, lazy best of n": lazy,
         },
         rounds,
         device,
     )
-    plain = timed["plain forward of whole rows"]["seconds"]
-    for row in timed.values():
-        row["plain_forwards"] = row["seconds"] / plain
+    count_plain_forwards(timed, WHOLE_ROWS)
     weights = sum(
         p.numel() for n, p in model.named_parameters() if p.dim() == 2 and "embed" not in n and "lora" not in n
     )
@@ -90,7 +81,7 @@ def measured(shape: LlamaShape, count: int, prompt: int, batch_tokens: int, roun
         "prompt": prompt,
         "formulations": timed,
         "variances": variances,
-        "plain_forward_flops_per_s": 2 * weights * sum(lengths) / plain,
+        "plain_forward_flops_per_s": 2 * weights * sum(lengths) / timed[WHOLE_ROWS]["seconds"],
     }
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
