@@ -26,6 +26,7 @@ from benchmarks.scoring.on_gpu import gpu_part
 from benchmarks.scoring.posteriors import structures_part, virtual_part
 from benchmarks.scoring.prompts import prompts_part
 from benchmarks.scoring.rejected import compile_part, packing_part
+from benchmarks.scoring.start import start_part
 from benchmarks.scoring.stream import memory_part
 
 PARTS: dict[str, Callable[[bool], dict[str, Any]]] = {
@@ -36,6 +37,7 @@ PARTS: dict[str, Callable[[bool], dict[str, Any]]] = {
     "prompts": prompts_part,
     "fit": fit_part,
     "memory": memory_part,
+    "start": start_part,
     "packing": packing_part,
     "compile": compile_part,
     "alpaca": alpaca_part,
@@ -47,12 +49,15 @@ OF_SEVERAL_JOBS = ("shapes", "best_batches", "structures", "virtual", "prompts",
 def print_part(name: str, part: dict[str, Any], console: Console) -> None:
     """Times as a table, everything else as it is."""
     for title, job in part.items() if name in OF_SEVERAL_JOBS else [(name, part)]:
-        table = Table("formulation", "seconds", "rounds", "plain forwards", "peak MiB", title=title)
+        table = Table(
+            "formulation", "seconds", "processor seconds", "rounds", "plain forwards", "peak MiB", title=title
+        )
         for row, values in job.get("formulations", {}).items() if isinstance(job, dict) else ():
             peak = values.get("memory", {})
             table.add_row(
                 row,
                 f"{values['seconds']:.3g}" if "seconds" in values else "",
+                f"{values['processor_seconds']:.3g}" if "processor_seconds" in values else "",
                 str(values.get("rounds", "")),
                 f"{values['plain_forwards']:.2f}" if "plain_forwards" in values else "",
                 peak.get("failed") or (f"{peak['peak_bytes'] / 2**20:.0f}" if peak else ""),
