@@ -37,9 +37,9 @@ from bayesrm_fast.sites import Site
 from bayesrm_fast.text.examples import Example, TokenizedPair, TokenizedRow
 from bayesrm_fast.train.adapter import TrainOptions, train_adapter
 from benchmarks import machine, peers
-from benchmarks.best_of_n import preference_pairs
-from benchmarks.data import RESULTS, alpaca_eval, embedded_encoder
+from benchmarks.data import RESULTS, embedded_encoder
 from benchmarks.estimators import rank_correlation
+from benchmarks.judged import alpaca_eval, preference_pairs
 from benchmarks.timing import in_turns
 
 OURS: dict[str, dict[str, Any]] = {
