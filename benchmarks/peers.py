@@ -47,6 +47,12 @@ class TensorRewards(torch.nn.Module):
         return logits.reshape(ids.shape[0], 2) if ids.dim() == 3 else logits
 
 
+class Inputs(dict[str, Tensor]):
+    """What bayesian-lora calls a model with: it asks for attributes and for items."""
+
+    input_ids = property(lambda self: self["input_ids"])
+
+
 def train_lora_alone(model: Any) -> None:
     """Gradients for the LoRA weights and nothing else."""
     for name, parameter in model.named_parameters():
@@ -82,11 +88,6 @@ def bayesian_lora_scores(model: Any, factors: dict[str, Any], ids: Tensor, batch
     """Means and variances by bayesian-lora, `batch` rows at a time."""
     from bayesian_lora import variance
     from bayesian_lora.main import jacobian_mean
-
-    class Inputs(dict[str, Tensor]):
-        """Asked for its attributes and for its items."""
-
-        input_ids = property(lambda self: self["input_ids"])
 
     r = next(iter(factors.values()))[0].shape[0]
     k = max(next(iter(factors.values()))[1].shape[1], 1)
@@ -199,11 +200,6 @@ def _bayesian_lora_fidelity(
     kept, large = 10, 16
     train_lora_alone(rm.model)
     torch.manual_seed(0)  # it draws the labels
-
-    class Inputs(dict[str, Tensor]):
-        """Asked for its attributes and for its items."""
-
-        input_ids = property(lambda self: self["input_ids"])
 
     def inputs_of(row: TokenizedRow) -> Inputs:
         inputs = Inputs(input_ids=torch.tensor([row.input_ids]))
