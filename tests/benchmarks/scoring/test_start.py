@@ -22,12 +22,6 @@ def test_every_start_has_its_times(tmp_path):
     assert part["machine"]["processor"]
 
 
-def test_help_needs_no_torch():
-    """Its processor time is torch's import otherwise."""
-    watched = "import sys, bayesrm_fast.cli.main; sys.exit('torch' in sys.modules)"
-    run_python(["-c", watched])
-
-
 def test_a_start_that_fails_is_no_time():
     with pytest.raises(subprocess.CalledProcessError):
         run_python(["-c", "raise SystemExit(1)"])
