@@ -1,6 +1,6 @@
 """What the operations cost: every backend against the best plain-torch formulation, and their share of scoring.
 
-python -m benchmarks.kernels                  # four minutes on two cores
+python -m benchmarks.kernels                  # six minutes on two cores
 python -m benchmarks.kernels --device cuda    # on a GPU: fractions of the bandwidth that a copy reaches there
 python -m benchmarks.kernels --quick          # seconds; shows that everything runs
 """
