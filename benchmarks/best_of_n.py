@@ -10,10 +10,9 @@ with distractors that answer another prompt. The ensemble is the three models.
 
 import copy
 import json
-import random
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -35,26 +34,22 @@ from bayesrm_fast.posterior.probit import probit_probability
 from bayesrm_fast.sites import Site
 from bayesrm_fast.train.adapter import TrainOptions, train_adapter
 from benchmarks import machine
-from benchmarks.data import RESULTS, alpaca_eval, embedded_encoder
-from benchmarks.estimators import auroc, best_of_n_kl, expected_best_of_n
+from benchmarks.data import RESULTS, embedded_encoder
+from benchmarks.estimators import auroc, best_of_n_kl
+from benchmarks.gold import (
+    CHOSEN,
+    POSTERIORS,
+    PRECISIONS,
+    SIZES,
+    STRUCTURES,
+    VIRTUAL_RANKS,
+    Scored,
+    differences,
+    gold_table,
+)
+from benchmarks.judged import DISTRACTORS, alpaca_eval, preference_pairs, with_distractors
 
-GAP = 0.2
-"""Smallest difference of gold between the two responses of a pair."""
-
-DISTRACTORS = 20
-SIZES = (1, 2, 4, 8, 16, 32, 56)
-STRUCTURES = ("kfac", "ekfac", "ggn")
 TARGETS = ["query", "value"]
-VIRTUAL_RANKS = (4, 8, 32)  # the largest last
-POSTERIORS = (*STRUCTURES, *(f"virtual {rank}" for rank in VIRTUAL_RANKS))
-"""Over the LoRA weights, and ggn over virtual adapters of the merged model."""
-
-CHOSEN = "chosen"
-"""λ by evidence for LoRA, by margins for virtual adapters."""
-
-PRECISIONS = (1.0, 10.0, 100.0, 1000.0)
-STD_WEIGHTS = (0.5, 1.0, 2.0, 4.0)
-VARIANCE_WEIGHTS = (0.5, 2.0)
 
 
 @dataclass(frozen=True)
@@ -72,58 +67,6 @@ class Scale:
 
 FULL = Scale(3, pairs_per_prompt=2, train_prompts=240, dev_prompts=60, candidates=57, max_length=128, epochs=2)
 QUICK = Scale(2, pairs_per_prompt=1, train_prompts=24, dev_prompts=3, candidates=57, max_length=64, epochs=1)
-
-Choice = Callable[[np.ndarray, np.ndarray], np.ndarray]
-"""Scores `[n]` from every seed's means `[S, n]` and variances `[S, posteriors, L, n]`."""
-
-
-@dataclass(frozen=True)
-class Scored:
-    """One prompt's candidates by every seed.
-
-    Attributes:
-        mean: `[S, n]`.
-        variance: `[S, posteriors, L, n]`, at the chosen λ and at `PRECISIONS`.
-    """
-
-    mean: np.ndarray
-    variance: np.ndarray
-
-
-def preference_pairs(rows: list[dict[str, Any]], per_prompt: int, seed: int) -> list[dict[str, str]]:
-    """Random pairs of a prompt's responses whose gold differs by at least `GAP`."""
-    generator = random.Random(seed)
-    pairs = []
-    for row in rows:
-        found = [
-            (a, b)
-            for i, a in enumerate(row["responses"])
-            for b in row["responses"][i + 1 :]
-            if abs(a["gold"] - b["gold"]) >= GAP and a["text"] != b["text"]
-        ]
-        for a, b in generator.sample(found, min(per_prompt, len(found))):
-            better, worse = (a, b) if a["gold"] > b["gold"] else (b, a)
-            pairs.append({"prompt": row["prompt"], "chosen": better["text"], "rejected": worse["text"]})
-    return pairs
-
-
-def with_distractors(rows: list[dict[str, Any]], candidates: int, seed: int) -> list[dict[str, Any]]:
-    """Candidates of each prompt, then responses that answer other prompts, whose gold here is 0."""
-    generator = random.Random(seed)
-    sets = []
-    for row in rows:
-        own = row["responses"][:candidates]
-        others = [other for other in rows if other is not row]
-        strays = [generator.choice(generator.choice(others)["responses"])["text"] for _ in range(DISTRACTORS)]
-        sets.append(
-            {
-                "prompt": row["prompt"],
-                "texts": [response["text"] for response in own] + strays,
-                "gold": np.array([response["gold"] for response in own] + [0.0] * DISTRACTORS),
-                "own": len(own),
-            }
-        )
-    return sets
 
 
 class Curves:
@@ -150,109 +93,15 @@ def score_all(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Means `[N]` and variances `[posteriors, L, N]` of all candidates, from one pass."""
     prompts = [s["prompt"] for s in sets for _ in s["texts"]]
-    segments = rm.tokenize(prompts, [text for s in sets for text in s["texts"]])
+    rows = rm.tokenize(prompts, [text for s in sets for text in s["texts"]])
     precisions = [[posterior.prior_precision, *PRECISIONS] for posterior in posteriors]
-    mean = np.zeros(len(segments))
-    variance = np.zeros((len(posteriors), len(precisions[0]), len(segments)))
-    for positions, rewards, consumer in rm.passes().over(
-        segments, unit_cotangent, lambda _: Curves(posteriors, precisions)
-    ):
-        mean[positions] = rewards[:, 0].numpy()
-        for one, curve in zip(variance, consumer.curves, strict=True):
-            one[:, positions] = curve.variance.numpy()
+    mean = np.zeros(len(rows))
+    variance = np.zeros((len(posteriors), len(precisions[0]), len(rows)))
+    for batch in rm.passes().over(rows, unit_cotangent, lambda: Curves(posteriors, precisions)):
+        mean[batch.positions] = batch.rewards.numpy()
+        for one, curve in zip(variance, batch.consumer.curves, strict=True):
+            one[:, batch.positions] = curve.variance.numpy()
     return mean, variance
-
-
-def rules(seed: int) -> dict[str, Choice]:
-    """How one seed's model may choose."""
-    found: dict[str, Choice] = {"MAP": lambda mean, variance: mean[seed]}
-    for s, posterior in enumerate(POSTERIORS):
-        for i, precision in enumerate([CHOSEN, *(f"{p:g}" for p in PRECISIONS)]):
-            for k in STD_WEIGHTS:
-                found[f"{posterior}, std k={k:g}, λ={precision}"] = lambda m, v, s=s, i=i, k=k: (
-                    m[seed] - k * np.sqrt(v[seed, s, i])
-                )
-            for k in VARIANCE_WEIGHTS:
-                found[f"{posterior}, variance k={k:g}, λ={precision}"] = lambda m, v, s=s, i=i, k=k: (
-                    m[seed] - k * v[seed, s, i]
-                )
-    return found
-
-
-def ensemble_rules() -> dict[str, Choice]:
-    """How all seeds together may choose: Coste et al.'s objectives, and the mixture of the Laplace posteriors."""
-    found: dict[str, Choice] = {
-        "ensemble, mean": lambda m, v: m.mean(0),
-        "ensemble, worst": lambda m, v: m.min(0),
-        "ensemble, uncertainty k=0.5": lambda m, v: m.mean(0) - 0.5 * m.var(0),
-    }
-    ggn = POSTERIORS.index("ggn")
-    for i, precision in enumerate([CHOSEN, *(f"{p:g}" for p in PRECISIONS)]):
-        for k in STD_WEIGHTS:
-            found[f"ensemble + ggn, std k={k:g}, λ={precision}"] = lambda m, v, i=i, k=k: (
-                m.mean(0) - k * np.sqrt(m.var(0) + v[:, ggn, i].mean(0))
-            )
-    return found
-
-
-def golds(sets: list[dict[str, Any]], scored: list[Scored], rule: Choice | None, distractors: bool) -> np.ndarray:
-    """Expected gold of the choice, `[sizes, prompts]`; NaN for a prompt with fewer candidates. None is the oracle."""
-    values = np.full((len(SIZES), len(sets)), np.nan)
-    for column, (candidates, one) in enumerate(zip(sets, scored, strict=True)):
-        stop = len(candidates["texts"]) if distractors else candidates["own"]
-        gold = candidates["gold"][:stop]
-        scores = gold if rule is None else rule(one.mean[:, :stop], one.variance[..., :stop])
-        for row, n in enumerate(SIZES):
-            if n <= stop:
-                values[row, column] = expected_best_of_n(scores, gold, n)
-    return values
-
-
-def gold_table(sets: list[dict[str, Any]], scored: list[Scored], distractors: bool) -> dict[str, list[dict[str, Any]]]:
-    """For every rule and n: the mean gold over seeds and prompts, by seed, and its errors."""
-    seeds = len(scored[0].mean)
-    single = [rules(seed) for seed in range(seeds)]
-    runs: dict[str, list[Choice | None]] = {name: [one[name] for one in single] for name in single[0]}
-    runs |= {name: [rule] for name, rule in ensemble_rules().items()}
-    runs["gold oracle"] = [None]
-    table: dict[str, list[dict[str, Any]]] = {}
-    for name, choices in runs.items():
-        values = np.stack([golds(sets, scored, rule, distractors) for rule in choices])  # [seeds, sizes, prompts]
-        table[name] = []
-        for row, n in enumerate(SIZES):
-            there = values[:, row, ~np.isnan(values[0, row])]
-            by_seed = there.mean(1)
-            table[name].append(
-                {
-                    "n": n,
-                    "gold": round(float(by_seed.mean()), 5),
-                    "by_seed": [round(float(g), 5) for g in by_seed],
-                    "spread_of_seeds": round(float(by_seed.std(ddof=1)), 5) if len(by_seed) > 1 else None,
-                    "standard_error": round(float(there.mean(0).std(ddof=1) / np.sqrt(there.shape[1])), 5),
-                    "prompts": there.shape[1],
-                }
-            )
-    return table
-
-
-def differences(
-    sets: list[dict[str, Any]], scored: list[Scored], names: list[str], distractors: bool
-) -> dict[str, dict[str, float]]:
-    """Gold of a rule less MAP's at the largest n, prompt by prompt over all seeds' means."""
-    single = [rules(seed) for seed in range(len(scored[0].mean))]
-
-    def mean_over_seeds(name: str) -> np.ndarray:
-        choices = [one[name] for one in single] if name in single[0] else [ensemble_rules()[name]]
-        values: np.ndarray = np.mean([golds(sets, scored, rule, distractors)[-1] for rule in choices], axis=0)
-        return values
-
-    base = mean_over_seeds("MAP")
-    found = {}
-    for name in names:
-        gain = mean_over_seeds(name) - base
-        gain = gain[~np.isnan(gain)]
-        found[name] = {"gain": float(gain.mean()), "standard_error": float(gain.std(ddof=1) / np.sqrt(len(gain)))}
-    return found
 
 
 def draw(results: dict[str, Any], path: Path) -> None:
@@ -314,9 +163,9 @@ def held_out_figures(names: Sequence[str], models: list[BayesianRewardModel], pa
 
     found: dict[str, Any] = {"count": len(pairs)}
     for name, rm in zip(names, models, strict=True):
-        segments = rm.tokenize_pairs(pairs)
+        tokenized = rm.tokenize_pairs(pairs)
         choices = [*GRID, rm.fitted.prior_precision]
-        difference, variance = variance_curve(rm.passes(), segments, rm.fitted, choices, None)
+        difference, variance = variance_curve(rm.passes(), tokenized, rm.fitted, choices, None)
         if "MAP" not in found:
             plain = calibrate(difference, torch.zeros(1, len(difference)), [1.0], torch.sigmoid(difference))
             found["MAP"] = figures(reliability(torch.sigmoid(difference)))
@@ -364,7 +213,7 @@ def one_seed(
     ]
     for name, model in zip(POSTERIORS, models, strict=True):
         start = time.perf_counter()
-        model.fit(pairs, name if name in STRUCTURES else "ggn")
+        model.fit(pairs, structure=name if name in STRUCTURES else "ggn")
         seconds[f"fit {name}"] = time.perf_counter() - start
     for model in models[len(STRUCTURES) :]:
         for rows, more in zip(directions(model), directions(models[-1]), strict=True):

@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -33,11 +34,12 @@ from bayesrm_fast.posterior.base import Posterior
 from bayesrm_fast.posterior.ggn import GgnPosterior
 from bayesrm_fast.posterior.kronecker import KroneckerPosterior
 from bayesrm_fast.sites import Site
+from bayesrm_fast.text.examples import Example, TokenizedPair, TokenizedRow
 from bayesrm_fast.train.adapter import TrainOptions, train_adapter
 from benchmarks import machine, peers
-from benchmarks.best_of_n import preference_pairs
-from benchmarks.data import RESULTS, alpaca_eval, embedded_encoder
+from benchmarks.data import RESULTS, embedded_encoder
 from benchmarks.estimators import rank_correlation
+from benchmarks.judged import alpaca_eval, preference_pairs
 from benchmarks.timing import in_turns
 
 OURS: dict[str, dict[str, Any]] = {
@@ -143,20 +145,20 @@ class Gradients:
         self.parts[site.name] = segment_outer(p, q, offsets).flatten(1)
 
 
-def jacobians(passes: Passes, segments: list[Any]) -> tuple[Tensor, Tensor]:  # shapes: (N,), (N, P)
+def jacobians(passes: Passes, examples: Sequence[Example]) -> tuple[Tensor, Tensor]:  # shapes: (N,), (N, P)
     """Rewards, or a pair's difference, and their gradients, float64."""
-    values = torch.zeros(len(segments), dtype=torch.float64)
+    values = torch.zeros(len(examples), dtype=torch.float64)
     size = sum(site.r * site.d for site in passes.tapped.sites)
-    rows = torch.zeros(len(segments), size, dtype=torch.float64)
-    cotangent = unit_cotangent if len(segments[0]) == 2 else unit_cotangent
-    for positions, rewards, consumer in passes.over(segments, cotangent, lambda _: Gradients()):
-        values[positions] = (rewards[:, 0] - rewards[:, -1] if rewards.shape[1] == 2 else rewards[:, 0]).double()
-        rows[positions] = torch.cat([consumer.parts[site.name] for site in passes.tapped.sites], 1).double()
+    rows = torch.zeros(len(examples), size, dtype=torch.float64)
+    for batch in passes.over(examples, unit_cotangent, Gradients):
+        values[batch.positions] = batch.rewards.double()
+        parts = [batch.consumer.parts[site.name] for site in passes.tapped.sites]
+        rows[batch.positions] = torch.cat(parts, 1).double()
     return values, rows
 
 
 def exact_variances(
-    passes: Passes, pairs: list[Any], rows: list[Any], precisions: Sequence[float]
+    passes: Passes, pairs: list[TokenizedPair], rows: list[TokenizedRow], precisions: Sequence[float]
 ) -> Tensor:  # shape: (L, N)
     """Of the rows, by a dense solve in the pairs' space."""
     margins, pair_gradients = jacobians(passes, pairs)
@@ -171,13 +173,13 @@ def exact_variances(
     return torch.stack(found)
 
 
-def ours(passes: Passes, rows: list[Any], posterior: Posterior, precisions: Sequence[float]) -> Tensor:  # shape: (L, N)
+def ours(
+    passes: Passes, rows: list[TokenizedRow], posterior: Posterior, precisions: Sequence[float]
+) -> Tensor:  # shape: (L, N)
     """Variances at every λ."""
     found = torch.zeros(len(precisions), len(rows), dtype=torch.float64)
-    for positions, _, consumer in passes.over(
-        rows, unit_cotangent, lambda _: posterior.variance_curve_consumer(precisions)
-    ):
-        found[:, positions] = consumer.variance.double()
+    for batch in passes.over(rows, unit_cotangent, partial(posterior.variance_curve_consumer, precisions)):
+        found[:, batch.positions] = batch.consumer.variance.double()
     return found
 
 
@@ -185,14 +187,14 @@ def without_tail(posterior: Posterior) -> KroneckerPosterior:
     """As Laplace-LoRA has it: no curvature outside the kept eigenvectors."""
     assert isinstance(posterior, KroneckerPosterior)
     blocks = {name: replace(b, tail=torch.zeros_like(b.tail)) for name, b in posterior.blocks.items()}
-    return KroneckerPosterior(posterior.sites, blocks, posterior.prior_precision, posterior.record)
+    return KroneckerPosterior(posterior.sites, blocks, posterior.record, posterior.prior)
 
 
 def in_bfloat16(posterior: GgnPosterior) -> GgnPosterior:
     """As a fit with `basis_dtype=torch.bfloat16` gives it."""
     bases = {name: basis.bfloat16() for name, basis in posterior.bases.items()}
     scale = posterior.eigenvalues.sqrt()[:, None] * posterior.transform
-    return GgnPosterior.from_factor(posterior.sites, bases, scale, posterior.prior_precision, posterior.record)
+    return GgnPosterior.from_factor(posterior.sites, bases, scale, posterior.record, posterior.prior)
 
 
 def compared(found: Tensor, exact: Tensor, precisions: Sequence[float]) -> list[dict[str, float]]:
@@ -234,7 +236,7 @@ def measured(case: Case, scale: Scale, folder: Path) -> dict[str, Any]:
     rm = BayesianRewardModel.from_pretrained(folder / "adapter", max_length=scale.max_length, device="cpu")
     prompts = [row["prompt"] for row in dev for _ in row["responses"][: scale.responses]]
     texts = [response["text"] for row in dev for response in row["responses"][: scale.responses]]
-    rows, segments = rm.tokenize(prompts, texts), rm.tokenize_pairs(pairs)
+    rows, tokenized_pairs = rm.tokenize(prompts, texts), rm.tokenize_pairs(pairs)
     methods: dict[str, dict[str, Any]] = {}
     fits: dict[str, Callable[[], Posterior]] = {}
     scores: dict[str, Callable[[], Any]] = {}
@@ -245,7 +247,7 @@ def measured(case: Case, scale: Scale, folder: Path) -> dict[str, Any]:
         seconds = time.perf_counter() - start
         passes = rm.passes()
         if exact is None:
-            exact = exact_variances(passes, segments, rows, scale.precisions)
+            exact = exact_variances(passes, tokenized_pairs, rows, scale.precisions)
         methods[name] = {
             "figures": compared(ours(passes, rows, posterior, scale.precisions), exact, scale.precisions),
             "fit_seconds": seconds,
@@ -269,9 +271,9 @@ def measured(case: Case, scale: Scale, folder: Path) -> dict[str, Any]:
             fits[name] = lambda choice=choice: rm.fit(pairs[: scale.timed_pairs], prior_precision=1.0, **choice).fitted
             scores[name] = _scoring(rm, rows[:64], posterior)
     assert exact is not None
-    head = TappedModel(passes.classifier, [find_head_tap(rm.model, [])])
+    head = TappedModel(passes.forward, [find_head_tap(rm.model, [])])
     start = time.perf_counter()
-    last = exact_variances(replace(passes, tapped=head), segments, rows, scale.precisions)
+    last = exact_variances(replace(passes, tapped=head), tokenized_pairs, rows, scale.precisions)
     methods["head alone"] = {
         "figures": compared(last, exact, scale.precisions),
         "fit_seconds": time.perf_counter() - start,
@@ -283,7 +285,7 @@ def measured(case: Case, scale: Scale, folder: Path) -> dict[str, Any]:
             ratios[f"ggn_{what}_over_kfac"] = timed["ggn, 128"]["seconds"] / timed["kfac, 64"]["seconds"]
     for name in fits:
         methods[name]["timed_fit"], methods[name]["timed_score"] = timed_fits[name], timed_scores[name]
-    for name, run in peers.fidelity_peers(rm, segments, rows, scale.precisions).items():
+    for name, run in peers.fidelity_peers(rm, tokenized_pairs, rows, scale.precisions).items():
         start = time.perf_counter()
         try:
             found, fit_seconds, size = run()
@@ -299,7 +301,7 @@ def measured(case: Case, scale: Scale, folder: Path) -> dict[str, Any]:
     return {"pairs": len(pairs), "rows": len(rows), "parameters": posterior.parameters, "methods": methods, **ratios}
 
 
-def _scoring(rm: BayesianRewardModel, rows: list[Any], posterior: Posterior) -> Callable[[], Any]:
+def _scoring(rm: BayesianRewardModel, rows: list[TokenizedRow], posterior: Posterior) -> Callable[[], Any]:
     def run() -> Any:
         rm.posterior = posterior
         return rm.score_tokenized(rows)

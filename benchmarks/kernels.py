@@ -1,6 +1,6 @@
 """What the operations cost: every backend against the best plain-torch formulation, and their share of scoring.
 
-python -m benchmarks.kernels                  # four minutes on two cores
+python -m benchmarks.kernels                  # six minutes on two cores
 python -m benchmarks.kernels --device cuda    # on a GPU: fractions of the bandwidth that a copy reaches there
 python -m benchmarks.kernels --quick          # seconds; shows that everything runs
 """
@@ -21,6 +21,7 @@ from torch import Tensor
 from bayesrm_fast.ops import kron_variance
 from bayesrm_fast.ops.backends import BACKENDS, PREFERENCE, refusal, use_backend
 from bayesrm_fast.ops.cpu import instruction_set
+from bayesrm_fast.sites import Consumer
 from benchmarks import machine
 from benchmarks.data import RESULTS
 from benchmarks.formulations import LOSES_DIGITS, PLAIN_TORCH, batched_norms, inputs, rectangles
@@ -118,26 +119,25 @@ def kernel_row(
 
 def scoring_share(rounds: int, layers: int = 4) -> dict[str, Any]:
     """What the variance adds to scoring: time over the same forward and backward pass whose consumer does nothing."""
-    from bayesrm_fast.passes import unit_cotangent
-
-    from benchmarks.scoring import Nothing
+    from bayesrm_fast.model.passes import unit_cotangent
+    from benchmarks.baselines import Nothing
     from benchmarks.shapes import LlamaShape, fitted, passes_of, random_pairs, random_rows
 
     shape = LlamaShape(512, layers, intermediate=1376)
     passes = passes_of(shape.model(), 4096)
     posterior = fitted(passes, random_pairs(4, 128), RANK)
-    segments = [(row,) for row in random_rows([128] * 16)]
+    rows = random_rows([128] * 16)
 
-    def score(make_consumer: Callable[[Any], Any], backend: str) -> Callable[[], None]:
+    def score(make_consumer: Callable[[], Consumer], backend: str) -> Callable[[], None]:
         def run() -> None:
             with use_backend(backend):
-                for _ in passes.over(segments, unit_cotangent, make_consumer):
+                for _ in passes.over(rows, unit_cotangent, make_consumer):
                     pass
 
         return run
 
     variances = {backend: score(posterior.variance_consumer, backend) for backend in PREFERENCE["cpu"]}
-    seconds = medians({"nothing": score(lambda _: Nothing(), "auto"), **variances}, rounds)
+    seconds = medians({"nothing": score(Nothing, "auto"), **variances}, rounds)
     return {
         "hidden": shape.hidden,
         "layers": layers,

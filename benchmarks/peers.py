@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bayesrm_fast.text.examples import TokenizedPair, TokenizedRow
+
 TYPE = 2**24
 """Added to the ids of tokens of the second type."""
 
@@ -43,6 +45,12 @@ class TensorRewards(torch.nn.Module):
                 more["token_type_ids"] = flat // TYPE
         logits = self.model(input_ids=flat % TYPE, **more).logits
         return logits.reshape(ids.shape[0], 2) if ids.dim() == 3 else logits
+
+
+class Inputs(dict[str, Tensor]):
+    """What bayesian-lora calls a model with: it asks for attributes and for items."""
+
+    input_ids = property(lambda self: self["input_ids"])
 
 
 def train_lora_alone(model: Any) -> None:
@@ -80,11 +88,6 @@ def bayesian_lora_scores(model: Any, factors: dict[str, Any], ids: Tensor, batch
     """Means and variances by bayesian-lora, `batch` rows at a time."""
     from bayesian_lora import variance
     from bayesian_lora.main import jacobian_mean
-
-    class Inputs(dict[str, Tensor]):
-        """Asked for its attributes and for its items."""
-
-        input_ids = property(lambda self: self["input_ids"])
 
     r = next(iter(factors.values()))[0].shape[0]
     k = max(next(iter(factors.values()))[1].shape[1], 1)
@@ -139,7 +142,7 @@ def ensemble_scores(model: Any, adapters: list[str], ids: Tensor, batch: int) ->
 
 
 def fidelity_peers(
-    rm: Any, pairs: list[Any], rows: list[Any], precisions: Sequence[float]
+    rm: Any, pairs: list[TokenizedPair], rows: list[TokenizedRow], precisions: Sequence[float]
 ) -> dict[str, Callable[[], tuple[Tensor, float, int]]]:
     """The peers' own fits on real pairs; each gives variances `[L, N]`, seconds to fit and bytes stored.
 
@@ -153,21 +156,21 @@ def fidelity_peers(
     }
 
 
-def _with_types(row: Any) -> Tensor:  # shape: (T,)
+def _with_types(row: TokenizedRow) -> Tensor:  # shape: (T,)
     ids = torch.tensor(row.input_ids)
     return ids if row.token_type_ids is None else ids + TYPE * torch.tensor(row.token_type_ids)
 
 
 def _laplace_fidelity(
-    rm: Any, pairs: list[Any], rows: list[Any], precisions: Sequence[float], structure: str
+    rm: Any, pairs: list[TokenizedPair], rows: list[TokenizedRow], precisions: Sequence[float], structure: str
 ) -> tuple[Tensor, float, int]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import laplace
     pad = rm.model.config.get_text_config().pad_token_id
 
-    def padded(batch: list[Any]) -> tuple[Tensor, Tensor]:
-        flat = [_with_types(row) for pair in batch for row in pair]
+    def padded(batch: list[TokenizedPair]) -> tuple[Tensor, Tensor]:
+        flat = [_with_types(row) for pair in batch for row in pair.rows]
         ids = torch.nn.utils.rnn.pad_sequence(flat, batch_first=True, padding_value=pad)
         return ids.view(len(batch), 2, -1), torch.zeros(len(batch), dtype=torch.long)
 
@@ -181,7 +184,7 @@ def _laplace_fidelity(
     found = []
     for precision in precisions:
         posterior.prior_precision = precision
-        found.append(torch.cat([posterior(_with_types(row)[None], pred_type="glm")[1].reshape(-1) for (row,) in rows]))
+        found.append(torch.cat([posterior(_with_types(row)[None], pred_type="glm")[1].reshape(-1) for row in rows]))
     curvature: Any = posterior.H  # type: ignore[attr-defined]
     kept = [curvature] if structure == "diag" else [v for factors in curvature.eigenvectors for v in factors]
     size = sum(v.nbytes for v in kept)
@@ -189,7 +192,7 @@ def _laplace_fidelity(
 
 
 def _bayesian_lora_fidelity(
-    rm: Any, pairs: list[Any], rows: list[Any], precisions: Sequence[float]
+    rm: Any, pairs: list[TokenizedPair], rows: list[TokenizedRow], precisions: Sequence[float]
 ) -> tuple[Tensor, float, int]:
     from bayesian_lora import calculate_kronecker_factors, cholesky_decompose_small_factors, variance
     from bayesian_lora.main import jacobian_mean
@@ -198,20 +201,15 @@ def _bayesian_lora_fidelity(
     train_lora_alone(rm.model)
     torch.manual_seed(0)  # it draws the labels
 
-    class Inputs(dict[str, Tensor]):
-        """Asked for its attributes and for its items."""
-
-        input_ids = property(lambda self: self["input_ids"])
-
-    def inputs_of(row: Any) -> Inputs:
+    def inputs_of(row: TokenizedRow) -> Inputs:
         inputs = Inputs(input_ids=torch.tensor([row.input_ids]))
         if row.token_type_ids is not None:
             inputs["token_type_ids"] = torch.tensor([row.token_type_ids])
         return inputs
 
-    def both(model: Any, batch: list[Any]) -> Tensor:
+    def both(model: Any, batch: list[TokenizedPair]) -> Tensor:
         # Each row alone: the last token, which is all that it looks at, is then never padding.
-        return torch.cat([model(**inputs_of(row)).logits for row in batch[0]]).reshape(1, 2)
+        return torch.cat([model(**inputs_of(row)).logits for row in batch[0].rows]).reshape(1, 2)
 
     loader: Any = torch.utils.data.DataLoader(pairs, batch_size=1, collate_fn=list)  # type: ignore[arg-type]
     start = time.perf_counter()
@@ -223,7 +221,7 @@ def _bayesian_lora_fidelity(
     seconds = time.perf_counter() - start
     found = torch.zeros(len(precisions), len(rows))
     lora_rank = min(min(a.shape[0], s.shape[0]) for a, s in factors.values())
-    for at, (row,) in enumerate(rows):
+    for at, row in enumerate(rows):
         inputs = inputs_of(row)
         jacobian, _ = jacobian_mean(rm.model, inputs, output_callback=lambda outputs: outputs.logits)
         # `variance` squeezes the dimension of the row away as well as the output's: both are given twice.

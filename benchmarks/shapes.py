@@ -14,16 +14,19 @@ from bayesrm_fast.fit.virtual import make_virtual_adapter
 from bayesrm_fast.model.forward import Forward
 from bayesrm_fast.model.lora import find_lora_taps
 from bayesrm_fast.model.passes import Passes
+from bayesrm_fast.model.readout import PooledReadout
 from bayesrm_fast.model.shortcut_trials import find_shortcuts
 from bayesrm_fast.model.taps import Tap, TappedModel
 from bayesrm_fast.model.token_budget import TokenBudget
 from bayesrm_fast.model.virtual import VirtualOptions
-from bayesrm_fast.posterior.base import FitRecord, Posterior
+from bayesrm_fast.posterior.base import ModelRecord, Posterior
 from bayesrm_fast.posterior.ggn import GgnPosterior
 from bayesrm_fast.posterior.kronecker import KroneckerPosterior
-from bayesrm_fast.text.examples import Example, TokenizedRow
+from bayesrm_fast.text.batches import Collator
+from bayesrm_fast.text.examples import TokenizedPair, TokenizedRow
 
 VOCABULARY = 1000
+MAX_LENGTH = 4096
 
 
 @dataclass(frozen=True)
@@ -66,18 +69,18 @@ def passes_of(model: Any, batch_tokens: int, device: str = "cpu") -> Passes:
     return _passes_over(model, find_lora_taps(model), batch_tokens, device)
 
 
-def virtual_passes_of(model: Any, batch_tokens: int, pairs: list[Segment]) -> Passes:
+def virtual_passes_of(model: Any, batch_tokens: int, pairs: list[TokenizedPair]) -> Passes:
     """A model without LoRA, with virtual adapters of rank 8 on all seven projections of every layer."""
     bare = _passes_over(model, [], batch_tokens, "cpu")
     virtual = make_virtual_adapter(bare, pairs, VirtualOptions(8), FitOptions("kfac", 64, 1.0))
-    return replace(bare, tapped=TappedModel(bare.classifier, virtual.taps))
+    return replace(bare, tapped=TappedModel(bare.forward, virtual.taps))
 
 
 def _passes_over(model: Any, taps: Sequence[Tap], batch_tokens: int, device: str) -> Passes:
-    weights = torch.ones(1)
-    options: dict[str, Any] = {"pad_token_id": 0, "vocab_size": VOCABULARY, "device": torch.device(device)}
-    shortcuts = find_shortcuts(model, weights, max_length=4096, has_types=False, **options)
-    return Passes(TappedModel(Forward(model, weights, shortcuts), taps), room=TokenBudget(batch_tokens), **options)
+    readout = PooledReadout(torch.ones(1))
+    collator = Collator(pad_token_id=0, vocab_size=VOCABULARY, device=torch.device(device))
+    shortcuts = find_shortcuts(model, readout, collator, max_length=MAX_LENGTH, has_types=False)
+    return Passes(TappedModel(Forward(model, readout, shortcuts), taps), collator, TokenBudget(batch_tokens))
 
 
 def random_rows(lengths: list[int], seed: int = 0, prompt: int = 0) -> list[TokenizedRow]:
@@ -89,21 +92,21 @@ def random_rows(lengths: list[int], seed: int = 0, prompt: int = 0) -> list[Toke
     return [TokenizedRow(row.tolist(), None, False) for row in rows]
 
 
-def random_pairs(count: int, length: int) -> list[Segment]:
+def random_pairs(count: int, length: int) -> list[TokenizedPair]:
     """Preference pairs of random rows."""
     rows = random_rows([length] * (2 * count), seed=1)
-    return list(zip(rows[0::2], rows[1::2], strict=True))
+    return [TokenizedPair(chosen, rejected) for chosen, rejected in zip(rows[0::2], rows[1::2], strict=True)]
 
 
 def random_ggn(like: Posterior, rank: int) -> GgnPosterior:
     """A ggn posterior over the same sites; what scoring by it takes does not depend on the values."""
     bases = {site.name: torch.randn(rank, site.r, site.d) for site in like.sites}
-    return GgnPosterior.from_factor(like.sites, bases, torch.eye(rank, dtype=torch.float64), 1.0, like.record)
+    return GgnPosterior.from_factor(like.sites, bases, torch.eye(rank, dtype=torch.float64), like.record, 1.0)
 
 
-def fitted(passes: Passes, pairs: list[Segment], rank: int | None = 64) -> KroneckerPosterior:
+def fitted(passes: Passes, pairs: list[TokenizedPair], rank: int | None = 64) -> KroneckerPosterior:
     """A kfac posterior."""
-    record = FitRecord("kfac", rank, len(pairs), 0.0, 0.0, "random", "", False, [1.0], 4096, {})
-    posterior = fit_posterior(passes, pairs, None, FitOptions("kfac", rank, 1.0), record, None)
+    model = ModelRecord("random", "", include_head=False, output_weights=[1.0], max_length=MAX_LENGTH)
+    posterior = fit_posterior(passes, pairs, None, FitOptions("kfac", rank, 1.0), model)
     assert isinstance(posterior, KroneckerPosterior)
     return posterior

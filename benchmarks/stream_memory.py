@@ -38,7 +38,7 @@ def main(count: int, hidden: int, layers: int) -> None:
         {"prompt": prompt, "chosen": a, "rejected": b}
         for (prompt, a), (_, b) in zip(texts[0::2], texts[1::2], strict=True)
     ]
-    rm.fit(pairs, "kfac", rank=16, prior_precision=1.0)
+    rm.fit(pairs, structure="kfac", rank=16, prior_precision=1.0)
     report_peak(lambda: sum(mean for mean, _, _ in rm.score_stream(rows(count))))
 
 

@@ -2,19 +2,19 @@
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 
 
-def medians(formulations: dict[str, Callable[[], Any]], rounds: int, device: str = "cpu") -> dict[str, float]:
+def medians(formulations: Mapping[str, Callable[[], Any]], rounds: int, device: str = "cpu") -> dict[str, float]:
     """Median seconds of each, one call of each in turn, so that a machine that slows down slows all of them."""
     return {name: timed["seconds"] for name, timed in in_turns(formulations, rounds, device).items()}
 
 
 def in_turns(
-    formulations: dict[str, Callable[[], Any]], rounds: int, device: str = "cpu", patience: float = float("inf")
+    formulations: Mapping[str, Callable[[], Any]], rounds: int, device: str = "cpu", patience: float = float("inf")
 ) -> dict[str, dict[str, Any]]:
     """`seconds` (the median), `rounds` and `spread` (largest over smallest) of each, one call of each in turn.
 
@@ -36,6 +36,12 @@ def in_turns(
         name: {"seconds": statistics.median(times), "rounds": len(times), "spread": max(times) / min(times)}
         for name, times in seconds.items()
     }
+
+
+def count_plain_forwards(timed: dict[str, dict[str, Any]], plain: str) -> None:
+    """Give every formulation `plain_forwards`: its seconds over those of the formulation named `plain`."""
+    for formulation in timed.values():
+        formulation["plain_forwards"] = formulation["seconds"] / timed[plain]["seconds"]
 
 
 def _seconds_on_cpu(run: Callable[[], Any]) -> float:

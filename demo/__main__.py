@@ -12,13 +12,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from bayesrm_fast.TODO.selection import penalised
 from rich.console import Console
 from rich.table import Table
 
 from bayesrm_fast import BayesianRewardModel
 from bayesrm_fast.cli.terminal import progress_bar, quiet_transformers
-from bayesrm_fast.select.rules import first_best
+from bayesrm_fast.select.rules import KnownCandidates, PenalisedReward, first_best
 from bayesrm_fast.train.adapter import TrainOptions, train_adapter
 from benchmarks.data import embedded_encoder
 from benchmarks.estimators import auroc
@@ -27,12 +26,12 @@ from demo.report import draw
 
 FOLDER = Path(__file__).resolve().parent
 PAIRS, PROMPTS = 400, 40
-PENALTY, K = "std", 1.0
+RULE = PenalisedReward("std", 1.0)
 
 
 def show_prompt(console: Console, passage: Passage, texts: list[tuple[str, str]], rm: BayesianRewardModel) -> None:
     """Every candidate of one prompt, with the choices of both rules."""
-    best = rm.best_of_n(passage.prompt, [text for _, text in texts], penalty=PENALTY, k=K, exhaustive=True)
+    best = rm.best_of_n(passage.prompt, [text for _, text in texts], RULE, exhaustive=True)
     by_mean = first_best(best.mean)
     table = Table("candidate", "reward", "std", "reward − std", "chosen by", title=f"“{passage.prompt[:90]}…”")
     for i, (kind, _) in enumerate(texts):
@@ -80,7 +79,7 @@ def main() -> None:
         )
     kinds = np.array([[kind for kind, _ in texts] for texts in sets])
     mean, variance = scores.mean.view(kinds.shape), scores.variance.view(kinds.shape)
-    after = penalised(mean, variance, PENALTY, K)
+    after = RULE.scores(KnownCandidates(mean, variance))
     wins = {
         name: [kinds[i, first_best(values[i])] for i in range(PROMPTS)]
         for name, values in (("MAP", mean), ("penalty", after))

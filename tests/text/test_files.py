@@ -1,13 +1,11 @@
 """Rows in and out of files, and output that survives a kill."""
 
 import gzip
-import json
 from pathlib import Path
 
 import pytest
 
 from bayesrm_fast import InputError
-from bayesrm_fast.cli.resumable import ResumableOutput
 from bayesrm_fast.text.files import check_output, read_rows, write_rows
 
 ROWS = [{"prompt": "a", "responses": ["b", "ü"]}, {"prompt": "c", "responses": ["d"]}]

@@ -1,18 +1,21 @@
 """Scoring on a GPU: the shapes of Llama-3.2-1B and Llama-3.1-8B in bfloat16, with random weights."""
 
+from functools import partial
 from typing import Any
 
 import torch
-from bayesrm_fast.TODO.scoring import scores_to_choose_by
-from bayesrm_fast.TODO.selection import penalty_of
 
 from bayesrm_fast.model.passes import Passes
 from bayesrm_fast.posterior.base import Posterior
 from bayesrm_fast.score.means import rewards_of
 from bayesrm_fast.score.variances import score_examples
-from bayesrm_fast.text.batches import plan_batches
+from bayesrm_fast.select.choice import choose_each
+from bayesrm_fast.select.rules import PenalisedReward
+from bayesrm_fast.text.records import Candidates
+from benchmarks.baselines import our_batches, plain_forward
+from benchmarks.scoring.prompts import WHOLE_ROWS
 from benchmarks.shapes import LlamaShape, fitted, passes_of, random_pairs, random_rows
-from benchmarks.timing import ceilings, in_turns
+from benchmarks.timing import ceilings, count_plain_forwards, in_turns
 
 SHAPES = {
     "Llama-3.2-1B": LlamaShape(2048, 16, intermediate=8192, heads=32, key_value_heads=8),
@@ -50,37 +53,26 @@ def measured(shape: LlamaShape, count: int, prompt: int, batch_tokens: int, roun
     posterior = fitted(passes, random_pairs(8, 128))
     lengths = [prompt + 64 + (448 * i) // max(count - 1, 1) for i in range(count)]
     rows = random_rows(lengths, prompt=prompt)
-    segments = [(row,) for row in rows]
-    plan = plan_batches(segments, passes.room.batch_tokens)
-    batches = [passes.collate([segments[i] for i in batch]).model_inputs() for batch in plan]
+    candidates = [Candidates("", [""] * count)]
     variances = 0
-
-    def plainly() -> None:
-        with torch.no_grad():
-            for inputs in batches:
-                model(**inputs).logits  # noqa: B018
-
-    def everything() -> None:
-        score_examples(passes, segments, posterior, None)
+    everything = partial(score_examples, passes, rows, posterior)
 
     def lazy() -> None:
         nonlocal variances
-        ((_, variance),) = scores_to_choose_by(passes, rows, [len(rows)], posterior, penalty_of("std", 1.0))
-        variances = int((~variance.isnan()).sum())
+        (best,) = choose_each(passes, candidates, rows, posterior, PenalisedReward("std", 1.0))
+        variances = best.variances_computed
 
     timed = in_turns(
         {
-            "plain forward of whole rows": plainly,
-            "ours, means": lambda: rewards_of(passes, rows, [0] * len(rows)),
+            WHOLE_ROWS: partial(plain_forward, model, our_batches(passes, rows)),
+            "ours, means": partial(rewards_of, passes, rows, [0] * len(rows)),
             "ours, mean and variance": everything,
             "ours, lazy best of n": lazy,
         },
         rounds,
         device,
     )
-    plain = timed["plain forward of whole rows"]["seconds"]
-    for row in timed.values():
-        row["plain_forwards"] = row["seconds"] / plain
+    count_plain_forwards(timed, WHOLE_ROWS)
     weights = sum(
         p.numel() for n, p in model.named_parameters() if p.dim() == 2 and "embed" not in n and "lora" not in n
     )
@@ -89,7 +81,7 @@ def measured(shape: LlamaShape, count: int, prompt: int, batch_tokens: int, roun
         "prompt": prompt,
         "formulations": timed,
         "variances": variances,
-        "plain_forward_flops_per_s": 2 * weights * sum(lengths) / plain,
+        "plain_forward_flops_per_s": 2 * weights * sum(lengths) / timed[WHOLE_ROWS]["seconds"],
     }
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
@@ -97,7 +89,7 @@ def measured(shape: LlamaShape, count: int, prompt: int, batch_tokens: int, roun
         everything()
         found["peak_bytes"] = torch.cuda.max_memory_allocated() - before
         found["weights_bytes"] = before
-        found["batch_tokens"] = passes.room.batch_tokens
+        found["batch_tokens"] = passes.budget.batch_tokens
         found["largest_batch_tokens"] = largest_batch(passes, posterior)
     return found
 
@@ -106,10 +98,10 @@ def largest_batch(passes: Passes, posterior: Posterior) -> int:
     """Tokens of the largest batch, in powers of two, of which mean and variance fit in memory."""
     tokens = 4096
     while tokens < 2**20:
-        passes.room.batch_tokens = 2 * tokens
-        rows = [(row,) for row in random_rows([1024] * (2 * tokens // 1024))]
-        score_examples(passes, rows, posterior, None)
-        if passes.room.batch_tokens < 2 * tokens:  # it did not fit, and was halved
+        passes.budget.batch_tokens = 2 * tokens
+        rows = random_rows([1024] * (2 * tokens // 1024))
+        score_examples(passes, rows, posterior)
+        if passes.budget.batch_tokens < 2 * tokens:  # it did not fit, and was halved
             break
         tokens *= 2
     return tokens

@@ -14,12 +14,17 @@ from bayesrm_fast.cli.terminal import quiet_transformers
 from bayesrm_fast.text.batches import plan_batches
 from bayesrm_fast.text.records import Candidates
 from bayesrm_fast.train.adapter import TrainOptions, train_adapter
-from benchmarks.best_of_n import FULL, QUICK, TARGETS, preference_pairs, with_distractors
-from benchmarks.data import alpaca_eval, embedded_encoder
-from benchmarks.timing import in_turns
+from benchmarks.baselines import our_batches, plain_forward
+from benchmarks.best_of_n import FULL, QUICK, TARGETS
+from benchmarks.data import embedded_encoder
+from benchmarks.judged import alpaca_eval, preference_pairs, with_distractors
+from benchmarks.scoring.llama import OURS, PLAIN
+from benchmarks.timing import count_plain_forwards, in_turns
 
 TIMED_PROMPTS = 3
 MAX_LENGTH = 512
+PADDED = "transformers, batches of 32 in input order"
+LAZY = "ours, lazy best of n"
 OTHER_PRECISIONS = (1.0, 10.0, 100.0, 1000.0)
 
 
@@ -48,7 +53,7 @@ def trained(quick: bool) -> Trained:
         )
         train_adapter(str(embedded_encoder()), pairs, adapter, options, None)
         rm = BayesianRewardModel.from_pretrained(adapter, max_length=scale.max_length, device="cpu")
-        rm.fit(pairs, "kfac", rank=64, prior_precision="evidence")
+        rm.fit(pairs, structure="kfac", rank=64, prior_precision="evidence")
         rm.save_pretrained(adapter)
         rm = BayesianRewardModel.from_pretrained(adapter, max_length=MAX_LENGTH, device="cpu")
     return Trained(rm, pairs, candidates)
@@ -101,8 +106,8 @@ def by_pipeline(rm: BayesianRewardModel, candidates: list[Candidates]) -> Callab
 def padding(rm: BayesianRewardModel, candidates: list[Candidates]) -> dict[str, Any]:
     """Share of padding in our batches of all candidates, and in batches of 32 in input order."""
     prompts = [one.prompt for one in candidates for _ in one.responses]
-    segments = rm.tokenize(prompts, [text for one in candidates for text in one.responses])
-    lengths = [len(row.input_ids) for (row,) in segments]
+    rows = rm.tokenize(prompts, [text for one in candidates for text in one.responses])
+    lengths = [len(row.input_ids) for row in rows]
 
     def share(plan: list[list[int]]) -> float:
         padded = sum(max(lengths[i] for i in batch) * len(batch) for batch in plan)
@@ -112,7 +117,7 @@ def padding(rm: BayesianRewardModel, candidates: list[Candidates]) -> dict[str, 
     return {
         "rows": len(lengths),
         "tokens": sum(lengths),
-        "our_batches": share(plan_batches(segments, rm.passes().room.batch_tokens)),
+        "our_batches": share(plan_batches(rows, rm.passes().budget.batch_tokens)),
         "batches_of_32_in_input_order": share(in_order),
     }
 
@@ -123,20 +128,13 @@ def timings(
     """All formulations in turns, others' among them."""
     prompts = [one.prompt for one in candidates for _ in one.responses]
     texts = [text for one in candidates for text in one.responses]
-    segments = rm.tokenize(prompts, texts)
+    rows = rm.tokenize(prompts, texts)
     passes = rm.passes()
-    plan = plan_batches(segments, passes.room.batch_tokens)
     found: dict[str, Any] = {}
 
-    def forward(inputs: Any) -> torch.Tensor:
-        with torch.no_grad():
-            logits: torch.Tensor = rm.model(**inputs).logits[:, 0]
-            return logits
-
     def as_transformers_users_do() -> None:
-        rewards = []
-        for start in range(0, len(texts), 32):
-            inputs = rm.tokenizer(
+        batches = (
+            rm.tokenizer(
                 prompts[start : start + 32],
                 texts[start : start + 32],
                 truncation=True,
@@ -144,12 +142,9 @@ def timings(
                 padding=True,
                 return_tensors="pt",
             )
-            rewards.append(forward(inputs))
-        found["padded"] = torch.cat(rewards)
-
-    def over_our_batches() -> None:
-        for batch in plan:
-            forward(passes.collate([segments[i] for i in batch]).model_inputs())
+            for start in range(0, len(texts), 32)
+        )
+        found["padded"] = plain_forward(rm.model, batches)
 
     def everything() -> None:
         found["everything"] = rm.score(prompts, texts)
@@ -158,27 +153,24 @@ def timings(
         found["lazy"] = rm.best_of_each(candidates)
 
     formulations: dict[str, Callable[[], Any]] = {
-        "transformers, batches of 32 in input order": as_transformers_users_do,
+        PADDED: as_transformers_users_do,
         **others,
-        "plain forward, our batches": over_our_batches,
-        "ours, mean and variance": everything,
-        "ours, lazy best of n": lazily,
+        PLAIN: lambda: plain_forward(rm.model, our_batches(passes, rows)),
+        OURS: everything,
+        LAZY: lazily,
     }
     timed = in_turns(formulations, 1 if quick else 5)
-    plain = timed["plain forward, our batches"]["seconds"]
-    for row in timed.values():
-        row["plain_forwards"] = row["seconds"] / plain
-    lazy, padded = timed["ours, lazy best of n"], timed["transformers, batches of 32 in input order"]
+    count_plain_forwards(timed, PLAIN)
     exhaustive = rm.best_of_each(candidates, exhaustive=True)
     whole = ~found["everything"].truncated  # transformers cuts long texts by a rule of its own
-    lengths = torch.tensor([len(row.input_ids) for (row,) in segments], dtype=torch.float32)
+    lengths = torch.tensor([len(row.input_ids) for row in rows], dtype=torch.float32)
     needed_rows = torch.cat([~best.variance.isnan() for best in found["lazy"]])
     return {
         "prompts": len(candidates),
         "rows": len(texts),
         "formulations": timed,
-        "lazy_over_padded_transformers": lazy["seconds"] / padded["seconds"],
-        "variances": [best.variances for best in found["lazy"]],
+        "lazy_over_padded_transformers": timed[LAZY]["seconds"] / timed[PADDED]["seconds"],
+        "variances": [best.variances_computed for best in found["lazy"]],
         "same_winners": [best.index for best in exhaustive] == [best.index for best in found["lazy"]],
         "tokens_of_a_row": float(lengths.mean()),
         "tokens_of_a_row_whose_variance_is_needed": float(lengths[needed_rows].mean()),
@@ -196,6 +188,6 @@ def needed(rm: BayesianRewardModel, candidates: list[Candidates]) -> dict[str, f
     for precision in (before, *OTHER_PRECISIONS):
         rm.fitted.prior_precision = precision
         best = rm.best_of_each(candidates)
-        shares[f"{precision:.3g}"] = sum(b.variances for b in best) / sum(len(b.mean) for b in best)
+        shares[f"{precision:.3g}"] = sum(b.variances_computed for b in best) / sum(len(b.mean) for b in best)
     rm.fitted.prior_precision = before
     return shares

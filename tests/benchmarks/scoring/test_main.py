@@ -1,0 +1,28 @@
+"""Quick runs of the parts of the benchmark of scoring."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from benchmarks.data import ROOT
+
+OURS = "ours, batch of 8"
+
+
+@pytest.mark.parametrize("part", ["shapes", "structures", "virtual", "prompts", "fit"])
+def test_scoring_quick(tmp_path, part):
+    command = [sys.executable, "-m", "benchmarks.scoring", "--quick", "--part", part, "--output", tmp_path]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=600)
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "scoring-quick.json").read_text())["parts"][part]
+    if part == "prompts":
+        assert all(results[name]["largest_difference"] < 1e-5 for name in results if name != "machine")
+    if part == "shapes":
+        shape = results["hidden 64"]
+        rows = shape["formulations"]
+        assert all("seconds" in rows[name] or "failed" in rows[name].get("memory", {}) for name in rows if name != OURS)
+        assert rows[OURS]["memory"]["peak_bytes"] >= 0
+        # Without its factor of two a variance would be off by up to one half.
+        assert shape["agreement_with_laplace_torch"]["variance_relative"] < 1e-3
