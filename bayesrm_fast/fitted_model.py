@@ -2,7 +2,7 @@
 
 import itertools
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -11,16 +11,24 @@ from torch import Tensor
 from bayesrm_fast.errors import InputError
 from bayesrm_fast.model.passes import Passes, Progress
 from bayesrm_fast.model.reward_model import RewardModel
-from bayesrm_fast.posterior.base import Posterior
+from bayesrm_fast.posterior.base import PenaltyChoice, Posterior
 from bayesrm_fast.score.joint import JointRewards, Outside, joint_rewards
 from bayesrm_fast.score.means import rewards_of
 from bayesrm_fast.score.relative import Comparison, score_differences
 from bayesrm_fast.score.variances import PairScores, RewardScores, score_examples
 from bayesrm_fast.select.choice import BestOfN, check_needs, choose_each
 from bayesrm_fast.select.rules import Rule, rule_of
+from bayesrm_fast.select.tuning import JudgedPrompt, tuned_by_gold, tuned_by_pairs
 from bayesrm_fast.text.examples import TokenizedPair, TokenizedRow
 from bayesrm_fast.text.prefetching import prefetched
-from bayesrm_fast.text.records import Candidates, Text, candidate_sets, prompt_and_response
+from bayesrm_fast.text.records import (
+    Candidates,
+    PreferencePair,
+    Text,
+    candidate_sets,
+    preference_pairs,
+    prompt_and_response,
+)
 
 outside_inference_mode = torch.inference_mode(mode=False)
 """A caller's inference mode would forbid the backward pass that a variance needs."""
@@ -160,7 +168,7 @@ class FittedRewardModel(RewardModel):
         prompt: Text,
         responses: Sequence[Text],
         rule: str | Rule = "std",
-        k: float = 1.0,
+        k: float | Literal["tuned"] = 1.0,
         *,
         relative: bool = True,
         exhaustive: bool = False,
@@ -174,7 +182,7 @@ class FittedRewardModel(RewardModel):
             prompt: one prompt.
             responses: its candidates.
             rule: "mean", "std", "variance", or a `Rule`. One that needs variances and has no ceilings needs them all.
-            k: weight of the penalty of a named rule, at least 0.
+            k: weight of the penalty of a named rule, at least 0; "tuned" for what `tune_penalty` has chosen.
             relative: False for mean and variance of the rewards themselves, as in arXiv 2402.13210. Their variances are
                 computed lazily, where the relative ones take a backward pass over all candidates.
             exhaustive: compute every variance, also where it is not needed to choose.
@@ -190,7 +198,7 @@ class FittedRewardModel(RewardModel):
         self,
         candidates: Iterable[Any],
         rule: str | Rule = "std",
-        k: float = 1.0,
+        k: float | Literal["tuned"] = 1.0,
         *,
         relative: bool = True,
         exhaustive: bool = False,
@@ -207,12 +215,93 @@ class FittedRewardModel(RewardModel):
         Raises:
             InputError: rows that cannot be read, or a rule that is unknown or needs what is not there.
         """
-        asked = rule_of(rule, k)
+        asked = rule_of(rule, self.penalty_weight(k, relative))
         sets = candidate_sets(candidates)
         check_needs(asked, sets)
         rows = self.tokenize_candidates(sets)
         options = {"relative": relative, "exhaustive": exhaustive}
         return choose_each(self.passes(), sets, rows, self.fitted, asked, **options, progress=progress)
+
+    def penalty_weight(self, k: float | str, relative: bool = True) -> float:
+        """k as a number.
+
+        Raises:
+            InputError: "tuned" before `tune_penalty`, or for an absolute std, which was not tuned; any other text.
+        """
+        if not isinstance(k, str):
+            return k
+        if k != "tuned":
+            raise InputError(f"k must be a number or 'tuned', not {k!r}")
+        if self.fitted.penalty is None:
+            raise InputError("k='tuned' needs a tuned penalty: call tune_penalty first")
+        if not relative:
+            raise InputError("k='tuned' is of the relative std: it goes with relative=True")
+        return self.fitted.penalty.k
+
+    @outside_inference_mode
+    def tune_penalty(self, judged: Iterable[Any], *, progress: Progress | None = None) -> PenaltyChoice:
+        """Choose how much of the relative std a choice subtracts, by judged responses; `k="tuned"` uses it from then on.
+
+        Where what is right is rare, what is typical is wrong, and every penalty harms; so k is 0 unless its gain on these
+        prompts is beyond one standard error. Use prompts that the model was neither trained nor fitted on, and report
+        on others.
+
+        Args:
+            judged: `Candidates` or mappings with `prompt`, `responses` and `gold`, several responses of one policy for
+                each prompt. Where there is nothing better, preference pairs: then prompts with more than one pair are
+                used, and what k does to a choice among many is not known.
+            progress: told the responses done and their total.
+
+        Raises:
+            InputError: rows that cannot be read, or that hold nothing to tune by.
+        """
+        rows = list(judged)
+        is_paired = bool(rows) and all(_has(row, "chosen") for row in rows)
+        if is_paired:
+            chosen = self._tuned_by_pairs(preference_pairs(rows, "judged"), progress)
+        else:
+            chosen = self._tuned_by_gold(candidate_sets(rows, "judged"), progress)
+        self.fitted.penalty = chosen
+        return chosen
+
+    def _tuned_by_gold(self, sets: Sequence[Candidates], progress: Progress | None) -> PenaltyChoice:
+        absent = [one.where for one in sets if one.gold is None]
+        if absent:
+            raise InputError(f"{absent[0]} has no gold: tuning needs what each response is worth")
+        several = [one for one in sets if len(one.responses) > 1]
+        if not several:
+            raise InputError("there is nothing to tune by: no prompt has several responses")
+        scored = self.best_of_each(several, "std", 0.0, progress=progress)
+        prompts = [
+            JudgedPrompt(best.mean, best.variance.sqrt(), torch.tensor(one.gold))
+            for one, best in zip(several, scored, strict=True)
+        ]
+        return tuned_by_gold(prompts)
+
+    def _tuned_by_pairs(self, pairs: Sequence[PreferencePair], progress: Progress | None) -> PenaltyChoice:
+        by_prompt: dict[str, list[PreferencePair]] = {}
+        for pair in pairs:
+            by_prompt.setdefault(str(pair.prompt), []).append(pair)
+        means, stds, prompts = [], [], 0
+        pools = [_pool(own) for own in by_prompt.values()]
+        # The two of a single pair are equally far from their mean, which says nothing of k.
+        several = [(own, pool) for own, pool in zip(by_prompt.values(), pools, strict=True) if len(pool) > 2]
+        if not several:
+            raise InputError("there is nothing to tune by: pairs need prompts with three or more different responses")
+        sets = [Candidates(own[0].prompt, list(pool.values())) for own, pool in several]
+        for (own, pool), best in zip(several, self.best_of_each(sets, "std", 0.0, progress=progress), strict=True):
+            place = {key: i for i, key in enumerate(pool)}
+            std = best.variance.sqrt()
+            prompts += 1
+            for pair in own:
+                better, worse = place[str(pair.chosen)], place[str(pair.rejected)]
+                means.append(best.mean[better] - best.mean[worse])
+                stds.append(std[better] - std[worse])
+        warnings.warn(
+            "the penalty is tuned by pairs, which say little about a choice among many: judged responses say more",
+            stacklevel=3,
+        )
+        return tuned_by_pairs(torch.stack(means), torch.stack(stds), prompts)
 
     def score_stream(self, rows: Iterable[Any], *, window: int = STREAM_WINDOW) -> Iterator[tuple[float, float, bool]]:
         """Reward and variance of every row of an iterable that need not fit in memory, in its order.
@@ -252,6 +341,15 @@ class FittedRewardModel(RewardModel):
     def passes(self) -> Passes:
         """The tapped model that feeds the fitted posterior: for consumers of one's own."""
         return self.passes_over(self.taps(self.virtual, self.fitted.record.include_head))
+
+
+def _has(row: Any, name: str) -> bool:
+    return hasattr(row, name) or (isinstance(row, Mapping) and name in row)
+
+
+def _pool(pairs: Sequence[PreferencePair]) -> dict[str, Text]:
+    """The different responses of some pairs."""
+    return {str(text): text for pair in pairs for text in (pair.chosen, pair.rejected)}
 
 
 def _positions_of_equals(keys: Sequence[str]) -> list[list[int]]:

@@ -77,6 +77,27 @@ class PriorChoice:
             raise InputError(f"the prior precision must be a positive number, not {self.precision}")
 
 
+@dataclass(frozen=True)
+class PenaltyChoice:
+    """A weight of the std of a difference to the prompt's other candidates, and how it was chosen.
+
+    Attributes:
+        k: the weight; 0 where no gain was beyond its standard error.
+        judged: what it was chosen by: "responses" or "pairs".
+        prompts: how many there were.
+        gain: mean gold that k adds to the choice by the mean alone, over prompts and n; NaN by pairs.
+        standard_error: of the gain over prompts; NaN by pairs.
+        curve: `(k, gold)`: mean gold of the choice; empty by pairs.
+    """
+
+    k: float
+    judged: str
+    prompts: int
+    gain: float
+    standard_error: float
+    curve: Sequence[tuple[float, float]] = field(default=())
+
+
 class VarianceConsumer(Consumer, Protocol):
     """A consumer of one batch that ends with variances."""
 
@@ -105,6 +126,7 @@ class Posterior(ABC):
 
     Attributes:
         sites, record, prior, temperature: as above; the last two may be set, at no cost.
+        penalty: what `tune_penalty` has chosen, None before.
     """
 
     def __init__(
@@ -114,6 +136,7 @@ class Posterior(ABC):
         self.record = record
         self.prior = prior if isinstance(prior, PriorChoice) else PriorChoice(float(prior))
         self.temperature = temperature
+        self.penalty: PenaltyChoice | None = None
 
     @property
     def prior_precision(self) -> float:
@@ -157,7 +180,9 @@ class Posterior(ABC):
         """The same posterior with its tensors on `device`."""
         moved: dict[int, Tensor] = {}  # a tensor that sites share stays one
         tensors = {name: moved.setdefault(id(t), t.to(device)) for name, t in self.tensors().items()}
-        return self.from_tensors(self.sites, tensors, self.record, self.prior, self.temperature)
+        posterior = self.from_tensors(self.sites, tensors, self.record, self.prior, self.temperature)
+        posterior.penalty = self.penalty
+        return posterior
 
     @abstractmethod
     def tensors(self) -> dict[str, Tensor]:

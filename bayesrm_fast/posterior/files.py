@@ -1,19 +1,21 @@
 """The two files that hold a posterior."""
 
 import hashlib
+import math
 from dataclasses import asdict, fields
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
 from bayesrm_fast.errors import InputError
-from bayesrm_fast.posterior.base import FitRecord, Posterior, PriorChoice
+from bayesrm_fast.posterior.base import FitRecord, PenaltyChoice, Posterior, PriorChoice
 from bayesrm_fast.posterior.ggn import GgnPosterior
 from bayesrm_fast.posterior.kronecker import KroneckerPosterior
 from bayesrm_fast.record_files import RecordFiles, as_bytes
 from bayesrm_fast.sites import Site
 
-FILES = RecordFiles("a posterior", "posterior.json", "posterior.safetensors", format=2)
+FILES = RecordFiles("a posterior", "posterior.json", "posterior.safetensors", format=3)
 
 CLASSES: dict[str, type[Posterior]] = {
     "kfac": KroneckerPosterior,
@@ -36,6 +38,7 @@ def save_posterior(posterior: Posterior, folder: Path) -> None:
         "parameters": posterior.parameters,
         **asdict(posterior.record),
         "temperature": posterior.temperature,
+        "penalty": None if posterior.penalty is None else _finite(asdict(posterior.penalty)),
         "prior": {name: value for name, value in asdict(posterior.prior).items() if name != "precision"},
         "sites": [asdict(site) for site in posterior.sites],
         "shared_tensors": shared,
@@ -60,7 +63,11 @@ def load_posterior(folder: Path) -> Posterior:
         fit = FitRecord(**{field.name: record[field.name] for field in fields(FitRecord)})
         prior = PriorChoice(record["prior_precision"], **record["prior"])
         tensors |= {name: tensors[owner] for name, owner in record["shared_tensors"].items()}
-        return CLASSES[fit.structure].from_tensors(sites, tensors, fit, prior, record["temperature"])
+        posterior = CLASSES[fit.structure].from_tensors(sites, tensors, fit, prior, record["temperature"])
+        if record["penalty"] is not None:
+            penalty = {name: math.nan if value is None else value for name, value in record["penalty"].items()}
+            posterior.penalty = PenaltyChoice(**penalty)
+        return posterior
     except (KeyError, TypeError) as error:
         raise InputError(f"{folder} holds no readable posterior: {error}") from error
 
@@ -68,6 +75,11 @@ def load_posterior(folder: Path) -> Posterior:
 def tensors_sha256(posterior: Posterior) -> str:
     """SHA-256 of a posterior's tensors, which a saved one's record has."""
     return hashlib.sha256(as_bytes(_stored_once(posterior)[0])).hexdigest()
+
+
+def _finite(values: dict[str, Any]) -> dict[str, Any]:
+    """JSON has no NaN."""
+    return {name: None if isinstance(v, float) and math.isnan(v) else v for name, v in values.items()}
 
 
 def _stored_once(posterior: Posterior) -> tuple[dict[str, Tensor], dict[str, str]]:

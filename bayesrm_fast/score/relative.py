@@ -30,7 +30,8 @@ class Comparison:
 
     Attributes:
         rows: positions among all rows.
-        baseline: positions of the rows whose mean reward is subtracted, each as often as it counts.
+        baseline: positions of the rows whose mean reward is subtracted, each as often as it counts; nothing is where
+            there are none.
     """
 
     rows: list[int]
@@ -104,8 +105,8 @@ def over_differences(
     """Differences to a baseline, their gradients going to consumers.
 
     One forward and backward pass over the distinct rows. Their gradients are kept until those of their baseline are
-    there, for as many comparisons at a time as fit in memory; then their differences go to a consumer. A comparison that
-    does not fit by itself takes two passes, of which the first keeps the mean gradient alone.
+    there, for as many comparisons at a time as fit in memory; then their differences go to a consumer. A comparison
+    that does not fit by itself takes two passes, of which the first keeps the mean gradient alone.
 
     Args:
         passes: the model.
@@ -163,7 +164,7 @@ class _Gradients:
 
 def _by_kept_gradients(
     passes: Passes, rows: Sequence[TokenizedRow], window: Sequence[Comparison], consumer: C
-) -> tuple[Tensor, Tensor, C]:
+) -> DifferenceBatch[C]:
     positions = sorted({i for one in window for i in (*one.rows, *one.baseline)})
     first, where = distinct([rows[i] for i in positions])
     unique = [rows[positions[i]] for i in first]
@@ -178,7 +179,7 @@ def _by_kept_gradients(
     back = torch.tensor(order).argsort().tolist()
     compared, owner = _entries([[back[place[i]] for i in one.rows] for one in window])
     origin, origin_owner = _entries([[back[place[i]] for i in one.baseline] for one in window])
-    counts = torch.bincount(origin_owner)
+    counts = torch.bincount(origin_owner, minlength=len(window)).clamp(min=1)
 
     def mean_of(values: Tensor) -> Tensor:  # (U, …) -> (comparisons, …)
         of_rows = values[origin.to(values.device)]
@@ -199,7 +200,9 @@ def _by_kept_gradients(
 def _entries(positions: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
     """All positions in one, and the number of the comparison that each belongs to."""
     owners = [number for number, own in enumerate(positions) for _ in own]
-    return torch.tensor([i for own in positions for i in own]), torch.tensor(owners)
+    return torch.tensor([i for own in positions for i in own], dtype=torch.int64), torch.tensor(
+        owners, dtype=torch.int64
+    )
 
 
 def _by_two_passes(

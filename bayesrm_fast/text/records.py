@@ -40,6 +40,7 @@ class Candidates:
         log_probabilities: of each response under the policy that wrote it, summed over its tokens, for rules that need
             them.
         similarities: `[n, n]`, of each response to every other, for rules that need them.
+        gold: what each response is worth by a judge, the more the better, to tune rules by.
         where: what an error calls the set.
     """
 
@@ -47,6 +48,7 @@ class Candidates:
     responses: Sequence[Text]
     log_probabilities: Sequence[float] | None = None
     similarities: Sequence[Sequence[float]] | None = None
+    gold: Sequence[float] | None = None
     where: str = field(default="a set of candidates", compare=False)
 
 
@@ -116,7 +118,7 @@ def preference_pairs(rows: Iterable[Any], source: str = "pairs") -> list[Prefere
 def iter_candidate_sets(rows: Iterable[Any], source: str = "candidates", first: int = 1) -> Iterator[Candidates]:
     """Validate an iterable of Candidates or mappings with `prompt` and `responses`, one by one.
 
-    A mapping may have `log_probabilities` and `similarities` too.
+    A mapping may have `log_probabilities`, `similarities` and `gold` too.
 
     Raises:
         InputError: a missing column, a wrong type, unreadable text, a row without responses, or numbers that are not
@@ -133,9 +135,10 @@ def iter_candidate_sets(rows: Iterable[Any], source: str = "candidates", first: 
             raise InputError(f"{where}: responses is empty")
         for index, response in enumerate(responses):
             check_text(response, f"{where}: responses[{index}]")
-        log_probabilities, similarities = given.get("log_probabilities"), given.get("similarities")
-        if log_probabilities is not None:
-            _check_numbers(log_probabilities, len(responses), f"{where}: log_probabilities")
+        log_probabilities, similarities, gold = map(given.get, ("log_probabilities", "similarities", "gold"))
+        for name, values in (("log_probabilities", log_probabilities), ("gold", gold)):
+            if values is not None:
+                _check_numbers(values, len(responses), f"{where}: {name}")
         if similarities is not None:
             if isinstance(similarities, str) or not isinstance(similarities, Sequence):
                 raise InputError(f"{where}: similarities must be a list of lists, not {_describe(similarities)}")
@@ -143,7 +146,7 @@ def iter_candidate_sets(rows: Iterable[Any], source: str = "candidates", first: 
                 raise InputError(f"{where}: similarities must be {len(responses)} rows, not {len(similarities)}")
             for index, one in enumerate(similarities):
                 _check_numbers(one, len(responses), f"{where}: similarities[{index}]")
-        yield Candidates(prompt, list(responses), log_probabilities, similarities, where)
+        yield Candidates(prompt, list(responses), log_probabilities, similarities, gold, where)
 
 
 def _check_numbers(values: Any, count: int, where: str) -> None:
