@@ -17,6 +17,10 @@ from bayesrm_fast.posterior.files import CLASSES, FILES, load_posterior, save_po
 PRECISIONS = [1e-3, 0.1, 0.5, 10.0, 1e4]
 LARGE = 1e12
 
+every_rank = pytest.mark.parametrize(
+    ("structure", "rank"), [(name, rank) for name, one in STRUCTURES.items() for rank in one.ranks]
+)
+
 
 @pytest.fixture(params=cases(), ids=str, scope="module")
 def case(request):
@@ -96,9 +100,7 @@ def test_padding_whose_cotangents_are_zero_changes_nothing(case, posterior):
     close(variances(posterior, Tokens(padded)), variances(posterior, case.scored_tokens), case.dtype)
 
 
-@pytest.mark.parametrize(
-    ("structure", "rank"), [(name, rank) for name, one in STRUCTURES.items() for rank in one.ranks]
-)
+@every_rank
 @settings(max_examples=10, deadline=None)
 @given(data=st.data())
 def test_order_and_batches_of_the_segments_change_nothing(structure, rank, data):
@@ -111,9 +113,7 @@ def test_order_and_batches_of_the_segments_change_nothing(structure, rank, data)
         close(variances(posterior, tokens.select(batch)), expected[batch], case.dtype)
 
 
-@pytest.mark.parametrize(
-    ("structure", "rank"), [(name, rank) for name, one in STRUCTURES.items() for rank in one.ranks]
-)
+@every_rank
 @settings(max_examples=10, deadline=None)
 @given(data=st.data())
 def test_order_batches_and_shards_of_the_pairs_change_nothing(structure, rank, data):
