@@ -8,10 +8,10 @@ from bayesrm_fast import BayesianRewardModel, InputError
 from bayesrm_fast.fit.fitting import HELD_OUT_EVERY, MARGIN_PAIRS
 from bayesrm_fast.fit.prior import by_margins, margins_and_norms
 from bayesrm_fast.model.passes import drawn
+from bayesrm_fast.posterior.files import CLASSES
 from bayesrm_fast.versions import library_versions
 
 TEXTS = [words(3, 1)] * 4, [words(5, i) for i in range(4)]
-STRUCTURES = ["kfac", "ekfac", "ggn"]
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def test_one_pair_cannot_be_divided(rm):
         rm.fit(tiny_pairs(1), prior_precision="validation")
 
 
-@pytest.mark.parametrize("structure", STRUCTURES)
+@pytest.mark.parametrize("structure", CLASSES)
 def test_the_record_says_what_was_fitted(rm, structure):
     pairs = tiny_pairs(7)
     record = rm.fit(pairs, structure=structure, rank=4, prior_precision=2.0).posterior.record
@@ -69,7 +69,7 @@ def test_the_heads_weight_counts_where_it_is_in_the_posterior(rm):
     assert record.include_head is True
 
 
-@pytest.mark.parametrize("structure", STRUCTURES)
+@pytest.mark.parametrize("structure", CLASSES)
 def test_without_labels_there_is_no_likelihood_and_margins_choose_the_prior(rm, structure):
     prompts, responses = [words(3, i // 2) for i in range(8)], [words(4, i) for i in range(8)]
     posterior = rm.fit_unlabelled(prompts, responses, structure=structure, rank=4).posterior

@@ -7,6 +7,7 @@ import torch
 from tiny import tiny_adapter, tiny_pairs, tiny_tokenizer, words
 
 from bayesrm_fast import BayesianRewardModel, InputError
+from bayesrm_fast.posterior.files import CLASSES
 from bayesrm_fast.score import sketch as sketching
 from bayesrm_fast.score.joint import DRAWS, JointRewards
 
@@ -120,7 +121,7 @@ def test_a_thousand_candidates():
     assert information > 0
 
 
-@pytest.fixture(scope="module", params=["kfac", "ekfac", "ggn"])
+@pytest.fixture(scope="module", params=CLASSES)
 def rm(request):
     model = BayesianRewardModel(tiny_adapter("bert"), tiny_tokenizer("bert"), max_batch_tokens=100)
     return model.fit(tiny_pairs(), structure=request.param, rank=4, prior_precision=0.5)
