@@ -37,7 +37,7 @@ def test_what_fits_is_let_through_and_one_vector_more_is_refused_with_the_rank_t
 
 
 def test_it_is_told_in_units_that_can_be_read():
-    assert str(replace(WHOLE, vector=2**20, free=2**31)) == "the fit keeps 90.0 MiB of 2.0 GiB that are free"
+    assert str(replace(WHOLE, vector=2**20, free=2**29)) == "the fit keeps 90.0 MiB of 0.5 GiB that are free"
 
 
 @pytest.mark.parametrize(

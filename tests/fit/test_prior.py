@@ -69,8 +69,8 @@ def test_held_out_pairs_give_the_prior_with_the_smallest_nll():
 
 @pytest.fixture(scope="module")
 def rm():
-    """Whose pairs come in many batches, in the order of their lengths."""
-    model = BayesianRewardModel(tiny_adapter("llama"), tiny_tokenizer("llama"), max_batch_tokens=30)
+    """Whose pairs come in batches of several, in the order of their lengths."""
+    model = BayesianRewardModel(tiny_adapter("llama"), tiny_tokenizer("llama"), max_batch_tokens=120)
     return model.fit(tiny_pairs(), rank=4, prior_precision=2.0)
 
 
@@ -93,4 +93,4 @@ def test_a_curve_has_the_variances_of_the_pairs_in_their_order_and_tells_its_pro
     torch.testing.assert_close(variances[1], scores.variance.double(), rtol=1e-4, atol=0)
     assert (variances[0] > variances[1]).all()
     assert told[-1] == (9, 9)
-    assert len(told) > 2
+    assert 1 < len(told) < 9

@@ -49,6 +49,7 @@ def test_progress_counts_distinct_rows_alone_and_in_groups():
     told = []
     rewards_of(rm.passes(), rows, [0] * 40 + [1], lambda *at: told.append(at))
     assert told[-1] == (total, total)
+    assert {of for _, of in told} == {total}
     assert [done for done, _ in told] == sorted(done for done, _ in told)
     assert len(told) > 1
 

@@ -184,6 +184,15 @@ def test_rows_that_were_cut_are_told(rm):
     assert best.truncated.tolist() == [False, True]
 
 
+class Hopeful(Rule):
+    """Scores what it does not know as if it were nothing."""
+
+    needs = frozenset({Need.VARIANCE})
+
+    def scores(self, known):
+        return known.mean - 0.1 * known.variance.nan_to_num(0)
+
+
 CANDIDATE_SET = Candidates("a", ["able", "about", "act"])
 
 
@@ -192,6 +201,7 @@ def test_a_candidate_whose_variance_is_not_known_is_not_chosen_by_a_rule_that_ne
     cut = torch.zeros(3, dtype=torch.bool)
     best = choice.chosen(PenalisedReward("std", 1.0), CANDIDATE_SET, known, cut)
     assert (best.index, best.response, best.variances_computed) == (1, "about", 2)
+    assert choice.chosen(Hopeful(), CANDIDATE_SET, known, cut).index == 2
     assert choice.chosen(MeanReward(), CANDIDATE_SET, known, cut).index == 0
     nothing = choice.chosen(MeanReward(), CANDIDATE_SET, KnownCandidates(known.mean), cut)
     assert (nothing.variances_computed, nothing.variance.isnan().all()) == (0, True)
