@@ -70,7 +70,7 @@ def test_held_out_pairs_give_the_prior_with_the_smallest_nll():
 @pytest.fixture(scope="module")
 def rm():
     """Whose pairs come in batches of several, in the order of their lengths."""
-    model = BayesianRewardModel(tiny_adapter("llama"), tiny_tokenizer("llama"), max_batch_tokens=120)
+    model = BayesianRewardModel(tiny_adapter("llama"), tiny_tokenizer("llama"), max_batch_tokens=500)
     return model.fit(tiny_pairs(), rank=4, prior_precision=2.0)
 
 

@@ -47,14 +47,14 @@ def test_rows_of_one_prompt_need_not_stand_together():
     assert shared_beginnings([first, second, row(5), third], [0, 0, 1, 0], 0) == [Group([0, 1, 3], len(long))]
 
 
-@pytest.fixture
-def rm():
-    model = BayesianRewardModel(tiny_adapter("llama"), tiny_tokenizer("llama"), max_batch_tokens=60)
+@pytest.fixture(params=[60, 4096], ids=["small batches", "one batch"])
+def rm(request):
+    model = BayesianRewardModel(tiny_adapter("llama"), tiny_tokenizer("llama"), max_batch_tokens=request.param)
     return model.fit(tiny_pairs(), rank=4, prior_precision=1.0)
 
 
 def test_rewards_after_a_shared_beginning_are_those_of_the_whole_rows(rm):
-    rows = rm.tokenize([words(12, 1)] * 5 + [words(9, 2)] * 3, [words(1 + i, 50 + i) for i in range(8)])
+    rows = rm.tokenize([words(12, 1)] * 5 + [words(9, 2)] * 3, [words(1 + 5 * i % 8, 50 + i) for i in range(8)])
     expected = rm.score_tokenized(rows).mean
     found = torch.full((8,), torch.nan)
     for positions, scalars in scalars_after_beginnings(

@@ -68,6 +68,13 @@ def test_samples_have_the_mean_and_the_covariance_and_come_again():
         one.samples(0)
 
 
+def test_a_direction_whose_variance_rounding_made_negative_is_drawn_as_if_it_had_none():
+    one = JointRewards(torch.zeros(2), torch.diag(torch.tensor([1.0, -1e-2])), torch.zeros(2, dtype=torch.bool))
+    samples = one.samples(1000)
+    assert samples[:, 0].std() > 0.9
+    assert not samples[:, 1].any()
+
+
 def test_preference_probabilities_are_those_of_differences():
     one, _ = joint(6)
     found = one.preference_probability()

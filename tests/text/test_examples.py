@@ -9,6 +9,8 @@ def row(*ids, truncated=False, where="a row", types=None):
 
 def test_equal_rows_are_found_whatever_an_error_calls_them():
     assert distinct([row(1), row(2), row(1, where="row 3")]) == ([0, 1], [0, 1, 0])
+    assert row(1) == row(1, where="row 3")
+    assert TokenizedPair(row(1), row(2)) == TokenizedPair(row(1), row(2), "pair 4")
     assert distinct([row(2), row(2), row(2)]) == ([0], [0, 0, 0])
     assert distinct([]) == ([], [])
 
