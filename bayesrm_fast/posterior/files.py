@@ -58,10 +58,12 @@ def load_posterior(folder: Path) -> Posterior:
     try:
         sites = [Site(**site) for site in record["sites"]]
         fit = FitRecord(**{field.name: record[field.name] for field in fields(FitRecord)})
-        prior = PriorChoice(record["prior_precision"], **record["prior"])
+        chosen = record["prior"]
+        curve = [tuple(point) for point in chosen["curve"]]  # JSON has no tuples
+        prior = PriorChoice(record["prior_precision"], **(chosen | {"curve": curve}))
         tensors |= {name: tensors[owner] for name, owner in record["shared_tensors"].items()}
         return CLASSES[fit.structure].from_tensors(sites, tensors, fit, prior, record["temperature"])
-    except (KeyError, TypeError) as error:
+    except (AttributeError, KeyError, TypeError) as error:
         raise InputError(f"{folder} holds no readable posterior: {error}") from error
 
 
