@@ -240,11 +240,11 @@ class FittedRewardModel(RewardModel):
 
     @outside_inference_mode
     def tune_penalty(self, judged: Iterable[Any], *, progress: Progress | None = None) -> PenaltyChoice:
-        """Choose how much of the relative std a choice subtracts, by judged responses; `k="tuned"` uses it from then on.
+        """Choose how much of the relative std a choice subtracts, by judged responses; `k="tuned"` then uses it.
 
-        Where what is right is rare, what is typical is wrong, and every penalty harms; so k is 0 unless its gain on these
-        prompts is beyond one standard error. Use prompts that the model was neither trained nor fitted on, and report
-        on others.
+        Where what is right is rare, what is typical is wrong, and every penalty harms; so k is 0 unless its gain on
+        these prompts is beyond one standard error. Use prompts that the model was neither trained nor fitted on, and
+        report on others.
 
         Args:
             judged: `Candidates` or mappings with `prompt`, `responses` and `gold`, several responses of one policy for

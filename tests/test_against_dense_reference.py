@@ -53,8 +53,7 @@ def assert_all_numbers_agree(rm, dense, pairs, structure, rank, relative):
     assert rm.posterior.log_evidence() == pytest.approx(dense.log_evidence(structure, rank, precision), rel=relative)
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
-@pytest.mark.parametrize("padding_side", ["left", "right"])
+@pytest.mark.parametrize(("padding_side", "dtype"), [("left", torch.float64), ("right", torch.float32)], ids=str)
 @pytest.mark.parametrize(
     ("structure", "rank"), [("kfac", None), ("ekfac", None), ("kfac", 5), ("ekfac", 5), ("ggn", 16)]
 )

@@ -124,6 +124,9 @@ class Posterior(ABC):
         prior: λ, and how it was chosen.
         temperature: T of the pairs' probabilities, 1 before `calibrate`.
 
+    Raises:
+        InputError: a prior precision or a temperature that is not a positive number.
+
     Attributes:
         sites, record, prior, temperature: as above; the last two may be set, at no cost.
         penalty: what `tune_penalty` has chosen, None before.
@@ -135,6 +138,8 @@ class Posterior(ABC):
         self.sites = list(sites)
         self.record = record
         self.prior = prior if isinstance(prior, PriorChoice) else PriorChoice(float(prior))
+        if not (math.isfinite(temperature) and temperature > 0):
+            raise InputError(f"the temperature must be a positive number, not {temperature}")
         self.temperature = temperature
         self.penalty: PenaltyChoice | None = None
 

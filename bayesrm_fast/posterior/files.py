@@ -38,7 +38,7 @@ def save_posterior(posterior: Posterior, folder: Path) -> None:
         "parameters": posterior.parameters,
         **asdict(posterior.record),
         "temperature": posterior.temperature,
-        "penalty": None if posterior.penalty is None else _finite(asdict(posterior.penalty)),
+        "penalty": None if posterior.penalty is None else _written_penalty(posterior.penalty),
         "prior": {name: value for name, value in asdict(posterior.prior).items() if name != "precision"},
         "sites": [asdict(site) for site in posterior.sites],
         "shared_tensors": shared,
@@ -61,14 +61,14 @@ def load_posterior(folder: Path) -> Posterior:
     try:
         sites = [Site(**site) for site in record["sites"]]
         fit = FitRecord(**{field.name: record[field.name] for field in fields(FitRecord)})
-        prior = PriorChoice(record["prior_precision"], **record["prior"])
+        chosen = record["prior"]
+        curve = [tuple(point) for point in chosen["curve"]]  # JSON has no tuples
+        prior = PriorChoice(record["prior_precision"], **(chosen | {"curve": curve}))
         tensors |= {name: tensors[owner] for name, owner in record["shared_tensors"].items()}
         posterior = CLASSES[fit.structure].from_tensors(sites, tensors, fit, prior, record["temperature"])
-        if record["penalty"] is not None:
-            penalty = {name: math.nan if value is None else value for name, value in record["penalty"].items()}
-            posterior.penalty = PenaltyChoice(**penalty)
+        posterior.penalty = None if record["penalty"] is None else _read_penalty(record["penalty"])
         return posterior
-    except (KeyError, TypeError) as error:
+    except (AttributeError, KeyError, TypeError) as error:
         raise InputError(f"{folder} holds no readable posterior: {error}") from error
 
 
@@ -77,9 +77,15 @@ def tensors_sha256(posterior: Posterior) -> str:
     return hashlib.sha256(as_bytes(_stored_once(posterior)[0])).hexdigest()
 
 
-def _finite(values: dict[str, Any]) -> dict[str, Any]:
+def _written_penalty(penalty: PenaltyChoice) -> dict[str, Any]:
     """JSON has no NaN."""
-    return {name: None if isinstance(v, float) and math.isnan(v) else v for name, v in values.items()}
+    return {name: None if isinstance(v, float) and math.isnan(v) else v for name, v in asdict(penalty).items()}
+
+
+def _read_penalty(record: dict[str, Any]) -> PenaltyChoice:
+    numbers = {name: math.nan if record[name] is None else record[name] for name in ("gain", "standard_error")}
+    curve = [tuple(point) for point in record["curve"]]
+    return PenaltyChoice(**(record | numbers | {"curve": curve}))
 
 
 def _stored_once(posterior: Posterior) -> tuple[dict[str, Tensor], dict[str, str]]:

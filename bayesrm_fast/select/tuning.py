@@ -60,8 +60,8 @@ def tuned_by_pairs(
 ) -> PenaltyChoice:
     """The k of `WEIGHTS` under which `p(chosen) = σ(a (Δμ − k Δs))`, a the best for it, has the smallest NLL.
 
-    0 where that is not beyond one standard error of the difference to k = 0. Pairs say little about the tail that a large n
-    draws from.
+    0 where that is not beyond one standard error of the difference to k = 0. Pairs say little about the tail that a
+    large n draws from.
     """
     nll = torch.stack([_negative_log_likelihoods(mean.double() - k * std.double()) for k in WEIGHTS])
     best = int(nll.mean(1).argmin())

@@ -8,6 +8,8 @@ from tiny import tiny_adapter, tiny_pairs, tiny_tokenizer
 
 from bayesrm_fast import BayesianRewardModel, InputError
 from bayesrm_fast.fit.calibration import BINS, calibrate, reliability
+from bayesrm_fast.fit.prior import GRID, by_evidence, by_margins, margins_and_norms
+from bayesrm_fast.posterior.base import PriorChoice
 from bayesrm_fast.posterior.probit import probit_probability
 
 
@@ -88,6 +90,44 @@ def test_the_model_has_what_was_chosen(rm, prior_precision, tmp_path):
     for bad in (tmp_path / "reliability.xyz", tmp_path / "nowhere" / "reliability.png"):
         with pytest.raises(InputError, match="cannot be written"):
             found.plot(bad)
+
+
+@pytest.mark.parametrize(
+    ("asked", "method", "criterion"),
+    [
+        ("validation", "calibration", "held-out negative log likelihood"),
+        ("evidence", "evidence", "log evidence"),
+        ("margins", "margins", "mean ‖j‖² over mean squared margin"),
+        (2.5, "given", ""),
+    ],
+)
+def test_the_posterior_says_how_its_prior_was_chosen(rm, asked, method, criterion):
+    held_out = tiny_pairs(12, seed=7)
+    found = rm.calibrate(held_out, asked)
+    prior = rm.posterior.prior
+    assert (prior.method, prior.criterion) == (method, criterion)
+    assert prior.precision == found.prior_precision
+    if asked == 2.5:
+        assert prior == PriorChoice(2.5)
+    elif asked == "evidence":
+        assert prior == by_evidence(rm.posterior)
+    elif asked == "margins":
+        assert prior == by_margins(*margins_and_norms(rm.passes(), rm.tokenize_pairs(held_out)))
+    else:
+        assert prior.precision in GRID
+
+
+def test_a_calibration_that_fails_leaves_the_posterior_as_it_was(rm):
+    before = rm.posterior.prior, rm.posterior.temperature
+    with pytest.raises(InputError, match="at least two pairs"):
+        rm.calibrate(tiny_pairs(1))
+    assert (rm.posterior.prior, rm.posterior.temperature) == before
+
+
+def test_progress_counts_the_pairs(rm):
+    told = []
+    rm.calibrate(tiny_pairs(12, seed=7), progress=lambda *at: told.append(at))
+    assert told[-1] == (12, 12)
 
 
 def test_too_few_pairs_and_bad_options(rm):

@@ -2,9 +2,12 @@
 
 import pytest
 import torch
+from cases import CASES
+from formulas import BUDGET, inputs
+from posterior.structures import SHAPES, feed
 
 from bayesrm_fast.fit import moments
-from bayesrm_fast.fit.moments import KroneckerMoments, SecondMoment
+from bayesrm_fast.fit.moments import BLOCK, EigenvalueCorrection, KroneckerMoments, SecondMoment
 from bayesrm_fast.sites import Site
 
 CPU = torch.device("cpu")
@@ -20,6 +23,50 @@ def decaying(tokens, size, seed=0):
     basis = torch.linalg.qr(torch.randn(size, size, generator=generator, dtype=torch.float64)).Q
     scale = 0.7 ** torch.arange(size, dtype=torch.float64)
     return torch.randn(tokens, size, generator=generator, dtype=torch.float64) * scale @ basis.T
+
+
+def within_budget(found, expected, dtype):
+    assert found.dtype == torch.float64
+    assert (found - expected).abs().max() <= BUDGET[dtype] * expected.abs().max()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("case", [name for name, (lengths, *_) in CASES.items() if sum(lengths)])
+def test_a_sum_of_products_is_added_to_what_is_there_whole_or_sketched(case, dtype, monkeypatch):
+    """Columns in one block, in whole blocks and beyond them."""
+    q = inputs(case, dtype)[1][:, :1000]
+    size = q.shape[1]
+    whole = SecondMoment(size, None, CPU)
+    whole.total += 1
+    whole.add(q)
+    within_budget(whole.total, 1 + q.double().T @ q.double(), dtype)
+
+    monkeypatch.setattr(moments, "LARGEST_FULL_MOMENT", 0)
+    monkeypatch.setattr(moments, "OVERSAMPLING", 1)
+    sketch = SecondMoment(size, 3, CPU)
+    assert sketch.total.shape == (size, 4)
+    for part in q.split(len(q) // 2 + 1):
+        sketch.add(part)
+    # The test matrix is rounded to the products' dtype, as every q is.
+    omega = sketch.omega.to(torch.promote_types(dtype, torch.float32)).double()
+    within_budget(sketch.total, q.double().T @ (q.double() @ omega), dtype)
+    within_budget(sketch.trace, q.double().square().sum(), dtype)
+
+
+@pytest.mark.parametrize("size", [1, BLOCK - 1, BLOCK, BLOCK + 1, 2 * BLOCK, 2 * BLOCK + 77])
+def test_every_block_of_a_whole_moment_is_its_own(size):
+    x = torch.randn(50, size, generator=torch.Generator().manual_seed(size), dtype=torch.float64)
+    moment = SecondMoment(size, None, CPU)
+    moment.add(x)
+    within_budget(moment.total, x.T @ x, torch.float64)
+    torch.testing.assert_close(moment.trace, x.square().sum())
+
+
+def test_every_shard_sketches_with_the_same_orthonormal_columns(small_limit):
+    first, second = SecondMoment(96, 8, CPU), SecondMoment(96, 8, CPU)
+    assert torch.equal(first.omega, second.omega)
+    identity = torch.eye(8 + moments.OVERSAMPLING, dtype=torch.float64)
+    torch.testing.assert_close(first.omega.T @ first.omega, identity, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("rank", [1, 8, 40, None])
@@ -79,6 +126,28 @@ def test_shards_add_up(small_limit, size):
     first.merge(second)
     torch.testing.assert_close(first.total, whole.total, rtol=1e-12, atol=1e-14)
     torch.testing.assert_close(first.trace, whole.trace)
+
+
+def test_an_eigenvalue_correction_sums_squared_coordinates_over_segments_and_shards():
+    shape = SHAPES["three sites"]
+    tokens = shape.tokens(shape.fitted, 1, torch.float64)
+    generator = torch.Generator().manual_seed(0)
+
+    def orthonormal(rows, columns):
+        return torch.linalg.qr(torch.randn(rows, columns, generator=generator, dtype=torch.float64)).Q
+
+    bases = {site.name: (orthonormal(site.r, site.r), orthonormal(site.d, 4)) for site in shape.sites}
+    first, second = EigenvalueCorrection(bases), EigenvalueCorrection(bases)
+    for consumer, batch in zip((first, second), tokens.batches(5), strict=True):
+        feed(consumer, batch, shape.sites)
+    first.merge(second)
+    for site in shape.sites:
+        v, u = bases[site.name]
+        rotated = v.T @ torch.from_numpy(tokens.gradients(site.name)).view(-1, site.r, site.d)
+        inside = rotated @ u
+        torch.testing.assert_close(first.inside[site.name], inside.square().sum(0))
+        outside = rotated.square().sum((0, 2)) - inside.square().sum((0, 2))
+        torch.testing.assert_close(first.outside[site.name], outside)
 
 
 def test_shared_inputs_are_gathered_once_and_moments_merge():

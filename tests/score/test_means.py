@@ -1,51 +1,11 @@
-"""Forward passes: what is shared, and what is computed once."""
+"""Rewards by forward passes, and the least that their variances are."""
 
 import pytest
 import torch
 from tiny import ARCHITECTURES, tiny_adapter, tiny_pairs, tiny_tokenizer, words
 
-from bayesrm_fast import BayesianRewardModel
-from bayesrm_fast.model.shared_beginnings import LEAST_SAVED, shared_beginnings
+from bayesrm_fast import BayesianRewardModel, InputError
 from bayesrm_fast.score.means import SURE_OF_A_FLOOR, bounded_rewards, rewards_of
-from bayesrm_fast.text.examples import TokenizedRow, distinct
-
-
-def row(*ids):
-    return TokenizedRow(list(ids), None, False)
-
-
-def rows_after(prompt, count, length=4):
-    return [row(*prompt, *[10 + i] * length) for i in range(count)]
-
-
-def test_a_long_prompt_is_shared_and_a_short_one_is_not():
-    long = list(range(1, LEAST_SAVED))
-    groups = shared_beginnings([*rows_after(long, 3), *rows_after([1, 2, 3], 40)], [0] * 3 + [1] * 40, 0)
-    assert [(group.rows, group.shared) for group in groups] == [([0, 1, 2], len(long))]
-
-
-def test_what_sharing_saves_is_counted_against_all_tokens():
-    prompt = [1] * 20
-    assert shared_beginnings(rows_after(prompt, 50, 30), [0] * 50, 0)
-    assert not shared_beginnings(rows_after(prompt, 50, 300), [0] * 50, 0)
-
-
-def test_a_row_keeps_the_token_at_which_it_is_scored():
-    prompt = [1] * LEAST_SAVED
-    whole, longer, ended = row(*prompt), row(*prompt, 7), row(*prompt, 0, 0)
-    (group,) = shared_beginnings([whole, longer, ended], [0] * 3, 0)
-    assert group.shared == len(prompt) - 1
-
-
-def test_rows_of_other_prompts_or_alone_are_not_shared():
-    prompt = [1] * LEAST_SAVED
-    assert not shared_beginnings(rows_after(prompt, 2), [0, 1], 0)
-
-
-def test_equal_segments_are_found():
-    assert distinct([row(1), row(2), row(1)]) == ([0, 1], [0, 1, 0])
-    typed = TokenizedRow([1], [1], False)
-    assert distinct([row(1), typed]) == ([0, 1], [0, 1])
 
 
 def test_identical_candidates_and_a_shared_prompt_are_computed_once():
@@ -63,10 +23,35 @@ def test_identical_candidates_and_a_shared_prompt_are_computed_once():
     lengths = [len(row.input_ids) for row in rows]
     assert sum(seen) < sum(lengths[:30]) / 4
     torch.testing.assert_close(rewards[:30], rewards[30:], rtol=0, atol=0)
-    seen.clear()
-    scores = rm.score([prompt] * 60, responses * 2)
-    assert sum(seen) == sum(lengths[:30])
-    torch.testing.assert_close(scores.mean, rewards, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(rm.score([prompt] * 60, responses * 2).mean, rewards, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("prompts", [[0, 1, 2, 3], [0] * 4])
+def test_a_row_whose_reward_is_nan_has_its_own_number_also_after_its_equals(prompts, monkeypatch):
+    """Alone, and after a shared beginning."""
+    monkeypatch.setattr("bayesrm_fast.model.shared_beginnings.LEAST_SAVED", 0)
+    rm = BayesianRewardModel(tiny_adapter("llama"), tiny_tokenizer("llama"))
+    rm.fit(tiny_pairs(), rank=4, prior_precision=1.0)
+    rows = rm.tokenize(["a"] * 4, ["able", "able", "art", "about"])
+    with torch.no_grad():
+        rm.model.get_input_embeddings().weight[rm.tokenizer("art").input_ids[1]] = float("nan")
+    for posterior in (None, rm.fitted):
+        with pytest.raises(InputError, match=r"^row 3: .*NaN"):
+            bounded_rewards(rm.passes(), rows, prompts, posterior)
+
+
+def test_progress_counts_distinct_rows_alone_and_in_groups():
+    rm = BayesianRewardModel(tiny_adapter("llama"), tiny_tokenizer("llama"), max_batch_tokens=600)
+    rm.fit(tiny_pairs(), rank=4, prior_precision=1.0)
+    prompts, responses = [words(40, 1)] * 40 + [words(3, 2)], [*[words(4, i) for i in range(20)] * 2, "art"]
+    rows = rm.tokenize(prompts, responses)
+    total = len({tuple(row.input_ids) for row in rows})
+    told = []
+    rewards_of(rm.passes(), rows, [0] * 40 + [1], lambda *at: told.append(at))
+    assert told[-1] == (total, total)
+    assert {of for _, of in told} == {total}
+    assert [done for done, _ in told] == sorted(done for done, _ in told)
+    assert len(told) > 1
 
 
 def bounded(rm, rows):
@@ -85,6 +70,14 @@ def test_a_variance_is_never_below_what_its_last_layer_alone_gives(architecture,
     torch.testing.assert_close(mean, scores.mean, rtol=1e-5, atol=1e-5)
     assert (floor < scores.variance).all()
     assert bool((floor > 0).all()) == (rm.shortcuts.scored_token is not None)
+
+
+def test_without_a_posterior_nothing_is_known_of_the_variances():
+    rm = BayesianRewardModel(tiny_adapter("llama"), tiny_tokenizer("llama")).fit(tiny_pairs(), rank=4)
+    rows = rm.tokenize(["a"] * 3, ["able", "about", "able"])
+    rewards, floors = bounded_rewards(rm.passes(), rows, [0, 1, 2], None)
+    assert floors.tolist() == [0.0, 0.0, 0.0]
+    torch.testing.assert_close(rewards, rewards_of(rm.passes(), rows, [0, 1, 2]))
 
 
 @pytest.mark.parametrize("architecture", ["llama", "bert"])

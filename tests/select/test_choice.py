@@ -5,7 +5,9 @@ import torch
 from tiny import tiny_adapter, tiny_pairs, tiny_tokenizer, words
 
 from bayesrm_fast import BayesianRewardModel, InputError
-from bayesrm_fast.select.rules import KnownCandidates, Need, Rule, WorstCase, first_best
+from bayesrm_fast.select import choice
+from bayesrm_fast.select.rules import KnownCandidates, MeanReward, Need, PenalisedReward, Rule, WorstCase, first_best
+from bayesrm_fast.text.records import Candidates
 
 CANDIDATES = [
     {
@@ -110,6 +112,99 @@ def test_a_rule_that_gives_one_number_for_all_is_refused(rm):
 
     with pytest.raises(InputError, match="Flat gave scores"):
         rm.best_of_each(CANDIDATES, Flat())
+
+
+@pytest.mark.parametrize("rule", ["mean", MeanReward()])
+@pytest.mark.parametrize("exhaustive", [False, True])
+def test_the_mean_needs_no_variance_and_the_winner_is_told_with_its_own(rm, rule, exhaustive, monkeypatch):
+    asked = []
+    computed = choice.score_examples
+    monkeypatch.setattr(
+        choice, "score_examples", lambda passes, rows, *rest: asked.append(len(rows)) or computed(passes, rows, *rest)
+    )
+    found = rm.best_of_each(CANDIDATES, rule, exhaustive=exhaustive)
+    # The winners of both prompts together, or all rows.
+    assert asked == [7 if exhaustive else 2]
+    for one, best in zip(CANDIDATES, found, strict=True):
+        count = len(one["responses"])
+        scores = rm.score([one["prompt"]] * count, one["responses"])
+        assert best.index == int(scores.mean.argmax())
+        assert best.response == one["responses"][best.index]
+        assert best.scores is best.mean
+        assert best.variances_computed == (count if exhaustive else 1)
+        known = ~best.variance.isnan()
+        assert int(known.sum()) == best.variances_computed
+        assert known[best.index]
+        torch.testing.assert_close(best.variance[known], scores.variance[known], rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("penalty", ["std", "variance"])
+def test_lazily_the_winner_is_the_exhaustive_one_and_no_more_is_told_than_was_computed(rm, penalty):
+    sets = [{"prompt": words(3, n), "responses": [words(1 + i, 9 * n + i) for i in range(9)]} for n in range(4)]
+    rule = PenalisedReward(penalty, 2.0)
+    for lazy, full in zip(rm.best_of_each(sets, rule), rm.best_of_each(sets, rule, exhaustive=True), strict=True):
+        assert lazy.index == full.index
+        assert lazy.response == full.response
+        assert full.variances_computed == 9
+        known = ~lazy.variance.isnan()
+        assert lazy.variances_computed == int(known.sum()) >= 1
+        assert torch.equal(lazy.scores.isnan(), ~known)
+        torch.testing.assert_close(lazy.variance[known], full.variance[known], rtol=1e-4, atol=0)
+        torch.testing.assert_close(lazy.mean, full.mean, rtol=1e-4, atol=1e-5)
+
+
+class Doubtful(Rule):
+    """Needs variances, and says nothing of what a score cannot be above."""
+
+    needs = frozenset({Need.VARIANCE})
+
+    def scores(self, known):
+        return known.variance
+
+
+def test_a_rule_without_ceilings_gets_every_variance_and_it_is_said(rm):
+    with pytest.warns(UserWarning, match="Doubtful has no ceilings, so every variance is computed"):
+        found = rm.best_of_each(CANDIDATES, Doubtful())
+    for best in found:
+        assert best.variances_computed == len(best.mean)
+        assert best.index == int(best.variance.argmax())
+
+
+def test_progress_counts_the_candidates_whose_means_are_known(rm):
+    for rule, exhaustive in (("std", False), ("std", True), ("mean", False)):
+        told = []
+        rm.best_of_each(CANDIDATES, rule, exhaustive=exhaustive, progress=lambda *at, told=told: told.append(at))
+        assert told[-1] == (7, 7)
+
+
+def test_rows_that_were_cut_are_told(rm):
+    short = BayesianRewardModel(rm.model, rm.tokenizer, max_length=8)
+    short.posterior = rm.posterior
+    best = short.best_of_n("a", ["able", words(9, 1)])
+    assert best.truncated.tolist() == [False, True]
+
+
+class Hopeful(Rule):
+    """Scores what it does not know as if it were nothing."""
+
+    needs = frozenset({Need.VARIANCE})
+
+    def scores(self, known):
+        return known.mean - 0.1 * known.variance.nan_to_num(0)
+
+
+CANDIDATE_SET = Candidates("a", ["able", "about", "act"])
+
+
+def test_a_candidate_whose_variance_is_not_known_is_not_chosen_by_a_rule_that_needs_it():
+    known = KnownCandidates(torch.tensor([9.0, 1.0, 2.0]), torch.tensor([torch.nan, 0.0, 4.0]))
+    cut = torch.zeros(3, dtype=torch.bool)
+    best = choice.chosen(PenalisedReward("std", 1.0), CANDIDATE_SET, known, cut)
+    assert (best.index, best.response, best.variances_computed) == (1, "about", 2)
+    assert choice.chosen(Hopeful(), CANDIDATE_SET, known, cut).index == 2
+    assert choice.chosen(MeanReward(), CANDIDATE_SET, known, cut).index == 0
+    nothing = choice.chosen(MeanReward(), CANDIDATE_SET, KnownCandidates(known.mean), cut)
+    assert (nothing.variances_computed, nothing.variance.isnan().all()) == (0, True)
 
 
 def test_a_rule_is_a_function_of_what_is_known():

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from bayesrm_fast import InputError
-from bayesrm_fast.select.rules import RULES, KnownCandidates, Need, first_best, rule_of
+from bayesrm_fast.select.rules import RULES, KnownCandidates, Need, PenalisedReward, first_best, rule_of
 
 MEAN, VARIANCE = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([0.0, 1.0, 9.0])
 BAD_WEIGHTS = (-1.0, float("nan"), float("inf"))
@@ -43,6 +43,22 @@ def test_a_ceiling_is_never_below_a_score(penalty):
     rule = rule_of(penalty, 2.0)
     for share in (0.0, 0.5, 1.0):
         assert (rule.ceilings(MEAN, share * VARIANCE) >= rule.scores(KNOWN)).all()
+
+
+def test_a_rule_that_does_not_know_the_variances_has_no_ceilings():
+    for name in ("mean", "worst", "uncertainty"):
+        assert rule_of(name, 1.0).ceilings(MEAN, VARIANCE) is None
+
+
+def test_a_rule_itself_is_taken_as_it_is():
+    rule = PenalisedReward("variance", 3.0)
+    assert rule_of(rule, -1.0) is rule
+    with pytest.raises(InputError, match="penalty must be"):
+        PenalisedReward("mean")
+
+
+def test_where_no_score_is_known_the_first_is_the_best():
+    assert first_best(torch.full((3,), torch.nan)) == 0
 
 
 def test_of_equal_scores_the_lower_index_wins():

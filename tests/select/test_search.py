@@ -63,3 +63,20 @@ def test_a_wave_is_filled_with_what_comes_next_as_long_as_it_finds_room():
     tokens = [[10, 10, 30, 10, 10]]
     search = LazySearch(PenalisedReward("std", 1.0), means, [torch.zeros(5)], tokens, wave_tokens=40)
     assert search.next_wave() == [(0, 0), (0, 1)]
+
+
+def test_of_equals_the_one_with_the_lower_index_is_asked_for_also_at_the_best_score():
+    """Its ceiling equals the best score: it can still win. One with a higher index cannot."""
+    rule = PenalisedReward("std", 1.0)
+    means, floors = [torch.tensor([2.0, 3.0, 2.0])], [torch.zeros(3)]
+    search = LazySearch(rule, means, floors, [[10] * 3], wave_tokens=1)
+    assert waves_of(search, [torch.tensor([0.0, 1.0, 0.0])]) == [[(0, 1)], [(0, 0)]]
+
+
+def test_what_was_not_asked_for_stays_unknown():
+    search = LazySearch(PenalisedReward(), [torch.tensor([5.0, 1.0])], [torch.zeros(2)], [[10] * 2], wave_tokens=1)
+    waves_of(search, [torch.tensor([0.25, 0.25])])
+    (variance,) = search.variances
+    assert variance[0] == 0.25
+    assert variance[1].isnan()
+    assert search.next_wave() == []

@@ -1,0 +1,75 @@
+"""Which rows share the beginning that they have in common, by counted tokens."""
+
+import pytest
+import torch
+from tiny import tiny_adapter, tiny_pairs, tiny_tokenizer, words
+
+from bayesrm_fast import BayesianRewardModel, InputError
+from bayesrm_fast.model.shared_beginnings import LEAST_SAVED, Group, scalars_after_beginnings, shared_beginnings
+from bayesrm_fast.text.examples import TokenizedRow
+
+
+def row(*ids):
+    return TokenizedRow(list(ids), None, False)
+
+
+def rows_after(prompt, count, length=4):
+    return [row(*prompt, *[10 + i] * length) for i in range(count)]
+
+
+def test_a_long_prompt_is_shared_and_a_short_one_is_not():
+    long = list(range(1, LEAST_SAVED))
+    groups = shared_beginnings([*rows_after(long, 3), *rows_after([1, 2, 3], 40)], [0] * 3 + [1] * 40, 0)
+    assert [(group.rows, group.shared) for group in groups] == [([0, 1, 2], len(long))]
+
+
+def test_what_sharing_saves_is_counted_against_all_tokens():
+    prompt = [1] * 20
+    assert shared_beginnings(rows_after(prompt, 50, 30), [0] * 50, 0)
+    assert not shared_beginnings(rows_after(prompt, 50, 300), [0] * 50, 0)
+
+
+def test_a_row_keeps_the_token_at_which_it_is_scored():
+    prompt = [1] * LEAST_SAVED
+    whole, longer, ended = row(*prompt), row(*prompt, 7), row(*prompt, 0, 0)
+    (group,) = shared_beginnings([whole, longer, ended], [0] * 3, 0)
+    assert group.shared == len(prompt) - 1
+
+
+def test_rows_of_other_prompts_or_alone_are_not_shared():
+    prompt = [1] * LEAST_SAVED
+    assert not shared_beginnings(rows_after(prompt, 2), [0, 1], 0)
+
+
+def test_rows_of_one_prompt_need_not_stand_together():
+    long = list(range(1, LEAST_SAVED))
+    first, second, third = rows_after(long, 3)
+    assert shared_beginnings([first, second, row(5), third], [0, 0, 1, 0], 0) == [Group([0, 1, 3], len(long))]
+
+
+@pytest.fixture(params=[60, 4096], ids=["small batches", "one batch"])
+def rm(request):
+    model = BayesianRewardModel(tiny_adapter("llama"), tiny_tokenizer("llama"), max_batch_tokens=request.param)
+    return model.fit(tiny_pairs(), rank=4, prior_precision=1.0)
+
+
+def test_rewards_after_a_shared_beginning_are_those_of_the_whole_rows(rm):
+    rows = rm.tokenize([words(12, 1)] * 5 + [words(9, 2)] * 3, [words(1 + 5 * i % 8, 50 + i) for i in range(8)])
+    expected = rm.score_tokenized(rows).mean
+    found = torch.full((8,), torch.nan)
+    for positions, scalars in scalars_after_beginnings(
+        rm.passes(), rows, [Group([0, 1, 2, 3, 4], 13), Group([5, 7], 6)]
+    ):
+        found[positions] = scalars.squeeze(1)
+    seen = [0, 1, 2, 3, 4, 5, 7]
+    torch.testing.assert_close(found[seen], expected[seen], rtol=1e-5, atol=1e-5)
+    assert found[6].isnan()
+
+
+def test_a_row_whose_reward_is_nan_after_a_shared_beginning_has_its_own_number(rm):
+    prompt = words(12, 1).replace("art", "a")
+    rows = rm.tokenize([prompt] * 4, ["able", "about", "above art", "act"])
+    with torch.no_grad():
+        rm.model.get_input_embeddings().weight[rm.tokenizer("art").input_ids[1]] = float("nan")
+    with pytest.raises(InputError, match=r"row 3: .*NaN"):
+        list(scalars_after_beginnings(rm.passes(), rows, [Group([0, 1, 2, 3], 12)]))
