@@ -3,8 +3,8 @@
 import contextlib
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Self, cast
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Self, cast
 
 import torch
 from peft import PeftModel
@@ -13,6 +13,8 @@ from torch import Tensor
 from bayesrm_fast.errors import InputError
 from bayesrm_fast.reward_model import BayesianRewardModel
 from bayesrm_fast.saved.folders import hub_options, local_folder
+from bayesrm_fast.score.relative import positions_of_equals
+from bayesrm_fast.score.variances import RewardScores
 from bayesrm_fast.select.choice import BestOfN, chosen
 from bayesrm_fast.select.rules import KnownCandidates, Need, Rule, rule_of
 from bayesrm_fast.text.records import Candidates, Text
@@ -26,11 +28,14 @@ class EnsembleScores:
         members: MAP rewards of each member `[M, N]`.
         within: mean over the members of their posterior variances `[N]`; zero where they have no posterior.
         truncated: which rows `max_length` cut for any member, `[N]`, bool.
+        baseline: mean of the members' mean rewards of each row's prompt `[N]`; all rewards and variances are then those
+            of the difference to each member's own. None where they are the rewards' own.
     """
 
     members: Tensor
     within: Tensor
     truncated: Tensor
+    baseline: Tensor | None = None
 
     @property
     def mean(self) -> Tensor:
@@ -124,38 +129,72 @@ class RewardEnsemble:
         cast(PeftModel, first.model).set_adapter(str(first.adapter), inference_mode=True)
         return cls(members)
 
-    def score(self, prompts: Sequence[Text], responses: Sequence[Text]) -> EnsembleScores:
+    def score(
+        self, prompts: Sequence[Text], responses: Sequence[Text], *, relative_to: Literal["prompt"] | None = None
+    ) -> EnsembleScores:
         """Every member's reward of `responses[i]` to `prompts[i]`, and variance where members have posteriors.
+
+        Args:
+            prompts, responses: N of each.
+            relative_to: "prompt" for differences to the mean of all responses to the same prompt, each member's to its
+                own: the constant that a prompt adds to a member's rewards is no disagreement about a choice.
 
         Raises:
             InputError: no rows, lists of different lengths, or text that cannot be read.
         """
-        rewards, variances, truncated = [], [], []
+        found = []
         for member in self.members:
             with _active(member):
-                rows = member.tokenize(prompts, responses)
-                truncated.append(torch.tensor([row.truncated for row in rows]))
-                if member.posterior is None:
-                    rewards.append(member.rewards_tokenized(rows, prompts))
-                else:
-                    scores = member.score_tokenized(rows)
-                    rewards.append(scores.mean)
-                    variances.append(scores.variance)
-        means = torch.stack(rewards)
-        within = torch.stack(variances).mean(0) if variances else torch.zeros_like(means[0])
-        return EnsembleScores(means, within, torch.stack(truncated).any(0))
+                found.append(_scores_of(member, prompts, responses, relative_to))
+        baselines = [one.baseline for one in found if one.baseline is not None]
+        return EnsembleScores(
+            torch.stack([one.mean for one in found]),
+            torch.stack([one.variance for one in found]).mean(0),
+            torch.stack([one.truncated for one in found]).any(0),
+            torch.stack(baselines).mean(0) if relative_to is not None else None,
+        )
 
     def best_of_n(
-        self, prompt: Text, responses: Sequence[Text], rule: str | Rule = "uncertainty", k: float = 0.5
+        self,
+        prompt: Text,
+        responses: Sequence[Text],
+        rule: str | Rule = "uncertainty",
+        k: float = 0.5,
+        *,
+        relative: bool = True,
     ) -> BestOfN:
         """The candidate with the largest score (`EnsembleScores.scores`); of equals the first.
+
+        Rewards and variances are those of the difference to the mean of the prompt's candidates, unless `relative` is
+        False.
 
         Raises:
             InputError: no candidates, text that cannot be read, or a rule that is unknown or cannot be served.
         """
         asked = _served(rule, k)
-        found = self.score([prompt] * len(responses), responses)
-        return chosen(asked, Candidates(prompt, responses), found.known, found.truncated)
+        prompts = [prompt] * len(responses)
+        found = self.score(prompts, responses, relative_to="prompt" if relative else None)
+        best = chosen(asked, Candidates(prompt, responses), found.known, found.truncated)
+        return best if found.baseline is None else replace(best, baseline=float(found.baseline[0]))
+
+
+def _scores_of(
+    member: BayesianRewardModel,
+    prompts: Sequence[Text],
+    responses: Sequence[Text],
+    relative_to: Literal["prompt"] | None,
+) -> RewardScores:
+    """One member's; without a posterior its variance is zero."""
+    if member.posterior is not None:
+        return member.score(prompts, responses, relative_to=relative_to)
+    rows = member.tokenize(prompts, responses)
+    rewards = member.rewards_tokenized(rows, prompts)
+    baseline = torch.zeros_like(rewards)
+    if relative_to is not None:
+        for own in positions_of_equals([str(prompt) for prompt in prompts]):
+            baseline[own] = rewards[own].mean()
+    truncated = torch.tensor([row.truncated for row in rows])
+    return RewardScores(rewards - baseline, torch.zeros_like(rewards), truncated, baseline)
 
 
 @contextlib.contextmanager

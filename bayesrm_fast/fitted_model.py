@@ -14,7 +14,7 @@ from bayesrm_fast.model.reward_model import RewardModel
 from bayesrm_fast.posterior.base import PenaltyChoice, Posterior
 from bayesrm_fast.score.joint import JointRewards, Outside, joint_rewards
 from bayesrm_fast.score.means import rewards_of
-from bayesrm_fast.score.relative import Comparison, score_differences
+from bayesrm_fast.score.relative import Comparison, positions_of_equals, score_differences
 from bayesrm_fast.score.variances import PairScores, RewardScores, score_examples
 from bayesrm_fast.select.choice import BestOfN, check_needs, choose_each
 from bayesrm_fast.select.rules import Rule, rule_of
@@ -83,7 +83,7 @@ class FittedRewardModel(RewardModel):
             return self.score_tokenized(rows, progress=progress)
         keys = [str(prompt) for prompt in prompts]
         if relative_to == "prompt":
-            comparisons = [Comparison(own, own) for own in _positions_of_equals(keys)]
+            comparisons = [Comparison(own, own) for own in positions_of_equals(keys)]
             _tell_of_single_rows(comparisons)
             return self.score_differences(rows, comparisons, progress=progress)
         if isinstance(relative_to, str):
@@ -91,7 +91,7 @@ class FittedRewardModel(RewardModel):
         where = [f"reference {i + 1}" for i in range(len(relative_to))]
         references = self.tokenize(prompts, relative_to, where)
         keys = [f"{key}\0{reference}" for key, reference in zip(keys, relative_to, strict=True)]
-        comparisons = [Comparison(own, [len(rows) + own[0]]) for own in _positions_of_equals(keys)]
+        comparisons = [Comparison(own, [len(rows) + own[0]]) for own in positions_of_equals(keys)]
         return self.score_differences([*rows, *references], comparisons, progress=progress)
 
     @outside_inference_mode
@@ -350,14 +350,6 @@ def _has(row: Any, name: str) -> bool:
 def _pool(pairs: Sequence[PreferencePair]) -> dict[str, Text]:
     """The different responses of some pairs."""
     return {str(text): text for pair in pairs for text in (pair.chosen, pair.rejected)}
-
-
-def _positions_of_equals(keys: Sequence[str]) -> list[list[int]]:
-    """Positions of equal keys together, in the order in which the keys first appear."""
-    found: dict[str, list[int]] = {}
-    for position, key in enumerate(keys):
-        found.setdefault(key, []).append(position)
-    return list(found.values())
 
 
 def _tell_of_single_rows(comparisons: Sequence[Comparison]) -> None:

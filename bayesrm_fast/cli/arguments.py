@@ -15,6 +15,10 @@ if TYPE_CHECKING:
 Model = Annotated[Path, typer.Argument(help="Folder of an adapter, with its posterior where one is needed.")]
 Pairs = Annotated[Path, typer.Argument(help="JSONL, JSONL.gz or Parquet with prompt, chosen, rejected.")]
 Output = Annotated[Path, typer.Argument(help="Results, as .jsonl, .jsonl.gz or .parquet.")]
+Relative = Annotated[
+    bool,
+    typer.Option("--relative/--absolute", help="Of the difference to the prompt's other candidates, or the reward's."),
+]
 Resume = Annotated[bool, typer.Option(help="Continue a run that was killed.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")]
 MaxLength = Annotated[int | None, typer.Option(help="Tokens at which a row is cut.")]

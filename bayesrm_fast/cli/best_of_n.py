@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bayesrm_fast.cli.arguments import AsJson, MaxBatchTokens, Model, Output, Resume
+from bayesrm_fast.cli.arguments import AsJson, MaxBatchTokens, Model, Output, Resume, number
 from bayesrm_fast.cli.jobs import in_chunks, job_header
 from bayesrm_fast.cli.models import load_fitted
 from bayesrm_fast.cli.resumable import ResumableOutput
@@ -21,29 +21,36 @@ def best_of_n(
     input_file: Annotated[Path, typer.Argument(metavar="INPUT", help="Rows of prompt, responses.")],
     output: Output,
     rule: Annotated[str, typer.Option(help="mean, std or variance.")] = "std",
-    k: Annotated[float, typer.Option("--k", help="Weight of the rule's penalty.")] = 1.0,
+    k: Annotated[str, typer.Option("--k", help="Weight of the rule's penalty: a number, or tuned.")] = "1",
+    relative: Annotated[
+        bool,
+        typer.Option("--relative/--absolute", help="Of the difference to the prompt's candidates, or of the reward."),
+    ] = True,
     resume: Resume = False,
     max_batch_tokens: MaxBatchTokens = None,
     as_json: AsJson = False,
 ) -> None:
-    """Pick the best response of every prompt by its penalised reward."""
+    """Pick the best response of every prompt by its reward less the uncertainty of the choice."""
     from bayesrm_fast.select.choice import check_needs
     from bayesrm_fast.select.rules import rule_of
     from bayesrm_fast.text.files import check_output, iter_rows
     from bayesrm_fast.text.prefetching import prefetched
     from bayesrm_fast.text.records import iter_candidate_sets
 
-    asked = rule_of(rule, k)
+    weight = k if k == "tuned" else number("k", k)
+    asked = rule_of(rule, 1.0 if isinstance(weight, str) else weight)
     check_needs(asked, [])
     check_output(output)
     total = sum(1 for _ in iter_candidate_sets(iter_rows(input_file), str(input_file)))
     loaded = load_fitted(model, max_batch_tokens)
-    header = job_header(loaded, input_file, {"max_batch_tokens": max_batch_tokens, "rule": rule, "k": k})
+    used = loaded.penalty_weight(weight, relative)
+    options = {"max_batch_tokens": max_batch_tokens, "rule": rule, "k": used, "relative": relative}
+    header = job_header(loaded, input_file, options)
     results = ResumableOutput(output, header, resume)
     with progress_bar("choosing") as tell:
         sets = iter_candidate_sets(iter_rows(input_file), str(input_file))
         for chunk in prefetched(in_chunks(sets, results.count)):
-            best = loaded.best_of_each(chunk, asked)
+            best = loaded.best_of_each(chunk, rule, used, relative=relative)
             results.add(_chosen_row(one, found) for one, found in zip(chunk, best, strict=True))
             tell(results.count, total)
     tally = dict.fromkeys(("candidates", "variances_computed", "choices_changed_by_the_penalty"), 0)
@@ -65,6 +72,7 @@ def _chosen_row(one: "Candidates", best: "BestOfN") -> dict[str, Any]:
         "response": best.response,
         "score": best.scores[i].item(),
         "mean": best.mean[i].item(),
+        "baseline": best.baseline,
         "std": best.variance[i].sqrt().item(),
         "index_by_mean": first_best(best.mean),
         "candidates": len(one.responses),

@@ -1,5 +1,6 @@
 """`bayesrm score`."""
 
+import itertools
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,6 +12,7 @@ from bayesrm_fast.cli.jobs import in_chunks, job_header
 from bayesrm_fast.cli.models import load_fitted
 from bayesrm_fast.cli.resumable import ResumableOutput
 from bayesrm_fast.cli.terminal import progress_bar, show_summary
+from bayesrm_fast.errors import InputError
 
 if TYPE_CHECKING:
     from bayesrm_fast.reward_model import BayesianRewardModel
@@ -22,6 +24,10 @@ def score(
     model: Model,
     input_file: Annotated[Path, typer.Argument(metavar="INPUT", help="Rows of prompt, responses or of pairs.")],
     output: Output,
+    relative: Annotated[
+        bool,
+        typer.Option("--relative/--absolute", help="Of the difference to the prompt's candidates, or of the reward."),
+    ] = False,
     resume: Resume = False,
     max_batch_tokens: MaxBatchTokens = None,
     as_json: AsJson = False,
@@ -35,11 +41,13 @@ def score(
     is_paired = "responses" not in first and "chosen" in first
     read: Any = iter_preference_pairs if is_paired else iter_candidate_sets
     total = sum(1 for _ in read(iter_rows(input_file), str(input_file)))
+    if is_paired and relative:
+        raise InputError("pairs are scored as differences already: --relative is for rows of responses")
     loaded = load_fitted(model, max_batch_tokens)
-    header = job_header(loaded, input_file, {"max_batch_tokens": max_batch_tokens})
+    header = job_header(loaded, input_file, {"max_batch_tokens": max_batch_tokens, "relative": relative})
     results = ResumableOutput(output, header, resume)
     chunks = in_chunks(read(iter_rows(input_file), str(input_file)), results.count)
-    scored = _scored_pairs(loaded, chunks) if is_paired else _scored_candidates(loaded, chunks)
+    scored = _scored_pairs(loaded, chunks) if is_paired else _scored_candidates(loaded, chunks, relative)
     with progress_bar("scoring") as tell:
         for rows in scored:
             results.add(rows)
@@ -53,8 +61,9 @@ def score(
 
 
 def _scored_candidates(
-    loaded: "BayesianRewardModel", chunks: "Iterable[list[Candidates]]"
+    loaded: "BayesianRewardModel", chunks: "Iterable[list[Candidates]]", relative: bool
 ) -> Iterator[list[dict[str, Any]]]:
+    from bayesrm_fast.score.relative import Comparison
     from bayesrm_fast.text.prefetching import prefetched
 
     def tokenized() -> "Iterator[tuple[list[Candidates], list[TokenizedRow]]]":
@@ -62,7 +71,13 @@ def _scored_candidates(
             yield chunk, loaded.tokenize_candidates(chunk)
 
     for chunk, rows in prefetched(tokenized()):
-        columns = {name: values.tolist() for name, values in loaded.score_tokenized(rows).columns().items()}
+        stops = list(itertools.accumulate(len(one.responses) for one in chunk))
+        places = [list(range(stop - len(one.responses), stop)) for one, stop in zip(chunk, stops, strict=True)]
+        if relative:
+            scores = loaded.score_differences(rows, [Comparison(own, own) for own in places])
+        else:
+            scores = loaded.score_tokenized(rows)
+        columns = {name: values.tolist() for name, values in scores.columns().items()}
         start, scored = 0, []
         for one in chunk:
             stop = start + len(one.responses)

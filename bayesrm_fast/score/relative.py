@@ -38,6 +38,14 @@ class Comparison:
     baseline: list[int]
 
 
+def positions_of_equals(keys: Sequence[str]) -> list[list[int]]:
+    """Positions of equal keys together, in the order in which the keys first appear."""
+    found: dict[str, list[int]] = {}
+    for position, key in enumerate(keys):
+        found.setdefault(key, []).append(position)
+    return list(found.values())
+
+
 @dataclass(frozen=True)
 class Differences:
     """Rewards of the compared rows less their baselines, in the order of the comparisons and of their rows, on the CPU.
