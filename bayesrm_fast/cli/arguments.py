@@ -17,7 +17,7 @@ Pairs = Annotated[Path, typer.Argument(help="JSONL, JSONL.gz or Parquet with pro
 Output = Annotated[Path, typer.Argument(help="Results, as .jsonl, .jsonl.gz or .parquet.")]
 Relative = Annotated[
     bool,
-    typer.Option("--relative/--absolute", help="Of the difference to the prompt's other candidates, or the reward's."),
+    typer.Option("--relative/--absolute", help="Difference to the prompt's other candidates, or reward."),
 ]
 Resume = Annotated[bool, typer.Option(help="Continue a run that was killed.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")]

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bayesrm_fast.cli.arguments import AsJson, MaxBatchTokens, Model, Output, Resume, number
+from bayesrm_fast.cli.arguments import AsJson, MaxBatchTokens, Model, Output, Relative, Resume, number
 from bayesrm_fast.cli.jobs import in_chunks, job_header
 from bayesrm_fast.cli.models import load_fitted
 from bayesrm_fast.cli.resumable import ResumableOutput
@@ -22,10 +22,7 @@ def best_of_n(
     output: Output,
     rule: Annotated[str, typer.Option(help="mean, std or variance.")] = "std",
     k: Annotated[str, typer.Option("--k", help="Weight of the rule's penalty: a number, or tuned.")] = "1",
-    relative: Annotated[
-        bool,
-        typer.Option("--relative/--absolute", help="Of the difference to the prompt's candidates, or of the reward."),
-    ] = True,
+    relative: Relative = True,
     resume: Resume = False,
     max_batch_tokens: MaxBatchTokens = None,
     as_json: AsJson = False,

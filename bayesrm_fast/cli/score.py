@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bayesrm_fast.cli.arguments import AsJson, MaxBatchTokens, Model, Output, Resume
+from bayesrm_fast.cli.arguments import AsJson, MaxBatchTokens, Model, Output, Relative, Resume
 from bayesrm_fast.cli.jobs import in_chunks, job_header
 from bayesrm_fast.cli.models import load_fitted
 from bayesrm_fast.cli.resumable import ResumableOutput
@@ -24,10 +24,7 @@ def score(
     model: Model,
     input_file: Annotated[Path, typer.Argument(metavar="INPUT", help="Rows of prompt, responses or of pairs.")],
     output: Output,
-    relative: Annotated[
-        bool,
-        typer.Option("--relative/--absolute", help="Of the difference to the prompt's candidates, or of the reward."),
-    ] = False,
+    relative: Relative = False,
     resume: Resume = False,
     max_batch_tokens: MaxBatchTokens = None,
     as_json: AsJson = False,
