@@ -188,12 +188,16 @@ def _by_kept_gradients(
     compared, owner = _entries([[back[place[i]] for i in one.rows] for one in window])
     origin, origin_owner = _entries([[back[place[i]] for i in one.baseline] for one in window])
     counts = torch.bincount(origin_owner, minlength=len(window)).clamp(min=1)
+    has_origin = torch.tensor([bool(one.baseline) for one in window])
+    first_origin = torch.tensor([back[place[one.baseline[0]]] if one.baseline else 0 for one in window])
 
     def mean_of(values: Tensor) -> Tensor:  # (U, …) -> (comparisons, …)
-        of_rows = values[origin.to(values.device)]
+        # As differences to each comparison's first row: the mean of equal rows is that row, to the last digit.
+        at, owners = origin.to(values.device), origin_owner.to(values.device)
+        anchors = values[first_origin.to(values.device)] * has_origin.to(values).view(-1, *[1] * (values.dim() - 1))
         total = values.new_zeros(len(window), *values.shape[1:])
-        total.index_add_(0, origin_owner.to(values.device), of_rows)
-        return total / counts.to(values).view(-1, *[1] * (values.dim() - 1))
+        total.index_add_(0, owners, values[at] - anchors[owners])
+        return anchors + total / counts.to(values).view(-1, *[1] * (values.dim() - 1))
 
     for site in list(kept[0]):
         gradients = torch.cat([batch.pop(site) for batch in kept])  # in the order of the batches

@@ -1,0 +1,35 @@
+"""What best-of-n is worth, against all subsets and by simulation."""
+
+import itertools
+import math
+
+import pytest
+import torch
+
+from bayesrm_fast.select.estimators import best_of_n_kl, expected_best_of_n, mean_and_standard_error, sizes_up_to
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 5, 6])
+def test_the_expectation_is_that_over_all_subsets_ties_and_all(n):
+    scores, gold = torch.tensor([0.1, 0.5, 0.5, -2.0, 0.1, 0.4]), torch.tensor([1.0, 0.0, 3.0, 5.0, 2.0, 7.0])
+    subsets = list(itertools.combinations(range(6), n))
+    best = [min(subset, key=lambda i: (-float(scores[i]), i)) for subset in subsets]
+    expected = sum(float(gold[i]) for i in best) / len(subsets)
+    assert expected_best_of_n(scores, gold, n) == pytest.approx(expected, rel=1e-12)
+
+
+def test_sizes_are_powers_of_two_and_the_whole():
+    assert sizes_up_to(1) == [1]
+    assert sizes_up_to(8) == [1, 2, 4, 8]
+    assert sizes_up_to(100) == [1, 2, 4, 8, 16, 32, 64, 100]
+
+
+def test_the_kl_of_one_draw_is_nothing():
+    assert best_of_n_kl(1) == 0.0
+    assert best_of_n_kl(4) == pytest.approx(math.log(4) - 0.75)
+
+
+def test_a_standard_error_needs_two():
+    assert mean_and_standard_error([3.0]) == (3.0, math.inf)
+    mean, error = mean_and_standard_error([1.0, 2.0, 3.0, 6.0])
+    assert (mean, error) == pytest.approx((3.0, (14 / 3) ** 0.5 / 2))

@@ -1,0 +1,129 @@
+"""k comes from data, and is 0 where data does not speak for it."""
+
+import math
+
+import pytest
+import torch
+from tiny import tiny_adapter, tiny_pairs, tiny_tokenizer, words
+
+from bayesrm_fast import BayesianRewardModel, InputError
+from bayesrm_fast.select.tuning import WEIGHTS, JudgedPrompt, tuned_by_gold, tuned_by_pairs
+
+
+def prompts(count, sign, noise=0.1, n=32, seed=0):
+    """Gold is what the mean says, less (sign > 0) or more (sign < 0) of the std."""
+    generator = torch.Generator().manual_seed(seed)
+    made = []
+    for _ in range(count):
+        mean, std = torch.randn(n, generator=generator), torch.rand(n, generator=generator) * 2
+        made.append(JudgedPrompt(mean, std, mean - sign * std + noise * torch.randn(n, generator=generator)))
+    return made
+
+
+def test_the_k_that_gold_speaks_for_is_found():
+    chosen = tuned_by_gold(prompts(40, sign=1.0))
+    assert chosen.k == 1.0
+    assert chosen.gain > 2 * chosen.standard_error > 0
+    assert (chosen.judged, chosen.prompts) == ("responses", 40)
+    assert [k for k, _ in chosen.curve] == list(WEIGHTS)
+
+
+@pytest.mark.parametrize("sign", [-1.0, 0.0])
+def test_where_a_penalty_harms_or_does_nothing_k_is_zero(sign):
+    chosen = tuned_by_gold(prompts(40, sign))
+    assert (chosen.k, chosen.gain) == (0.0, 0.0)
+
+
+def test_a_gain_within_one_standard_error_is_none():
+    one = prompts(1, sign=1.0)  # of one prompt nobody knows the error
+    assert tuned_by_gold(one).k == 0.0
+    assert tuned_by_gold(one * 40).k > 0.0
+
+
+def test_prompts_whose_gold_is_all_the_same_say_nothing():
+    same = JudgedPrompt(torch.randn(4), torch.rand(4), torch.ones(4))
+    assert tuned_by_gold([*prompts(20, 1.0), same]) == tuned_by_gold(prompts(20, 1.0))
+    with pytest.raises(InputError, match="different gold"):
+        tuned_by_gold([same])
+
+
+def pairs_of(sign, count=2000):
+    generator = torch.Generator().manual_seed(1)
+    mean, std = torch.randn(count, generator=generator), torch.randn(count, generator=generator)
+    prefers = torch.rand(count, generator=generator) < torch.sigmoid(3 * (mean - sign * std))
+    flip = torch.where(prefers, 1.0, -1.0)
+    return flip * mean, flip * std
+
+
+def test_pairs_that_prefer_certainty_give_a_weight_and_others_none():
+    assert tuned_by_pairs(*pairs_of(1.0), prompts=7).k == 1.0
+    assert tuned_by_pairs(*pairs_of(2.0), prompts=7).k == 2.0
+    chosen = tuned_by_pairs(*pairs_of(-1.0), prompts=7)
+    assert (chosen.k, chosen.judged, chosen.prompts) == (0.0, "pairs", 7)
+    assert math.isnan(chosen.gain)
+
+
+@pytest.fixture(scope="module")
+def rm():
+    model = BayesianRewardModel(tiny_adapter("llama"), tiny_tokenizer("llama"))
+    return model.fit(tiny_pairs(), rank=4, prior_precision=1.0)
+
+
+def judged(rm, sign):
+    rows = []
+    for i in range(12):
+        prompt, responses = words(3, i), [words(2 + j % 7, 50 * i + j) for j in range(10)]
+        scores = rm.score([prompt] * 10, responses, relative_to="prompt")
+        rows.append({"prompt": prompt, "responses": responses, "gold": (scores.mean - sign * scores.std).tolist()})
+    return rows
+
+
+def test_a_tuned_penalty_is_used_saved_and_loaded(rm, adapter_folder, tmp_path):
+    loaded = BayesianRewardModel.from_pretrained(adapter_folder, device="cpu").fit(tiny_pairs(), rank=4)
+    with pytest.raises(InputError, match="call tune_penalty first"):
+        loaded.best_of_n("above", ["able", "about"], k="tuned")
+    rows = judged(loaded, 1.0)
+    chosen = loaded.tune_penalty(rows)
+    assert chosen.k > 0
+    loaded.save_pretrained(tmp_path / "rm")
+    again = BayesianRewardModel.from_pretrained(tmp_path / "rm", device="cpu")
+    assert again.posterior.penalty == chosen
+    row = rows[0]
+    tuned = again.best_of_n(row["prompt"], row["responses"], k="tuned")
+    torch.testing.assert_close(tuned.scores, loaded.best_of_n(row["prompt"], row["responses"], k=chosen.k).scores)
+    with pytest.raises(InputError, match="relative=True"):
+        again.best_of_n("above", ["able", "about"], k="tuned", relative=False)
+    with pytest.raises(InputError, match="a number or 'tuned'"):
+        again.best_of_n("above", ["able", "about"], k="much")
+
+
+def test_pairs_tune_where_there_is_nothing_better_and_it_is_told(rm):
+    pairs = []
+    for row in judged(rm, 1.0):
+        order = sorted(range(10), key=lambda i: -row["gold"][i])
+        responses = row["responses"]
+        pairs += [
+            {"prompt": row["prompt"], "chosen": responses[order[i]], "rejected": responses[order[-1 - i]]}
+            for i in range(4)
+            if responses[order[i]] != responses[order[-1 - i]]
+        ]
+    with pytest.warns(UserWarning, match="judged responses say more"):
+        chosen = rm.tune_penalty(pairs)
+    assert chosen.judged == "pairs"
+    assert math.isnan(chosen.standard_error)
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([], "there are no rows"),
+        ([{"prompt": "a", "responses": ["able", "act"]}], "judged, row 1 has no gold"),
+        ([{"prompt": "a", "responses": ["able", "act"], "gold": [1]}], "judged, row 1: gold must be 2 finite numbers"),
+        ([{"prompt": "a", "responses": ["able"], "gold": [1]}], "no prompt has several responses"),
+        ([{"prompt": "a", "responses": ["able", "act"], "gold": [1, 1]}], "different gold"),
+        (tiny_pairs(3), "three or more different responses"),
+    ],
+)
+def test_what_cannot_be_tuned_by_is_named(rm, rows, message):
+    with pytest.raises(InputError, match=message):
+        rm.tune_penalty(rows)
