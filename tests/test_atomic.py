@@ -21,6 +21,10 @@ def write(folder, **files):
         (folder / name).write_text(text)
 
 
+def fail_after(written, error):
+    raise error
+
+
 class Fails:
     """`os.rename`, which fails at its n-th call."""
 
@@ -43,8 +47,7 @@ def test_a_file_is_replaced_at_once_or_stays(tmp_path):
         assert path.read_text() == "old"
     assert content(tmp_path) == {"file": b"new"}
     with pytest.raises(KeyboardInterrupt), written_whole(path) as beside:
-        beside.write_text("newer")
-        raise KeyboardInterrupt
+        fail_after(beside.write_text("newer"), KeyboardInterrupt())
     assert content(tmp_path) == {"file": b"new"}
 
 
@@ -63,8 +66,7 @@ def test_a_new_folder_appears_at_once(tmp_path):
 def test_of_a_new_folder_that_fails_nothing_is_left(tmp_path, monkeypatch, error):
     expected = InputError if isinstance(error, OSError) else type(error)
     with pytest.raises(expected), replaced_whole(tmp_path / "folder") as new:
-        write(new, a="1")
-        raise error
+        fail_after(write(new, a="1"), error)
     monkeypatch.setattr(os, "rename", Fails(1, error))
     with pytest.raises(expected), replaced_whole(tmp_path / "folder") as new:
         write(new, a="1")
@@ -124,7 +126,7 @@ def test_a_folder_is_checked_without_a_trace(tmp_path):
         check_folder(tmp_path / "file" / "below")
     with pytest.raises(InputError, match="/proc/folder cannot be written"):
         check_folder(tmp_path.__class__("/proc/folder"))
-    with pytest.raises(InputError, match="plot.png cannot be written: No such file"):
+    with pytest.raises(InputError, match=r"plot\.png cannot be written: No such file"):
         check_place(tmp_path / "nothing" / "plot.png", tmp_path / "nothing")
 
 

@@ -130,7 +130,12 @@ def test_what_makes_no_ensemble(folders, tmp_path):
 
 
 def test_an_ensemble_of_models_as_they_are(base_folder):
-    members = [BayesianRewardModel(tiny_base("llama"), tiny_tokenizer("llama"), virtual_rank=2).fit(tiny_pairs(seed=s), prior_precision=1.0) for s in (0, 50)]
+    members = [
+        BayesianRewardModel(tiny_base("llama"), tiny_tokenizer("llama"), virtual_rank=2).fit(
+            tiny_pairs(seed=seed), prior_precision=1.0
+        )
+        for seed in (0, 50)
+    ]
     found = RewardEnsemble(members).score(*TEXTS)
     expected = torch.stack([member.score(*TEXTS).variance for member in members]).mean(0)
     torch.testing.assert_close(found.within, expected)

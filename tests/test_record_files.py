@@ -78,7 +78,7 @@ def test_a_record_that_cannot_be_read_is_named(tmp_path, content, message):
 
 
 def test_a_missing_record_is_named(tmp_path):
-    with pytest.raises(InputError, match="thing.json cannot be read: No such file"):
+    with pytest.raises(InputError, match=r"thing\.json cannot be read: No such file"):
         FILES.read_record(tmp_path)
 
 
@@ -95,5 +95,5 @@ def test_tensors_that_are_not_the_records_own_are_refused(tmp_path):
     with pytest.raises(InputError, match="is not a safetensors file"):
         FILES.read_tensors(tmp_path, named)
     path.unlink()
-    with pytest.raises(InputError, match="thing.safetensors cannot be read: No such file"):
+    with pytest.raises(InputError, match=r"thing\.safetensors cannot be read: No such file"):
         FILES.read_tensors(tmp_path, record)

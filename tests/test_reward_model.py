@@ -393,5 +393,5 @@ def test_a_reward_that_is_nan_is_named_by_its_row(number):
         rm.best_of_each([{"prompt": "able", "responses": one} for one in (["act"], ["act", "art", "add"])])
     pairs = [{"prompt": "able", "chosen": "act", "rejected": text} for text in ("all", "add", "art")]
     for ask in (rm.score_pairs, rm.fit):
-        with pytest.raises(InputError, match="^pairs, row 3: the model's reward is NaN"):
+        with pytest.raises(InputError, match=r"^pairs, row 3: the model's reward is NaN"):
             ask(pairs)

@@ -6,12 +6,10 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny import tiny_adapter, tiny_base, tiny_pairs, tiny_tokenizer, words
-from transformers import AutoModel, AutoModelForSequenceClassification
-from typer.testing import CliRunner
+from tiny import tiny_base, tiny_pairs, tiny_tokenizer, words
+from transformers import AutoModelForSequenceClassification
 
-from bayesrm_fast import BayesianRewardModel, InputError, RewardEnsemble
-from bayesrm_fast.cli.main import app
+from bayesrm_fast import BayesianRewardModel, InputError
 
 PROMPTS, RESPONSES = [words(3, 1)] * 3, [words(4 + i, i) for i in range(3)]
 

@@ -1,7 +1,6 @@
 """Rows in and out of files."""
 
 import gzip
-import json
 from pathlib import Path
 
 import pytest
@@ -101,5 +100,5 @@ def test_a_failure_in_the_middle_leaves_the_file_that_was_there(tmp_path):
 def test_where_a_file_could_be_written_nothing_is_left_behind(tmp_path):
     check_output(tmp_path / "rows.jsonl")
     assert list(tmp_path.iterdir()) == []
-    with pytest.raises(InputError, match="/proc/rows.jsonl cannot be written"):
+    with pytest.raises(InputError, match=r"/proc/rows\.jsonl cannot be written"):
         write_rows(Path("/proc/rows.jsonl"), ROWS)
