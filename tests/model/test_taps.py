@@ -274,7 +274,7 @@ def batch_of_examples(rows, signs):
     return TokenBatch(plain.input_ids, plain.attention_mask, None, plain.pad_token_id, signs)
 
 
-ROWS = [[1, 5, 9, 7], [1, 6], [1, 11, 12, 13, 30, 31, 8], [1, 20, 21]]
+ROWS = [[2, 5, 9, 7], [3, 6], [4, 11, 12, 13, 30, 31, 8], [5, 20, 21]]
 
 
 @pytest.mark.parametrize("checkpoints", [False, True])
