@@ -10,9 +10,7 @@ from bayesrm_fast.atomic import cannot_write, check_folder, check_place, replace
 
 def content(folder):
     """Everything under a folder, names and bytes."""
-    return {
-        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")
-    }
+    return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
 
 
 def write(folder, **files):
@@ -26,16 +24,17 @@ def fail_after(written, error):
 
 
 class Fails:
-    """`os.rename`, which fails at its n-th call."""
+    """`os.rename`, which fails at its n-th call, before it has moved anything or as soon as it has."""
 
-    def __init__(self, at, error):
-        self.left, self.error, self.rename = at, error, os.rename
+    def __init__(self, at, error, moves=False):
+        self.left, self.error, self.moves, self.rename = at, error, moves, os.rename
 
     def __call__(self, *args):
         self.left -= 1
+        if self.left != 0 or self.moves:
+            self.rename(*args)
         if self.left == 0:
             raise self.error
-        self.rename(*args)
 
 
 def test_a_file_is_replaced_at_once_or_stays(tmp_path):
@@ -84,8 +83,11 @@ def test_in_a_folder_that_was_there_owned_files_go_and_others_stay(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(5, "Input/output error"), SystemExit(1)])
-def test_a_failure_at_any_step_leaves_a_folder_as_it_was(tmp_path, monkeypatch, error):
+@pytest.mark.parametrize(
+    ("error", "moves"),
+    [(KeyboardInterrupt(), False), (KeyboardInterrupt(), True), (OSError(5, "Input/output error"), False)],
+)
+def test_a_failure_at_any_step_leaves_a_folder_as_it_was(tmp_path, monkeypatch, error, moves):
     folder = tmp_path / "folder"
     write(folder, kept="foreign", replaced="old", stale="old")
     os.symlink("nowhere", folder / "link")  # that points to nothing is still a name that is taken
@@ -93,7 +95,7 @@ def test_a_failure_at_any_step_leaves_a_folder_as_it_was(tmp_path, monkeypatch, 
     steps = 3 + 3  # out: link, replaced, stale; in: added, link, replaced
     for at in range(1, steps + 1):
         with monkeypatch.context() as patch:
-            patch.setattr(os, "rename", Fails(at, error))
+            patch.setattr(os, "rename", Fails(at, error, moves))
             expected = InputError if isinstance(error, OSError) else type(error)
             with pytest.raises(expected), replaced_whole(folder, ["stale"]) as new:
                 write(new, replaced="new", added="new", link="new")

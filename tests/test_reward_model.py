@@ -395,3 +395,11 @@ def test_a_reward_that_is_nan_is_named_by_its_row(number):
     for ask in (rm.score_pairs, rm.fit):
         with pytest.raises(InputError, match=r"^pairs, row 3: the model's reward is NaN"):
             ask(pairs)
+
+
+def test_a_fit_on_other_pairs_makes_other_directions():
+    rm = BayesianRewardModel(tiny_base("llama"), tiny_tokenizer("llama"), virtual_rank=2)
+    rm.fit(tiny_pairs(), prior_precision=1.0)
+    before = rm.virtual.taps[0].down
+    rm.fit(tiny_pairs(seed=50), prior_precision=1.0)
+    assert not torch.allclose(rm.virtual.taps[0].down, before)

@@ -354,6 +354,22 @@ def test_a_pass_over_many_batches_yields_every_scalar_and_its_consumers():
         with pytest.raises(ValueError, match="too many values"):
             batch.consumer  # noqa: B018
 
+    class Total:
+        gradients_alone = True
+
+        def __init__(self):
+            self.by_site = {}
+
+        def consume(self, site, p, q, offsets):
+            seen = segment_outer(p, q, offsets).sum(0)
+            self.by_site[site.name] = self.by_site.get(site.name, 0) + seen
+
+    scalars, total = passes.gather(examples, torch.ones_like, Total)  # one consumer of all scalars' gradients
+    assert scalars.shape == (4, 3)
+    for name, gradient in total.by_site.items():
+        expected = sum(consumer.by_site[name].sum(0) for batch in found for consumer in batch.consumers)
+        torch.testing.assert_close(gradient, expected, rtol=1e-3, atol=1e-3 * expected.abs().max().item())
+
 
 def test_without_taps_there_is_no_backward_pass():
     tapped = TappedModel(Forward(tiny_base("llama"), PooledReadout(torch.ones(1))), [])
