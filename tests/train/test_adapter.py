@@ -7,6 +7,7 @@ import sys
 
 import pytest
 from tiny import tiny_base, tiny_pairs, tiny_tokenizer, words
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from bayesrm_fast import BayesianRewardModel, InputError
 from bayesrm_fast.train.adapter import TrainOptions, _as_columns, _from_columns, train_adapter
@@ -71,7 +72,7 @@ def test_token_types_survive_the_one_column_of_a_side():
 
 
 @pytest.mark.parametrize("architecture", ["bert", "gpt2"])
-def test_a_tokenizer_without_the_tokens_that_trl_asks_for_will_do(architecture, tmp_path):
+def test_a_tokenizer_without_an_end_or_a_padding_token_will_do(architecture, tmp_path):
     tiny_base(architecture, pad_token_id=None if architecture == "gpt2" else 0).save_pretrained(tmp_path / "base")
     tokenizer = tiny_tokenizer(architecture)
     if architecture == "gpt2":
@@ -81,6 +82,21 @@ def test_a_tokenizer_without_the_tokens_that_trl_asks_for_will_do(architecture, 
     train_adapter(tmp_path / "base", tiny_pairs(4), tmp_path / "adapter", options)
     rm = BayesianRewardModel.from_pretrained(tmp_path / "adapter", device="cpu")
     assert rm.rewards([words(3)], [words(4)]).isfinite().all()
+
+
+def test_nobody_is_trusted(base_folder, tmp_path, monkeypatch):
+    """Where nothing is said transformers would ask on the terminal, for a tokenizer and for a model each."""
+    trusted = []
+    for auto in (AutoTokenizer, AutoModelForSequenceClassification):
+
+        def recorded(name, load=auto.from_pretrained, **options):
+            trusted.append(options["trust_remote_code"])
+            return load(name, **options)
+
+        monkeypatch.setattr(auto, "from_pretrained", recorded)
+    with pytest.raises(InputError, match="max_length"):
+        train_adapter(base_folder, tiny_pairs(), tmp_path / "adapter", TrainOptions(max_length=1))
+    assert trusted == [False, False]
 
 
 def test_what_cannot_be_served_is_told_before_any_training(base_folder, tmp_path, monkeypatch):
