@@ -72,3 +72,18 @@ def test_bad_rules_are_told_before_the_model_is_loaded(
 def test_rows_without_responses_are_refused(model_folder, pairs_file, tmp_path, refused, no_model):
     line = refused("best-of-n", model_folder, pairs_file, tmp_path / "best.jsonl")
     assert "pairs.jsonl, row 1 has no column 'responses'" in line
+
+
+@pytest.mark.parametrize("number", [3, 10])
+def test_a_reward_that_is_nan_is_named_by_its_file_row_and_response(
+    model_folder, tmp_path, number, refused, nan_at, monkeypatch
+):
+    """In a chunk after the first, too."""
+    for module in ("jobs", "resumable"):
+        monkeypatch.setattr(f"bayesrm_fast.cli.{module}.CHUNK", 4)
+    rows = [{"prompt": "able", "responses": ["act", "all " * i]} for i in range(1, 13)]
+    rows[number - 1]["responses"][1] = "art"
+    write_rows(tmp_path / "rows.jsonl", rows)
+    nan_at("art")
+    line = refused("best-of-n", model_folder, tmp_path / "rows.jsonl", tmp_path / "best.jsonl")
+    assert line == f"bayesrm: {tmp_path}/rows.jsonl, row {number}: responses[1]: the model's reward is NaN or infinite"

@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 
-from bayesrm_fast.text.files import read_rows
+from bayesrm_fast.text.files import read_rows, write_rows
 
 
 @pytest.fixture
@@ -75,3 +75,11 @@ def test_bad_pairs_are_told_before_the_model_is_loaded(folder, tmp_path, refused
 def test_without_a_posterior_there_is_nothing_to_calibrate(adapter_folder, pairs_file, refused):
     assert "there is no posterior" in refused("calibrate", adapter_folder, pairs_file)
     assert not (adapter_folder / "posterior.json").exists()
+
+
+def test_a_reward_that_is_nan_is_named_by_its_row(folder, tmp_path, refused, nan_at):
+    pairs = [{"prompt": "able", "chosen": "act", "rejected": text} for text in ("all", "add", "art")]
+    write_rows(tmp_path / "pairs.jsonl", pairs)
+    nan_at("art")
+    line = refused("calibrate", folder, tmp_path / "pairs.jsonl")
+    assert line == f"bayesrm: {tmp_path}/pairs.jsonl, row 3: the model's reward is NaN or infinite"

@@ -99,3 +99,12 @@ def test_bad_options_are_told_before_the_model_is_loaded(
 ):
     assert message in refused("fit", adapter_folder, pairs_file, *options)
     assert not (adapter_folder / "posterior.json").exists()
+
+
+def test_a_reward_that_is_nan_is_named_by_its_row(adapter_folder, tmp_path, refused, nan_at):
+    pairs = [{"prompt": "able", "chosen": "act", "rejected": text} for text in ("all", "add", "art")]
+    write_rows(tmp_path / "pairs.jsonl", pairs)
+    nan_at("art")
+    line = refused("fit", adapter_folder, tmp_path / "pairs.jsonl", "--output", tmp_path / "rm")
+    assert f"{tmp_path}/pairs.jsonl, row 3: the model's reward is NaN or infinite" in line
+    assert not (tmp_path / "rm").exists()

@@ -164,3 +164,13 @@ def test_a_row_of_a_stream_is_a_pair_of_texts_or_a_mapping_of_them():
 def test_prompts_and_responses_that_are_no_two_lists_of_texts(prompts, responses, message):
     with pytest.raises(InputError, match=message):
         check_rows(prompts, responses)
+
+
+def test_a_record_that_is_checked_again_keeps_its_name():
+    """Such as the command's, which has it from a file and hands it to the library in chunks."""
+    named = preference_pairs([{"prompt": "a", "chosen": "b", "rejected": "c"}], "rows.jsonl")
+    assert preference_pairs(named)[0].where == "rows.jsonl, row 1"
+    assert preference_pairs([PreferencePair("a", "b", "c")])[0].where == "pairs, row 1"
+    sets = candidate_sets([{"prompt": "a", "responses": ["b"]}], "rows.jsonl")
+    assert candidate_sets(sets)[0].where == "rows.jsonl, row 1"
+    assert candidate_sets([Candidates("a", ["b"])])[0].where == "candidates, row 1"
