@@ -8,12 +8,13 @@ if TYPE_CHECKING:
     from bayesrm_fast.errors import InputError
     from bayesrm_fast.fit.options import FitOptions
     from bayesrm_fast.reward_model import BayesianRewardModel
-    from bayesrm_fast.text.records import PreferencePair
+    from bayesrm_fast.text.records import Candidates, PreferencePair
 
-__all__ = ["BayesianRewardModel", "FitOptions", "InputError", "PreferencePair", "RewardEnsemble"]
+__all__ = ["BayesianRewardModel", "Candidates", "FitOptions", "InputError", "PreferencePair", "RewardEnsemble"]
 
 _HOMES = {
     "BayesianRewardModel": "reward_model",
+    "Candidates": "text.records",
     "FitOptions": "fit.options",
     "InputError": "errors",
     "PreferencePair": "text.records",

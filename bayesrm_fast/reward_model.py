@@ -94,7 +94,7 @@ class BayesianRewardModel(FittedRewardModel):
             record = saved.posterior.record
             options |= {
                 "output_weights": record.output_weights,
-                "max_length": options.get("max_length") or record.max_length,
+                "max_length": record.max_length if options.get("max_length") is None else options["max_length"],
             }
         loaded = cls(model, tokenizer, **options)
         loaded.virtual, loaded.posterior = saved.restored(loaded)

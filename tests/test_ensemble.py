@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import torch
-from tiny import tiny_adapter, tiny_pairs, tiny_tokenizer, words
+from tiny import tiny_adapter, tiny_base, tiny_pairs, tiny_tokenizer, words
 
 from bayesrm_fast import BayesianRewardModel, InputError, RewardEnsemble
 from bayesrm_fast.ensemble import EnsembleScores
@@ -127,3 +127,17 @@ def test_what_makes_no_ensemble(folders, tmp_path):
     some[0].posterior = None if some[1].posterior is not None else some[0].fit(tiny_pairs(), rank=4).posterior
     with pytest.raises(InputError, match="some have none"):
         RewardEnsemble(some)
+
+
+def test_an_ensemble_of_models_as_they_are(base_folder):
+    members = [
+        BayesianRewardModel(tiny_base("llama"), tiny_tokenizer("llama"), virtual_rank=2).fit(
+            tiny_pairs(seed=seed), prior_precision=1.0
+        )
+        for seed in (0, 50)
+    ]
+    found = RewardEnsemble(members).score(*TEXTS)
+    expected = torch.stack([member.score(*TEXTS).variance for member in members]).mean(0)
+    torch.testing.assert_close(found.within, expected)
+    with pytest.raises(InputError, match="only a model with a LoRA adapter"):
+        members[0].with_adapter(base_folder, "second")

@@ -1,5 +1,10 @@
 """The public class: options, refusals, results."""
 
+import json
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from tiny import WORDS, tiny_adapter, tiny_base, tiny_pairs, tiny_tokenizer, words
@@ -7,6 +12,9 @@ from tiny import WORDS, tiny_adapter, tiny_base, tiny_pairs, tiny_tokenizer, wor
 from bayesrm_fast import BayesianRewardModel, InputError, PreferencePair
 from bayesrm_fast.fit.prior import GRID
 from bayesrm_fast.select.rules import Need, Rule
+from bayesrm_fast.text.prefetching import AHEAD
+
+ROOT = Path(__file__).resolve().parent.parent
 
 PROMPT, RESPONSES = words(3, 1), [words(4 + i, i) for i in range(4)]
 
@@ -289,3 +297,109 @@ def test_progress_counts_every_pass(unfitted, structure, options, done):
     unfitted.fit(tiny_pairs(), structure=structure, progress=lambda *at: told.append(at), **options)
     assert told[-1] == (done, done)
     assert [count for count, _ in told] == sorted(count for count, _ in told)
+
+
+def test_labels_do_not_matter_to_the_curvature():
+    a, b, prompt = words(6, 30), words(7, 31), words(3, 1)
+    rm = BayesianRewardModel(tiny_base("llama"), tiny_tokenizer("llama"), virtual_rank=2)
+    rm.fit_unlabelled([prompt, prompt], [a, b], prior_precision=1.0)
+    unlabelled = rm.score([PROMPT] * 4, RESPONSES).variance
+    for chosen, rejected in ((a, b), (b, a)):
+        rm.fit([{"prompt": prompt, "chosen": chosen, "rejected": rejected}], prior_precision=1.0)
+        torch.testing.assert_close(rm.score([PROMPT] * 4, RESPONSES).variance, unlabelled, rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "responses", "options", "message"),
+    [
+        (["a"], ["b"], dict(prior_precision=1.0), "nothing to compare"),
+        (["a", "a"], ["b", "b"], dict(prior_precision=1.0), "nothing to compare"),
+        (["a", "a"], ["b"], dict(prior_precision=1.0), "2 prompts but 1"),
+        (["a", "a"], ["b", "c"], dict(prior_precision="evidence"), "give a number, or 'margins'"),
+        (["a", "a"], ["b", "c"], dict(prior_precision=-1.0), "positive"),
+    ],
+)
+def test_unlabelled_candidates_that_cannot_be_served(unfitted, prompts, responses, options, message):
+    with pytest.raises(InputError, match=message):
+        unfitted.fit_unlabelled(prompts, responses, **options)
+    assert unfitted.posterior is None
+
+
+def test_lora_takes_unlabelled_candidates_too():
+    rm = BayesianRewardModel(tiny_adapter("bert"), tiny_tokenizer("bert"))
+    rm.fit_unlabelled(
+        [words(3, 1)] * 4, [words(3 + i, i) for i in range(4)], prior_precision=1.0, structure="kfac", rank=None
+    )
+    assert rm.posterior.record.pairs == 2
+
+
+@pytest.mark.parametrize("as_mapping", [False, True])
+def test_a_stream_gives_what_score_gives_in_order(rm, as_mapping):
+    prompts, responses = [words(1 + i % 5, i) for i in range(23)], [words(1 + i % 7, 50 + i) for i in range(23)]
+    scores = rm.score(prompts, responses)
+    rows = zip(prompts, responses, strict=True)
+    if as_mapping:
+        rows = ({"prompt": prompt, "response": response} for prompt, response in rows)
+    means, variances, truncated = zip(*rm.score_stream(rows, window=5), strict=True)
+    torch.testing.assert_close(torch.tensor(means), scores.mean, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(torch.tensor(variances), scores.variance, rtol=1e-4, atol=0)
+    assert list(truncated) == scores.truncated.tolist()
+
+
+def test_a_stream_reads_no_more_than_it_needs(rm):
+    read = []
+    stream = rm.score_stream((read.append(i) or ("able", words(3, i)) for i in range(10_000)), window=4)
+    for _ in range(8):
+        next(stream)
+    stream.close()
+    assert len(read) <= 4 * (2 + AHEAD + 2)
+
+
+def test_a_bad_row_is_named_after_the_windows_before_it(rm):
+    stream = rm.score_stream([("able", "act")] * 6 + [("able", None)], window=3)
+    assert len([next(stream) for _ in range(6)]) == 6
+    with pytest.raises(InputError, match="row 7: response must be"):
+        next(stream)
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the kernel tells no peak memory here")
+def test_the_peak_memory_of_a_stream_does_not_grow_with_its_rows():
+    """Rows that stayed would take 4 kB each for their token ids alone; an allocator's noise is some MiB."""
+    peaks = []
+    for rows in (512, 8192):
+        command = [sys.executable, "-W", "ignore", "-m", "benchmarks.stream_memory", str(rows), "64", "1"]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+        peaks.append(json.loads(done.stdout)["peak_bytes"])
+    assert peaks[1] - peaks[0] < 2048 * (8192 - 512)
+
+
+@pytest.mark.parametrize("number", [2, 5])
+def test_a_reward_that_is_nan_is_named_by_its_row(number):
+    model = tiny_adapter("llama")
+    rm = BayesianRewardModel(model, tiny_tokenizer("llama")).fit(tiny_pairs(), rank=4)
+    with torch.no_grad():  # the rows that hold this word, and no others
+        model.get_base_model().model.embed_tokens.weight[rm.tokenizer.convert_tokens_to_ids("art")] = float("nan")
+    rows = [("able", "again art" if i == number else "again" + " all" * i) for i in range(1, 7)]
+    prompts, responses = zip(*rows, strict=True)
+    for ask in (rm.score, rm.rewards):
+        with pytest.raises(InputError, match=f"^row {number}: the model's reward is NaN or infinite"):
+            ask(prompts, responses)
+    stream = rm.score_stream(rows, window=3)
+    for _ in range(number // 3 * 3):
+        next(stream)
+    with pytest.raises(InputError, match=f"^row {number}: the model's reward is NaN or infinite"):
+        next(stream)
+    with pytest.raises(InputError, match=r"^candidates, row 2: responses\[1\]: the model's reward is NaN"):
+        rm.best_of_each([{"prompt": "able", "responses": one} for one in (["act"], ["act", "art", "add"])])
+    pairs = [{"prompt": "able", "chosen": "act", "rejected": text} for text in ("all", "add", "art")]
+    for ask in (rm.score_pairs, rm.fit):
+        with pytest.raises(InputError, match=r"^pairs, row 3: the model's reward is NaN"):
+            ask(pairs)
+
+
+def test_a_fit_on_other_pairs_makes_other_directions():
+    rm = BayesianRewardModel(tiny_base("llama"), tiny_tokenizer("llama"), virtual_rank=2)
+    rm.fit(tiny_pairs(), prior_precision=1.0)
+    before = rm.virtual.taps[0].down
+    rm.fit(tiny_pairs(seed=50), prior_precision=1.0)
+    assert not torch.allclose(rm.virtual.taps[0].down, before)

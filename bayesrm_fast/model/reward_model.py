@@ -75,7 +75,8 @@ class RewardModel:
         self.output_weights = checked_output_weights(output_weights, labels)
         self.readout: Readout = PooledReadout(self.output_weights) if readout is None else readout
         positions = getattr(config, "max_position_embeddings", None)
-        self.encoder = TextEncoder(tokenizer, max_length or default_max_length(tokenizer, positions))
+        longest = default_max_length(tokenizer, positions) if max_length is None else max_length
+        self.encoder = TextEncoder(tokenizer, longest)
         if max_batch_tokens is not None and max_batch_tokens < 1:
             raise InputError(f"max_batch_tokens must be positive, not {max_batch_tokens}")
         device = next(model.parameters()).device

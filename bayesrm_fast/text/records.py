@@ -21,13 +21,13 @@ class PreferencePair:
 
     Attributes:
         prompt, chosen, rejected: texts.
-        where: what an error calls the pair.
+        where: what an error calls the pair; empty for its number.
     """
 
     prompt: Text
     chosen: Text
     rejected: Text
-    where: str = field(default="a pair", compare=False)
+    where: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,8 @@ class Candidates:
         log_probabilities: of each response under the policy that wrote it, summed over its tokens, for rules that need
             them.
         similarities: `[n, n]`, of each response to every other, for rules that need them.
-        gold: what each response is worth by a judge, the more the better, to tune rules by.
-        where: what an error calls the set.
+    gold: Sequence[float] | None = None
+    where: str = field(default="", compare=False)
     """
 
     prompt: Text
@@ -49,7 +49,7 @@ class Candidates:
     log_probabilities: Sequence[float] | None = None
     similarities: Sequence[Sequence[float]] | None = None
     gold: Sequence[float] | None = None
-    where: str = field(default="a set of candidates", compare=False)
+    where: str = field(default="", compare=False)
 
 
 def check_text(text: Any, where: str) -> None:
@@ -99,7 +99,7 @@ def iter_preference_pairs(rows: Iterable[Any], source: str = "pairs", first: int
     """
     names = ("prompt", "chosen", "rejected")
     for number, row in enumerate(rows, start=first):
-        where = f"{source}, row {number}"
+        where = (isinstance(row, PreferencePair) and row.where) or f"{source}, row {number}"
         values = _record_fields(vars(row) if isinstance(row, PreferencePair) else row, names, where)
         for name, value in zip(names, values, strict=True):
             check_text(value, f"{where}: {name}")
@@ -125,7 +125,7 @@ def iter_candidate_sets(rows: Iterable[Any], source: str = "candidates", first: 
             one for each response.
     """
     for number, row in enumerate(rows, start=first):
-        where = f"{source}, row {number}"
+        where = (isinstance(row, Candidates) and row.where) or f"{source}, row {number}"
         given = vars(row) if isinstance(row, Candidates) else row
         prompt, responses = _record_fields(given, ["prompt", "responses"], where)
         check_text(prompt, f"{where}: prompt")

@@ -86,10 +86,13 @@ def train_adapter(
         tokenizer = AutoTokenizer.from_pretrained(str(base), trust_remote_code=False)
         model = AutoModelForSequenceClassification.from_pretrained(str(base), num_labels=1, trust_remote_code=False)
     except (OSError, ValueError) as error:
+        if "trust_remote_code" in str(error):
+            raise InputError(f"the base model {base} brings code of its own, which training does not run") from error
         raise InputError(f"the base model {base} cannot be loaded: {str(error).splitlines()[0]}") from error
     config = model.config.get_text_config()
     positions = getattr(config, "max_position_embeddings", None)
-    encoder = TextEncoder(tokenizer, options.max_length or default_max_length(tokenizer, positions))
+    longest = default_max_length(tokenizer, positions) if options.max_length is None else options.max_length
+    encoder = TextEncoder(tokenizer, longest)
     if tokenizer.eos_token is None:  # trl asks every tokenizer for one; an encoder's rows end with its separator
         tokenizer.eos_token = tokenizer.sep_token or tokenizer.pad_token
     if tokenizer.pad_token is None:

@@ -48,3 +48,52 @@ def test_another_job_is_not_continued(tmp_path):
     resumable(path, False).add([{"row": 0}, {"row": 1}])
     with pytest.raises(InputError, match="another model, input or version"):
         resumable(path, True, job=2)
+
+
+def test_a_partial_file_of_nothing_but_its_header_is_continued(tmp_path):
+    path = tmp_path / "out.jsonl"
+    first = resumable(path, False)
+    with first.partial.open("ab") as file:
+        file.write(b'{"row": 0}\n{"ro')  # less than a chunk
+    again = resumable(path, True)
+    assert (again.count, list(again.rows())) == (0, [])
+    assert again.partial.read_bytes() == first.partial.read_bytes()
+    assert again.partial.read_bytes().count(b"\n") == 1
+
+
+def test_a_run_killed_while_the_header_was_written_is_not_continued(tmp_path):
+    path = tmp_path / "out.jsonl"
+    resumable(path, False).partial.write_bytes(b'{"job"')
+    with pytest.raises(InputError, match="remove it or run without --resume"):
+        resumable(path, True)
+
+
+def test_without_a_partial_file_resuming_begins(tmp_path):
+    assert resumable(tmp_path / "out.jsonl", True).count == 0
+
+
+def test_what_cannot_be_written_is_told_and_what_was_there_is_kept(tmp_path, monkeypatch):
+    path = tmp_path / "out.jsonl"
+    results = resumable(path, False)
+    results.add([{"row": 0}, {"row": 1}])
+
+    def fails(descriptor):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", fails)
+        with pytest.raises(InputError, match=r"out\.jsonl\.partial cannot be written: No space left"):
+            results.add([{"row": 2}, {"row": 3}])
+    assert results.count == 2
+    again = resumable(path, True)
+    assert list(again.rows())[:2] == [{"row": 0}, {"row": 1}]
+    (tmp_path / "taken.jsonl.partial").mkdir()
+    with pytest.raises(InputError, match=r"taken\.jsonl\.partial cannot be written"):
+        resumable(tmp_path / "taken.jsonl", False)
+
+
+def test_a_row_that_is_no_json_is_not_written(tmp_path):
+    results = resumable(tmp_path / "out.jsonl", False)
+    with pytest.raises(ValueError, match="JSON compliant"):
+        results.add([{"mean": 1.0}, {"mean": float("nan")}])
+    assert (results.count, list(results.rows())) == (0, [])

@@ -2,12 +2,10 @@
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
-from tiny import tiny_adapter, tiny_base, tiny_tokenizer
+from peft import LoraConfig, get_peft_model
+from tiny import tiny_adapter, tiny_base
 
-from bayesrm_fast import BayesianRewardModel, InputError
-from bayesrm_fast.model.hashes import adapter_hash
-from bayesrm_fast.model.head import find_head
+from bayesrm_fast import InputError
 from bayesrm_fast.model.lora import find_lora_taps
 
 Q0 = r"model\.layers\.0\.self_attn\.q_proj"
@@ -15,7 +13,7 @@ Q0 = r"model\.layers\.0\.self_attn\.q_proj"
 
 def refused(model, message):
     with pytest.raises(InputError, match=message):
-        BayesianRewardModel(model, tiny_tokenizer("llama"))
+        find_lora_taps(model)
 
 
 def test_sites_have_the_shapes_of_their_weights():
@@ -96,51 +94,3 @@ def test_weights_that_are_not_finite_are_refused_by_site(value):
     with torch.no_grad():
         model.get_base_model().model.layers[0].self_attn.q_proj.lora_B["default"].weight[0, 0] = value
     refused(model, f"NaN or infinite: {Q0}\\.lora_B")
-
-
-def test_base_weights_that_are_not_finite_show_in_the_rewards():
-    model = tiny_adapter("llama")
-    with torch.no_grad():
-        model.get_base_model().score.weight[0, 0] = float("nan")
-    rm = BayesianRewardModel(model, tiny_tokenizer("llama"))
-    with pytest.raises(InputError, match="row 1: the model.s reward is NaN"):
-        rm.fit([{"prompt": "a", "chosen": "able", "rejected": "act"}])
-
-
-@pytest.mark.parametrize(
-    ("architecture", "name", "lora"),
-    [
-        ("llama", "score", {}),
-        ("llama", "score", {"modules_to_save": ["score"]}),
-        ("bert", "classifier", {}),
-        ("roberta", "classifier.out_proj", {}),
-        ("deberta-v2", "classifier", {}),
-    ],
-)
-def test_the_head_is_found(architecture, name, lora):
-    head = find_head(tiny_adapter(architecture, **lora))
-    assert head.name == name or head.name.startswith("classifier")
-    assert head.module.out_features == 1
-
-
-def test_lora_on_the_head_is_no_head_of_the_posterior():
-    model = PeftModel(tiny_base("bert"), LoraConfig(r=2, target_modules=["query", "classifier"]))
-    rm = BayesianRewardModel(model, tiny_tokenizer("bert"))
-    with pytest.raises(InputError, match="include_head"):
-        rm.fit([{"prompt": "a", "chosen": "able", "rejected": "act"}], include_head=True)
-
-
-def test_hash_depends_on_the_weights_and_not_on_the_adapters_name_or_dtype():
-    same = [adapter_hash(find_lora_taps(tiny_adapter("llama", adapter_name=name))) for name in ("default", "other")]
-    assert same[0] == same[1]
-    changed = tiny_adapter("llama")
-    with torch.no_grad():
-        changed.get_base_model().model.layers[0].self_attn.q_proj.lora_A["default"].weight[0, 0] += 1e-3
-    assert adapter_hash(find_lora_taps(changed)) != same[0]
-
-
-def test_several_outputs_need_their_weights():
-    model = tiny_adapter("llama", num_labels=3)
-    refused(model, "3 outputs")
-    with pytest.raises(InputError, match="3 finite numbers"):
-        BayesianRewardModel(model, tiny_tokenizer("llama"), output_weights=[1.0, 2.0])

@@ -1,15 +1,11 @@
 """Every shortcut gives the plain path's numbers, and one that would not is not taken."""
 
-from concurrent.futures import ThreadPoolExecutor
-
 import pytest
 import torch
 from tiny import ARCHITECTURES, DECODERS, tiny_adapter, tiny_base, tiny_pairs, tiny_tokenizer, words
 from tolerances import RELATIVE
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from bayesrm_fast import BayesianRewardModel
-from bayesrm_fast.model.scored_token import PREFIX
 from bayesrm_fast.model.shortcuts import Shortcuts
 from bayesrm_fast.score.means import rewards_of
 
@@ -71,27 +67,6 @@ def test_rows_that_end_in_padding_tokens_are_scored_where_transformers_scores_th
     torch.testing.assert_close(rewards_of(rm.passes(), ended, [0] * 24), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_nothing_is_left_behind_also_after_a_failure():
-    class Fails:
-        gradients_alone = False
-
-        gradients_alone = True
-
-        def consume(self, site, p, q, offsets):
-            raise KeyboardInterrupt
-
-    rm = fitted("bert")
-    layer = rm.model.get_base_model().bert.encoder.layer[-1]
-    config = layer.attention.self.config
-    passes = rm.passes()
-    for _ in range(2):
-        with pytest.raises(KeyboardInterrupt):
-            passes.tapped.run(passes.collate(rm.tokenize(["a"], ["able"])), torch.ones_like, Fails)
-        assert "feed_forward_chunk" not in vars(layer)
-        assert layer.attention.self.config is config
-        assert not [name for name in ALL_ATTENTION_FUNCTIONS if name.startswith(PREFIX)]
-
-
 def replaced(model, change):
     """The model with `change(inputs, outputs)` after every call of its base."""
     base = model.get_base_model()
@@ -148,14 +123,3 @@ def test_rewards_that_tell_nothing_allow_nothing():
     shortcuts = BayesianRewardModel(tiny_adapter("llama", base=base), tiny_tokenizer("llama")).shortcuts
     assert (shortcuts.no_mask, shortcuts.scored_token, shortcuts.shared_prefix) == (False, None, False)
     assert all("rounding" in told for told in shortcuts.told().values())
-
-
-def test_two_models_in_two_threads_do_not_meet():
-    models = [fitted("llama"), fitted("llama", tiny_adapter("llama", r=2))]
-    texts = ([words(3, 1)] * 8, [words(2 + i, i) for i in range(8)])
-    expected = [rm.score(*texts).variance for rm in models]
-    with ThreadPoolExecutor(2) as pool:
-        for _ in range(5):
-            found = list(pool.map(lambda rm: rm.score(*texts).variance, models))
-            for one, other in zip(found, expected, strict=True):
-                torch.testing.assert_close(one, other, rtol=RELATIVE[torch.float32], atol=0)

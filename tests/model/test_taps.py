@@ -9,10 +9,13 @@ from tolerances import FLOAT32_INSIDE
 from bayesrm_fast import BayesianRewardModel, InputError
 from bayesrm_fast.model.forward import Forward
 from bayesrm_fast.model.lora import find_lora_taps
+from bayesrm_fast.model.passes import Passes
 from bayesrm_fast.model.readout import PooledReadout
 from bayesrm_fast.model.taps import TappedModel
+from bayesrm_fast.model.token_budget import TokenBudget
 from bayesrm_fast.ops import segment_outer
-from bayesrm_fast.text.batches import TokenBatch
+from bayesrm_fast.text.batches import Collator, TokenBatch
+from bayesrm_fast.text.examples import TokenizedRow
 
 
 class Gradients:
@@ -234,3 +237,144 @@ def test_nothing_is_kept_for_the_layers_under_the_first_adapted_one():
             tapped.run(batch_of([[1, 5, 9, 7]], "right"), torch.ones_like, Gradients)
         kept.append(sum(numbers))
     assert kept[1] < 0.6 * kept[0]
+
+
+class HiddenReadout:
+    """Three scalars a row of a model without a head: a number at its first, second and last token."""
+
+    reads_one_token = False
+
+    def scalars(self, output, batch):
+        hidden = output.last_hidden_state
+        rows, last = torch.arange(len(hidden)), batch.attention_mask.sum(1) - 1
+        weights = torch.linspace(-1, 1, hidden.shape[-1], dtype=hidden.dtype)
+        found = torch.stack([hidden[:, 0] @ weights, hidden[:, 1] @ weights.flip(0), hidden[rows, last] @ weights], 1)
+        return found.to(torch.promote_types(found.dtype, torch.float32))
+
+
+class LogitsReadout:
+    """All logits of a classifier, each a scalar of its own."""
+
+    reads_one_token = True
+
+    def scalars(self, output, batch):
+        return output.logits.to(torch.promote_types(output.logits.dtype, torch.float32))
+
+
+def of_three_scalars(kind, dtype=torch.float64):
+    if kind == "logits":
+        model = tiny_adapter("llama", dtype=dtype, num_labels=3)
+        return Forward(model, LogitsReadout())
+    base = tiny_base("llama", dtype=dtype).model
+    return Forward(tiny_adapter("llama", base=base, dtype=dtype, task_type="FEATURE_EXTRACTION"), HiddenReadout())
+
+
+def batch_of_examples(rows, signs):
+    plain = batch_of(rows, "right")
+    return TokenBatch(plain.input_ids, plain.attention_mask, None, plain.pad_token_id, signs)
+
+
+ROWS = [[2, 5, 9, 7], [3, 6], [4, 11, 12, 13, 30, 31, 8], [5, 20, 21]]
+
+
+@pytest.mark.parametrize("checkpoints", [False, True])
+@pytest.mark.parametrize("signs", [(1.0,), (1.0, -1.0)], ids=["rows", "pairs"])
+@pytest.mark.parametrize("kind", ["logits", "hidden"])
+def test_each_of_three_scalars_has_its_own_backward_pass(kind, signs, checkpoints):
+    forward = of_three_scalars(kind)
+    taps = find_lora_taps(forward.model)
+    before = state_of(forward.model)
+    made = []
+
+    def make_consumer():
+        made.append(Gradients())
+        return made[-1]
+
+    def cotangent(scalars):
+        return 2 * scalars  # so that what is seen depends on which scalar the pass is of
+
+    tapped = TappedModel(forward, taps)
+    scalars, consumers = tapped.run(batch_of_examples(ROWS, signs), cotangent, make_consumer, checkpoints=checkpoints)
+    assert state_of(forward.model) == before
+    assert consumers == made
+    assert scalars.shape == (len(ROWS) // len(signs), 3)
+    assert not scalars.requires_grad
+    for number in range(len(scalars)):
+        rows = ROWS[number * len(signs) : (number + 1) * len(signs)]
+        found = [forward(batch_of([row], "right"))[0] for row in rows]
+        expected = sum(sign * one for sign, one in zip(signs, found, strict=True))
+        torch.testing.assert_close(scalars[number], expected.detach(), rtol=FLOAT32_INSIDE, atol=FLOAT32_INSIDE)
+        for column, consumer in enumerate(consumers):
+            weights = [weight.requires_grad_() for tap in taps for weight in tap.weights]
+            own = torch.autograd.grad(expected[column].square(), weights, retain_graph=True)
+            # A first token's query changes nothing: its gradient is rounding, and the others' the scale to err by.
+            largest = max(gradient.abs().max() for gradient in own)
+            for site, gradient in zip(tapped.sites, own, strict=True):
+                seen = consumer.by_site[site.name][number]
+                seen = seen.T if site.name.endswith("lora_B") else seen
+                assert (seen - gradient).abs().max() <= FLOAT32_INSIDE * largest, (site.name, column)
+
+
+@pytest.mark.parametrize("kind", ["logits", "hidden"])
+def test_three_scalars_in_float16_are_scaled_each_by_itself(kind):
+    """The last one's backward pass overflows at the first scale, which the first one's gradients need."""
+    gradients = []
+    for dtype in (torch.float32, torch.float16):
+        forward = of_three_scalars(kind, torch.float32)
+        scaled(forward.model, 1 / 3)
+        forward.model.to(torch.float16).to(dtype)
+        tapped = TappedModel(forward, find_lora_taps(forward.model))
+        sizes = iter([1e-4, 1.0, 300.0])
+
+        def cotangent(scalars, sizes=sizes):
+            return torch.full_like(scalars, next(sizes))
+
+        _, consumers = tapped.run(batch_of(ROWS, "right"), cotangent, Gradients)
+        gradients.append(consumers)
+    for full, half in zip(*gradients, strict=True):
+        expected, found = (torch.cat([g.flatten() for g in one.by_site.values()]) for one in (full, half))
+        assert (found - expected).norm() < 0.1 * expected.norm()
+
+
+def test_a_pass_over_many_batches_yields_every_scalar_and_its_consumers():
+    forward = of_three_scalars("hidden", torch.float32)
+    passes = Passes(
+        TappedModel(forward, find_lora_taps(forward.model)), Collator(0, 44, torch.device("cpu")), TokenBudget(14)
+    )
+    examples = [TokenizedRow(row, None, False) for row in ROWS]
+    found = list(passes.over(examples, torch.ones_like, Gradients))
+    assert len(found) > 1
+    assert sorted(i for batch in found for i in batch.positions) == [0, 1, 2, 3]
+    for batch in found:
+        assert batch.scalars.shape == (len(batch.positions), 3)
+        assert len({id(consumer) for consumer in batch.consumers}) == 3
+        for position, scalars in zip(batch.positions, batch.scalars, strict=True):
+            alone = forward.scalars(batch_of([ROWS[position]], "right"))[0]
+            torch.testing.assert_close(scalars, alone, rtol=1e-4, atol=1e-5)
+        with pytest.raises(ValueError, match="too many values"):
+            batch.consumer  # noqa: B018
+
+    class Total:
+        gradients_alone = True
+
+        def __init__(self):
+            self.by_site = {}
+
+        def consume(self, site, p, q, offsets):
+            seen = segment_outer(p, q, offsets).sum(0)
+            self.by_site[site.name] = self.by_site.get(site.name, 0) + seen
+
+    scalars, total = passes.gather(examples, torch.ones_like, Total)  # one consumer of all scalars' gradients
+    assert scalars.shape == (4, 3)
+    for name, gradient in total.by_site.items():
+        expected = sum(consumer.by_site[name].sum(0) for batch in found for consumer in batch.consumers)
+        torch.testing.assert_close(gradient, expected, rtol=1e-3, atol=1e-3 * expected.abs().max().item())
+
+
+def test_without_taps_there_is_no_backward_pass():
+    tapped = TappedModel(Forward(tiny_base("llama"), PooledReadout(torch.ones(1))), [])
+    consumer = Gradients()
+    scalars, consumers = tapped.run(batch_of(ROWS, "right"), torch.ones_like, lambda: consumer)
+    assert scalars.shape == (4, 1)
+    assert consumers == [consumer]
+    assert consumer.by_site == {}

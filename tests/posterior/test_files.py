@@ -97,7 +97,7 @@ def test_a_number_that_is_not_finite_is_refused_by_its_site(posterior, tmp_path,
 )
 def test_a_record_that_does_not_describe_the_tensors_is_refused(folder, fields):
     changed(folder, **fields)
-    with pytest.raises(InputError, match="holds no readable posterior|must be a positive number"):
+    with pytest.raises(InputError, match=r"holds no readable posterior|must be a positive number"):
         load_posterior(folder)
 
 

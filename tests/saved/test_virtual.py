@@ -6,12 +6,10 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny import tiny_adapter, tiny_base, tiny_pairs, tiny_tokenizer, words
-from transformers import AutoModel, AutoModelForSequenceClassification
-from typer.testing import CliRunner
+from tiny import tiny_base, tiny_pairs, tiny_tokenizer, words
+from transformers import AutoModelForSequenceClassification
 
-from bayesrm_fast import BayesianRewardModel, InputError, RewardEnsemble
-from bayesrm_fast.cli.main import app
+from bayesrm_fast import BayesianRewardModel, InputError
 
 PROMPTS, RESPONSES = [words(3, 1)] * 3, [words(4 + i, i) for i in range(3)]
 
@@ -84,13 +82,6 @@ def test_bfloat16_is_the_same_checkpoint(saved):
     torch.testing.assert_close(scores(rm)[1], scores(load(saved))[1], rtol=0.25, atol=0)
 
 
-def test_a_fit_on_other_pairs_makes_other_directions(base_folder):
-    rm = load(base_folder, virtual_rank=2).fit(tiny_pairs(), prior_precision=1.0)
-    before = rm.virtual.taps[0].down
-    rm.fit(tiny_pairs(seed=50), prior_precision=1.0)
-    assert not torch.allclose(rm.virtual.taps[0].down, before)
-
-
 def test_other_weights_are_refused(base_folder, copied, tmp_path):
     other = shutil.copytree(base_folder, tmp_path / "other")
     weights = load_file(other / "model.safetensors")
@@ -142,88 +133,6 @@ def test_a_model_from_nowhere_cannot_be_saved(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_models_that_are_no_reward_models(base_folder, tmp_path):
-    AutoModel.from_pretrained(base_folder).save_pretrained(tmp_path / "headless")
-    tiny_tokenizer("llama").save_pretrained(tmp_path / "headless")
-    with pytest.raises(InputError, match=r"lacks score\.weight"):
-        load(tmp_path / "headless", virtual_rank=2)
-    with pytest.raises(InputError, match="virtual_rank=8"):
-        load(base_folder)
-    with pytest.raises(InputError, match="cannot be loaded"):
-        load("no/such-model", virtual_rank=2)
-
-
-def test_remote_code_is_run_on_request_alone(base_folder, tmp_path):
-    folder = shutil.copytree(base_folder, tmp_path / "remote")
-    config = json.loads((folder / "config.json").read_text())
-    config |= {
-        "model_type": "of_its_own",
-        "auto_map": {
-            "AutoConfig": "own.OwnConfig",
-            "AutoModelForSequenceClassification": "own.OwnModel",
-        },
-    }
-    (folder / "config.json").write_text(json.dumps(config))
-    (folder / "own.py").write_text(
-        "from torch import nn\n"
-        "from transformers import LlamaConfig, LlamaForSequenceClassification, LlamaModel, LlamaPreTrainedModel\n"
-        "class OwnConfig(LlamaConfig):\n    model_type = 'of_its_own'\n"
-        "class OwnModel(LlamaForSequenceClassification):\n"
-        "    config_class = OwnConfig\n"
-        "    def __init__(self, config):\n"
-        "        LlamaPreTrainedModel.__init__(self, config)\n"
-        "        self.num_labels = config.num_labels\n"
-        "        self.model = LlamaModel(config)\n"
-        "        self.score = nn.Linear(config.hidden_size, config.num_labels, bias=False)\n"
-        "        self.post_init()\n"
-    )
-    with pytest.raises(InputError, match="trust_remote_code=True"):
-        load(folder, virtual_rank=2)
-    rm = load(folder, virtual_rank=2, trust_remote_code=True).fit(tiny_pairs(), prior_precision=1.0)
-    assert rm.virtual.taps
-
-
-def test_an_ensemble_of_models_as_they_are(base_folder):
-    members = [load(base_folder, virtual_rank=2).fit(tiny_pairs(seed=s), prior_precision=1.0) for s in (0, 50)]
-    found = RewardEnsemble(members).score(PROMPTS, RESPONSES)
-    expected = torch.stack([scores(member)[1] for member in members]).mean(0)
-    torch.testing.assert_close(found.within, expected)
-    with pytest.raises(InputError, match="only a model with a LoRA adapter"):
-        members[0].with_adapter(base_folder, "second")
-
-
-def test_the_command_line_fits_and_scores_a_model_as_it_is(base_folder, tmp_path):
-    pairs, rows, out = tmp_path / "pairs.jsonl", tmp_path / "rows.jsonl", tmp_path / "fitted"
-    pairs.write_text("".join(json.dumps(pair) + "\n" for pair in tiny_pairs(20)))
-    rows.write_text(json.dumps({"prompt": PROMPTS[0], "responses": RESPONSES}) + "\n")
-    run = CliRunner()
-    fit = ["fit", str(base_folder), str(pairs), "--virtual-rank", "2", "--virtual-targets", "q_proj"]
-    refused = run.invoke(app, fit)
-    assert isinstance(refused.exception, InputError)
-    assert "--output is needed" in str(refused.exception)
-    done = run.invoke(app, [*fit, "--output", str(out), "--json"])
-    assert done.exit_code == 0, done.output
-    told = json.loads(done.stdout)
-    assert told["virtual_rank"] == 2
-    assert told["prior_chosen_by"] == "margins"
-    assert told["virtual_layers"] == 2
-    done = run.invoke(app, ["score", str(out), str(rows), str(tmp_path / "scores.jsonl")])
-    assert done.exit_code == 0, done.output
-    found = json.loads((tmp_path / "scores.jsonl").read_text())
-    torch.testing.assert_close(torch.tensor(found["variance"]), scores(load(out))[1])
-    assert run.invoke(app, ["info", str(out)]).exit_code == 0
-    again = run.invoke(app, ["fit", str(out), str(pairs), "--structure", "kfac", "--prior-precision", "1", "--json"])
-    assert again.exit_code == 0, again.output
-    assert json.loads(again.stdout)["structure"] == "kfac"
-    unlabelled = run.invoke(app, ["fit", str(out), str(rows), "--unlabelled", "--json"])
-    assert unlabelled.exit_code == 0, unlabelled.output
-    told = json.loads(unlabelled.stdout)
-    assert told["pairs"] == 2  # of three responses
-    assert "log_evidence" not in told
-    wrong = run.invoke(app, ["fit", str(out), str(pairs), "--virtual-targets", "q_proj"])
-    assert "goes with --virtual-rank" in str(wrong.exception)
-
-
 def test_unlabelled_candidates_give_the_posterior_of_their_pairs(base_folder, tmp_path):
     prompts = [words(3, 1)] * 3 + [words(4, 2)] * 2 + [words(5, 3)]
     responses = [words(3 + i, 20 + i) for i in range(6)]
@@ -239,41 +148,6 @@ def test_unlabelled_candidates_give_the_posterior_of_their_pairs(base_folder, tm
     torch.testing.assert_close(scores(again), scores(rm), rtol=0, atol=0)
     calibration = again.calibrate(tiny_pairs())
     assert again.posterior.prior_precision == calibration.prior_precision
-
-
-def test_labels_do_not_matter_to_the_curvature(base_folder):
-    a, b, prompt = words(6, 30), words(7, 31), words(3, 1)
-    rm = load(base_folder, virtual_rank=2)
-    rm.fit_unlabelled([prompt, prompt], [a, b], prior_precision=1.0)
-    unlabelled = scores(rm)
-    for chosen, rejected in ((a, b), (b, a)):
-        rm.fit([{"prompt": prompt, "chosen": chosen, "rejected": rejected}], prior_precision=1.0)
-        torch.testing.assert_close(scores(rm), unlabelled, rtol=1e-4, atol=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("prompts", "responses", "options", "message"),
-    [
-        (["a"], ["b"], dict(prior_precision=1.0), "nothing to compare"),
-        (["a", "a"], ["b", "b"], dict(prior_precision=1.0), "nothing to compare"),
-        (["a", "a"], ["b"], dict(prior_precision=1.0), "2 prompts but 1"),
-        (["a", "a"], ["b", "c"], dict(prior_precision="evidence"), "give a number, or 'margins'"),
-        (["a", "a"], ["b", "c"], dict(prior_precision=-1.0), "positive"),
-    ],
-)
-def test_unlabelled_candidates_that_cannot_be_served(adapter_folder, prompts, responses, options, message):
-    rm = load(adapter_folder)
-    with pytest.raises(InputError, match=message):
-        rm.fit_unlabelled(prompts, responses, **options)
-    assert rm.posterior is None
-
-
-def test_lora_takes_unlabelled_candidates_too():
-    rm = BayesianRewardModel(tiny_adapter("bert"), tiny_tokenizer("bert"))
-    rm.fit_unlabelled(
-        [words(3, 1)] * 4, [words(3 + i, i) for i in range(4)], prior_precision=1.0, structure="kfac", rank=None
-    )
-    assert rm.posterior.record.pairs == 2
 
 
 @pytest.mark.parametrize("architecture", ["roberta", "deberta-v2", "bert"])

@@ -1,11 +1,10 @@
-"""How a prompt and a response become one row, and what is no text."""
+"""How a prompt and a response become one row."""
 
 import pytest
 from tiny import tiny_tokenizer
 
 from bayesrm_fast import InputError, PreferencePair
 from bayesrm_fast.text.encoder import TextEncoder, default_max_length
-from bayesrm_fast.text.records import candidate_sets, check_text, pairs_within_prompts, preference_pairs
 
 CHAT = "{% for m in messages %}{{ m['role'] }} : {{ m['content'] }} </s> {% endfor %}"
 
@@ -82,64 +81,6 @@ def test_an_empty_response_is_encoded_with_a_warning():
     assert len(rows) == 2
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        (3, "must be a string or a list of messages"),
-        (None, "not null"),
-        ([], "empty list of messages"),
-        ([{"role": "user"}], "with string role and content"),
-        ("a\0b", "NUL"),
-        ("a\ud800b", "lone surrogate"),
-        ([{"role": "user", "content": "a\0"}], "NUL"),
-    ],
-)
-def test_what_is_no_text(text, message):
-    with pytest.raises(InputError, match=message) as error:
-        check_text(text, "rows.jsonl, row 3: prompt")
-    assert str(error.value).startswith("rows.jsonl, row 3: prompt")
-
-
-def test_pairs_from_dicts_records_and_datasets():
-    datasets = pytest.importorskip("datasets", reason="the extra `train` is not installed")
-    row = {"prompt": "a", "chosen": "b", "rejected": "c"}
-    expected = [PreferencePair("a", "b", "c")]
-    assert preference_pairs([row]) == expected
-    assert preference_pairs(expected) == expected
-    assert preference_pairs(datasets.Dataset.from_list([row])) == expected
-
-
-@pytest.mark.parametrize(
-    ("rows", "message"),
-    [
-        ([], "there are no rows"),
-        (["text"], "row 1 must be an object"),
-        ([{"prompt": "a", "chosen": "b"}], "row 1 has no column 'rejected'"),
-        (
-            [{"prompt": "a", "chosen": "b", "rejected": "c"}, {"prompt": "a", "chosen": 5, "rejected": "c"}],
-            "row 2: chosen",
-        ),
-        ([{"prompt": "a", "chosen": "b", "rejected": "b"}], "row 1: chosen and rejected are equal"),
-    ],
-)
-def test_bad_pairs_are_named_by_row(rows, message):
-    with pytest.raises(InputError, match=message):
-        preference_pairs(rows, "pairs.jsonl")
-
-
-@pytest.mark.parametrize(
-    ("rows", "message"),
-    [
-        ([{"prompt": "a", "responses": "b"}], "responses must be a list"),
-        ([{"prompt": "a", "responses": []}], "responses is empty"),
-        ([{"prompt": "a", "responses": ["b", None]}], r"responses\[1\]"),
-    ],
-)
-def test_bad_candidates_are_named_by_row(rows, message):
-    with pytest.raises(InputError, match=message):
-        candidate_sets(rows)
-
-
 def test_default_length_is_what_tokenizer_and_model_accept():
     tokenizer = tiny_tokenizer("llama")
     assert default_max_length(tokenizer, 32) == 32
@@ -148,16 +89,35 @@ def test_default_length_is_what_tokenizer_and_model_accept():
     assert default_max_length(tokenizer, 131072) == 4096
 
 
-@pytest.mark.parametrize("count", [2, 3, 4, 7])
-def test_candidates_are_paired_within_their_prompt(count):
-    prompts = ["first"] * count + ["second"] * 2
-    responses = [f"response {i}" for i in range(count)] + ["yes", "no"]
-    pairs = pairs_within_prompts(prompts, responses)
-    assert {frozenset((pair.chosen, pair.rejected)) for pair in pairs if pair.prompt == "second"} == {
-        frozenset(("yes", "no"))
-    }
-    first = [pair for pair in pairs if pair.prompt == "first"]
-    assert len(first) == (count + 1) // 2
-    assert {text for pair in first for text in (pair.chosen, pair.rejected)} == set(responses[:count])
-    assert all(pair.chosen != pair.rejected for pair in first)
-    assert pairs == pairs_within_prompts(prompts, responses)
+def test_where_a_row_comes_from_stays_with_it():
+    encoder = TextEncoder(tiny_tokenizer("llama"), 64)
+    assert [row.where for row in encoder.encode(["above"] * 2, ["again", "all"])] == ["row 1", "row 2"]
+    (pair,) = encoder.encode_pairs([PreferencePair("above", "again", "all", "pairs.jsonl, row 9")])
+    names = (pair.where, pair.chosen.where, pair.rejected.where)
+    assert names == ("pairs.jsonl, row 9", "pairs.jsonl, row 9: chosen", "pairs.jsonl, row 9: rejected")
+    with pytest.warns(UserWarning, match="the first is pairs.jsonl, row 9: rejected"):
+        encoder.encode_pairs([PreferencePair("above", "again", "", "pairs.jsonl, row 9")])
+
+
+def test_messages_without_a_chat_template_are_paragraphs():
+    tokenizer = tiny_tokenizer("llama")
+    messages = [{"role": "above", "content": "all"}, {"role": "act", "content": "again"}]
+    (row,) = TextEncoder(tokenizer, 64).encode([messages], ["able"])
+    assert row.input_ids == tokenizer("above: all\n\nact: again\n\nable").input_ids
+
+
+def test_messages_that_a_template_does_not_take_are_refused():
+    template = "{% for m in messages %}{{ raise_exception('no ' + m['role']) }}{% endfor %}"
+    encoder = TextEncoder(tiny_tokenizer("llama", chat_template=template), 64)
+    with pytest.raises(InputError, match="chat template does not take these messages: no user"):
+        encoder.encode(["above"], ["again"])
+
+
+def test_a_slow_tokenizer_and_a_short_length_are_refused():
+    class Slow:
+        is_fast = False
+
+    with pytest.raises(InputError, match="Slow is a slow tokenizer"):
+        TextEncoder(Slow(), 64)
+    with pytest.raises(InputError, match="at least 8, not 7"):
+        TextEncoder(tiny_tokenizer("llama"), 7)

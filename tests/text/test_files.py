@@ -1,4 +1,4 @@
-"""Rows in and out of files, and output that survives a kill."""
+"""Rows in and out of files."""
 
 import gzip
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from bayesrm_fast import InputError
-from bayesrm_fast.text.files import check_output, read_rows, write_rows
+from bayesrm_fast.text.files import check_output, iter_rows, read_rows, write_rows
 
 ROWS = [{"prompt": "a", "responses": ["b", "ü"]}, {"prompt": "c", "responses": ["d"]}]
 
@@ -56,3 +56,49 @@ def test_outputs_that_cannot_be_written(tmp_path, name):
     (tmp_path / "folder.jsonl").mkdir()
     with pytest.raises(InputError):
         check_output(tmp_path / name)
+
+
+def test_large_files_keep_their_order_and_are_read_as_they_are_needed(tmp_path):
+    rows = [{"row": i} for i in range(2500)]  # more than two groups of Parquet
+    for name in ("rows.parquet", "rows.jsonl"):
+        write_rows(tmp_path / name, iter(rows))
+        assert read_rows(tmp_path / name) == rows
+    broken = tmp_path / "broken.jsonl"
+    broken.write_text('{"row": 0}\n\n{"row": 1}\n{')
+    waiting = iter_rows(broken)
+    assert [next(waiting), next(waiting)] == rows[:2]
+    with pytest.raises(InputError, match="row 3 is not valid JSON"):
+        next(waiting)
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.jsonl.gz", "rows.parquet"])
+def test_the_bytes_of_a_file_depend_on_its_rows_alone(tmp_path, name):
+    contents = set()
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        write_rows(tmp_path / folder / name, ROWS)
+        contents.add((tmp_path / folder / name).read_bytes())
+    assert len(contents) == 1
+
+
+def test_a_failure_in_the_middle_leaves_the_file_that_was_there(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("before")
+
+    def rows():
+        yield ROWS[0]
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_rows(path, rows())
+    with pytest.raises(ValueError, match="JSON compliant"):
+        write_rows(path, [{"mean": float("nan")}])
+    assert path.read_text() == "before"
+    assert [left.name for left in tmp_path.iterdir()] == ["rows.jsonl"]
+
+
+def test_where_a_file_could_be_written_nothing_is_left_behind(tmp_path):
+    check_output(tmp_path / "rows.jsonl")
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(InputError, match=r"/proc/rows\.jsonl cannot be written"):
+        write_rows(Path("/proc/rows.jsonl"), ROWS)

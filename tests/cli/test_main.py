@@ -1,0 +1,103 @@
+"""The installed command from outside, and what all commands have in common."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+
+from bayesrm_fast.cli.main import app
+from bayesrm_fast.text.files import read_rows, write_rows
+
+COMMAND = Path(sys.executable).with_name("bayesrm")
+COMMANDS = typer.main.get_command(app).commands
+
+HEAVY = ("torch", "transformers", "peft", "datasets", "trl", "pyarrow", "safetensors", "triton")
+
+
+def run(*command, code=0):
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
+    return done
+
+
+def test_the_installed_command_scores_and_warns_in_one_line(model_folder, tmp_path):
+    write_rows(tmp_path / "rows.jsonl", [{"prompt": "able", "responses": ["", "act " * 100_000]}])
+    done = run(COMMAND, "score", model_folder, tmp_path / "rows.jsonl", tmp_path / "out.jsonl", "--json")
+    assert json.loads(done.stdout) == {"output": str(tmp_path / "out.jsonl"), "rows": 1, "rows_with_cut_text": 1}
+    assert done.stderr.splitlines() == [
+        f"warning: 1 empty response(s), the first is {tmp_path / 'rows.jsonl'}, row 1: responses[0]; scored as they are"
+    ]
+    assert read_rows(tmp_path / "out.jsonl")[0]["truncated"] == [False, True]
+
+
+def test_the_installed_command_tells_bad_input_in_one_line(tmp_path):
+    done = run(COMMAND, "info", tmp_path, code=2)
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"bayesrm: {tmp_path}/posterior.json cannot be read: ")
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["score", "--help"]])
+def test_help_loads_no_heavy_library(arguments):
+    """It is what a person waits for, and torch alone takes seconds to import."""
+    code = f"""
+import sys
+from bayesrm_fast.cli.main import main
+sys.argv = {["bayesrm", *arguments]}
+try:
+    main()
+finally:
+    print("loaded:", [name for name in {HEAVY} if name in sys.modules], file=sys.stderr)
+"""
+    done = run(sys.executable, "-c", code)
+    assert "Usage: bayesrm" in done.stdout
+    assert done.stderr.splitlines()[-1] == "loaded: []"
+
+
+def test_the_module_runs_as_the_command():
+    assert "best-of-n" in run(sys.executable, "-m", "bayesrm_fast.cli", "--help").stdout
+
+
+def test_the_commands_are_these():
+    assert list(COMMANDS) == ["train", "fit", "calibrate", "score", "best-of-n", "info"]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_and_all_that_it_takes_has_help(name, bayesrm):
+    command = COMMANDS[name]
+    out, _ = bayesrm(name, "--help")
+    assert command.help.splitlines()[0][:40] in " ".join(out.split())
+    for parameter in command.params:
+        if parameter.name != "help":
+            assert parameter.help, parameter.name
+
+
+def test_without_a_command_help_is_shown(bayesrm):
+    out, err = bayesrm(code=2)
+    assert all(name in out + err for name in COMMANDS)
+
+
+def test_what_a_command_does_not_take_is_told(bayesrm):
+    for arguments in (["sing"], ["score"], ["info", "--loudly"]):
+        out, err = bayesrm(*arguments, code=2)
+        assert "Usage: " in err
+        assert "Traceback" not in out + err
+
+
+def test_other_errors_are_not_hidden(bayesrm, monkeypatch):
+    """A bug keeps its traceback; one line would hide where it is."""
+
+    def breaks():
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("bayesrm_fast.ops.machine.describe_machine", breaks)
+    with pytest.raises(ZeroDivisionError):
+        bayesrm("info")
+
+
+def test_words_of_other_languages_and_markup_are_shown_as_they_are(refused, tmp_path):
+    assert "[bold]ü/posterior.json" in refused("info", tmp_path / "[bold]ü")

@@ -1,0 +1,63 @@
+"""Layers and their paths."""
+
+import pytest
+from tiny import tiny_adapter, tiny_base
+from torch import nn
+
+from bayesrm_fast import InputError
+from bayesrm_fast.model.layers import (
+    has_adapter,
+    last_layer,
+    layer_stack,
+    linear_modules,
+    outside_adapters,
+    plain_name,
+    refuse,
+)
+
+
+def test_a_plain_name_is_that_without_peft():
+    assert plain_name("base_model.model.score") == "score"
+    assert plain_name("base_model.score") == "score"
+    assert plain_name("model.layers.0") == "model.layers.0"
+
+
+def test_refusals_name_eight_and_count_the_rest():
+    refuse([], "anything")
+    with pytest.raises(InputError, match=r"^cannot serve a thing: a, b$"):
+        refuse(["a", "b"], "a thing")
+    with pytest.raises(InputError, match=r"^cannot serve a thing: 0, 1, 2, 3, 4, 5, 6, 7 and 3 more$"):
+        refuse([str(i) for i in range(11)], "a thing")
+
+
+@pytest.mark.parametrize("make", [tiny_base, tiny_adapter])
+@pytest.mark.parametrize(("architecture", "last"), [("llama", "model.layers.1"), ("bert", "bert.encoder.layer.1")])
+def test_the_layers_are_the_longest_list(architecture, last, make):
+    model = make(architecture)
+    names = {module: plain_name(name) for name, module in model.named_modules()}
+    assert len(layer_stack(model)) == 2
+    assert names[last_layer(model)] == last
+
+
+def test_a_model_without_a_list_has_no_last_layer():
+    assert layer_stack(nn.Linear(2, 2)) == []
+    assert last_layer(nn.Linear(2, 2)) is None
+
+
+def test_adapters_are_seen_and_left_out():
+    base, adapted = tiny_base("llama"), tiny_adapter("llama", modules_to_save=["score"])
+    assert (has_adapter(base), has_adapter(adapted)) == (False, True)
+    names = {name for name, _ in outside_adapters(adapted)}
+    assert not [name for name in names if "lora_" in name]
+    assert "model.layers.0.self_attn.q_proj.base_layer" in names
+
+
+def test_linear_layers_and_their_sizes():
+    found = linear_modules(tiny_base("gpt2"))  # whose layers hold their weights transposed
+    assert found["transformer.h.0.attn.c_attn"][1:] == (16, 48)
+    assert found["score"][1:] == (16, 1)
+    adapted = linear_modules(tiny_adapter("llama"))
+    assert adapted["model.layers.0.mlp.up_proj.base_layer"][1:] == (16, 24)
+    assert not [name for name in adapted if "lora_" in name]
+    plain = {name.removesuffix(".base_layer") for name in adapted if not name.startswith("score")}
+    assert plain | {"score"} == set(linear_modules(tiny_base("llama")))

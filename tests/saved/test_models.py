@@ -1,0 +1,207 @@
+"""Models and adapters from disk or the hub, and where the options of a caller go."""
+
+import builtins
+import json
+import shutil
+import sys
+
+import pytest
+import torch
+from tiny import tiny_pairs, tiny_tokenizer
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from bayesrm_fast import BayesianRewardModel, InputError
+from bayesrm_fast.saved import folders
+from bayesrm_fast.saved.models import add_adapter, load_adapter, load_model
+from bayesrm_fast.saved.reward_models import load_reward_model
+
+HUB = {"revision": "abc", "token": "secret", "cache_dir": "/somewhere", "local_files_only": True}
+
+
+def load(folder, **options):
+    return BayesianRewardModel.from_pretrained(folder, device="cpu", **options)
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """Names and options that model and tokenizer were loaded with, of folders that stand for the hub's repositories."""
+    calls = {}
+    for auto in (AutoModelForSequenceClassification, AutoTokenizer):
+
+        def recorded(name, load=auto.from_pretrained, kind=auto.__name__, **options):
+            calls[kind.removeprefix("Auto").removesuffix("ForSequenceClassification").lower()] = (str(name), options)
+            return load(name, **{key: value for key, value in options.items() if key not in HUB})
+
+        monkeypatch.setattr(auto, "from_pretrained", recorded)
+    return calls
+
+
+def edited(folder, to, **changes):
+    """A copy of an adapter with changes in its configuration."""
+    copy = shutil.copytree(folder, to)
+    config = json.loads((copy / "adapter_config.json").read_text())
+    (copy / "adapter_config.json").write_text(json.dumps(config | changes))
+    return copy
+
+
+def without_tokenizer(folder):
+    for path in folder.glob("token*"):
+        path.unlink()
+    return folder
+
+
+def test_a_models_options_reach_its_tokenizer_too(base_folder, asked):
+    load_model(str(base_folder), None, **HUB, trust_remote_code=True, dtype=torch.float32)
+    model, tokenizer = asked["model"], asked["tokenizer"]
+    assert model[0] == tokenizer[0] == str(base_folder)
+    assert model[1].items() >= {**HUB, "trust_remote_code": True, "dtype": torch.float32}.items()
+    assert tokenizer[1] == {**HUB, "trust_remote_code": True}
+
+
+def test_a_tokenizer_beside_the_posterior_is_a_folders_own(base_folder, adapter_folder, asked):
+    load_model(str(base_folder), adapter_folder, **HUB, trust_remote_code=True)
+    assert asked["model"][1].items() >= HUB.items()
+    assert asked["tokenizer"] == (str(adapter_folder), {"trust_remote_code": True})
+
+
+def test_an_adapters_options_are_for_its_base_model(adapter_folder, base_folder, asked, tmp_path):
+    load_adapter(adapter_folder, **HUB, trust_remote_code=True)
+    assert asked["model"][0] == str(base_folder)
+    assert asked["model"][1].items() >= {**HUB, "trust_remote_code": True}.items()
+    assert asked["tokenizer"] == (str(adapter_folder), {"trust_remote_code": True})
+    load_adapter(without_tokenizer(shutil.copytree(adapter_folder, tmp_path / "bare")), **HUB, trust_remote_code=True)
+    assert asked["tokenizer"] == (str(base_folder), {**HUB, "trust_remote_code": True})
+
+
+def test_the_revision_that_an_adapter_names_is_its_base_models(adapter_folder, asked, tmp_path):
+    folder = without_tokenizer(edited(adapter_folder, tmp_path / "pinned", revision="pinned"))
+    load_adapter(folder)
+    assert (asked["model"][1]["revision"], asked["tokenizer"][1]["revision"]) == ("pinned", "pinned")
+    load_adapter(folder, revision="other")
+    assert (asked["model"][1]["revision"], asked["tokenizer"][1]["revision"]) == ("other", "other")
+    load_adapter(adapter_folder)
+    assert "revision" not in asked["model"][1]
+
+
+@pytest.mark.parametrize("pinned", [None, "pinned"])
+def test_the_revision_of_an_adapter_on_the_hub_is_not_its_base_models(
+    adapter_folder, asked, tmp_path, monkeypatch, pinned
+):
+    folder, downloaded = edited(adapter_folder, tmp_path / "snapshot", revision=pinned), []
+
+    def download(name, **options):
+        downloaded.append(options)
+        return str(folder)
+
+    monkeypatch.setattr(folders, "snapshot_download", download)
+    load_reward_model("org/adapter", makes_virtual=False, output_weights=None, device="cpu", **HUB)
+    assert downloaded[0].items() >= HUB.items()
+    assert asked["model"][1].get("revision") == pinned
+    assert asked["model"][1].items() >= {"token": "secret", "cache_dir": "/somewhere"}.items()
+
+
+def test_nobody_is_trusted_by_default(adapter_folder, base_folder, asked):
+    """Where nothing is said transformers would ask on the terminal."""
+    for ask in (lambda: load_adapter(adapter_folder), lambda: load_model(base_folder, None)):
+        ask()
+        assert asked["model"][1]["trust_remote_code"] is False
+        assert asked["tokenizer"][1]["trust_remote_code"] is False
+
+
+@pytest.fixture
+def remote(base_folder, tmp_path, monkeypatch):
+    """A base model that brings code of its own, and a terminal on which nobody answers."""
+    folder = shutil.copytree(base_folder, tmp_path / "remote")
+    config = json.loads((folder / "config.json").read_text())
+    config |= {
+        "model_type": "of_its_own",
+        "auto_map": {
+            "AutoConfig": "own.OwnConfig",
+            "AutoModelForSequenceClassification": "own.OwnModel",
+        },
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "own.py").write_text(
+        "from torch import nn\n"
+        "from transformers import LlamaConfig, LlamaForSequenceClassification, LlamaModel, LlamaPreTrainedModel\n"
+        "class OwnConfig(LlamaConfig):\n    model_type = 'of_its_own'\n"
+        "class OwnModel(LlamaForSequenceClassification):\n"
+        "    config_class = OwnConfig\n"
+        "    def __init__(self, config):\n"
+        "        LlamaPreTrainedModel.__init__(self, config)\n"
+        "        self.num_labels = config.num_labels\n"
+        "        self.model = LlamaModel(config)\n"
+        "        self.score = nn.Linear(config.hidden_size, config.num_labels, bias=False)\n"
+        "        self.post_init()\n"
+    )
+
+    def asks(*args):
+        raise AssertionError("asked on the terminal")
+
+    monkeypatch.setattr(builtins, "input", asks)
+    monkeypatch.setattr(sys, "stdin", None)
+    return folder
+
+
+def test_remote_code_is_run_on_request_alone(remote):
+    with pytest.raises(InputError, match=f"^the model {remote} brings code of its own: pass trust_remote_code=True"):
+        load(remote, virtual_rank=2)
+    rm = load(remote, virtual_rank=2, trust_remote_code=True).fit(tiny_pairs(), prior_precision=1.0)
+    assert rm.virtual.taps
+
+
+def test_remote_code_under_an_adapter_is_run_on_request_alone(remote, adapter_folder, tmp_path):
+    adapter = edited(adapter_folder, tmp_path / "adapter", base_model_name_or_path=str(remote))
+    told = f"^the adapter's base model {remote} brings code of its own: pass trust_remote_code=True to run it$"
+    with pytest.raises(InputError, match=told):
+        load(adapter)
+    assert type(load(adapter, trust_remote_code=True).model.get_base_model()).__name__ == "OwnModel"
+
+
+def test_an_adapter_whose_base_model_is_gone_is_refused(adapter_folder, tmp_path):
+    folder = shutil.copytree(adapter_folder, tmp_path / "adapter")
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": "/nothing/here"}))
+    with pytest.raises(InputError, match="base model /nothing/here cannot be loaded"):
+        load(folder)
+
+
+def test_an_adapter_of_a_model_without_a_score_head_is_refused(tmp_path):
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForSequenceClassification, LlamaConfig, LlamaModel
+
+    config = LlamaConfig(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=24, vocab_size=44, pad_token_id=0
+    )
+    LlamaModel(config).save_pretrained(tmp_path / "base")
+    base = AutoModelForSequenceClassification.from_pretrained(tmp_path / "base", num_labels=1)
+    get_peft_model(base, LoraConfig(r=2, target_modules=["q_proj"])).save_pretrained(tmp_path / "adapter")
+    tiny_tokenizer("llama").save_pretrained(tmp_path / "adapter")
+    with pytest.raises(InputError, match="holds the score head"):
+        load(tmp_path / "adapter")
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"peft_type": "UNHEARD_OF"}'])
+def test_an_adapters_configuration_that_cannot_be_read_is_named(adapter_folder, tmp_path, content):
+    folder = shutil.copytree(adapter_folder, tmp_path / "adapter")
+    (folder / "adapter_config.json").write_text(content)
+    with pytest.raises(InputError, match=r"adapter_config\.json cannot be read"):
+        load_adapter(folder)
+
+
+def test_another_adapter_is_added_beside_and_made_active(adapter_folder, tmp_path):
+    model, _ = load_adapter(adapter_folder)
+    add_adapter(model, adapter_folder, "second")
+    assert model.active_adapters == ["second"]
+    assert not [name for name, parameter in model.named_parameters() if parameter.requires_grad and "lora_" in name]
+    with pytest.raises(InputError, match="has an adapter 'second' already"):
+        add_adapter(model, adapter_folder, "second")
+    other = edited(adapter_folder, tmp_path / "other", base_model_name_or_path="org/other")
+    with pytest.raises(InputError, match=f"is of the base model org/other, not of {model.name_or_path}"):
+        add_adapter(model, other, "third")
+    with pytest.raises(InputError, match="it is not a peft adapter"):
+        add_adapter(model, tmp_path, "third")
+    (other / "adapter_model.safetensors").unlink()
+    shutil.copy(adapter_folder / "adapter_config.json", other / "adapter_config.json")
+    with pytest.raises(InputError, match="is missing"):
+        add_adapter(model, other, "third")

@@ -1,0 +1,137 @@
+"""Files and folders that appear whole or not at all."""
+
+import os
+
+import pytest
+
+from bayesrm_fast import InputError
+from bayesrm_fast.atomic import cannot_write, check_folder, check_place, replaced_whole, written_whole
+
+
+def content(folder):
+    """Everything under a folder, names and bytes."""
+    return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
+
+
+def write(folder, **files):
+    folder.mkdir(exist_ok=True)
+    for name, text in files.items():
+        (folder / name).write_text(text)
+
+
+def fail_after(written, error):
+    raise error
+
+
+class Fails:
+    """`os.rename`, which fails at its n-th call, before it has moved anything or as soon as it has."""
+
+    def __init__(self, at, error, moves=False):
+        self.left, self.error, self.moves, self.rename = at, error, moves, os.rename
+
+    def __call__(self, *args):
+        self.left -= 1
+        if self.left != 0 or self.moves:
+            self.rename(*args)
+        if self.left == 0:
+            raise self.error
+
+
+def test_a_file_is_replaced_at_once_or_stays(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("old")
+    with written_whole(path) as beside:
+        beside.write_text("new")
+        assert beside.parent == tmp_path
+        assert path.read_text() == "old"
+    assert content(tmp_path) == {"file": b"new"}
+    with pytest.raises(KeyboardInterrupt), written_whole(path) as beside:
+        fail_after(beside.write_text("newer"), KeyboardInterrupt())
+    assert content(tmp_path) == {"file": b"new"}
+
+
+def test_a_new_folder_appears_at_once(tmp_path):
+    folder = tmp_path / "some" / "where" / "folder"
+    with replaced_whole(folder) as new:
+        write(new, a="1", b="2")
+        assert not folder.exists()
+        assert new.stat().st_dev == tmp_path.stat().st_dev
+    assert content(tmp_path / "some") == {"where": None, "where/folder": None} | {
+        f"where/folder/{name}": value for name, value in (("a", b"1"), ("b", b"2"))
+    }
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), ValueError("no"), OSError(28, "No space left on device")])
+def test_of_a_new_folder_that_fails_nothing_is_left(tmp_path, monkeypatch, error):
+    expected = InputError if isinstance(error, OSError) else type(error)
+    with pytest.raises(expected), replaced_whole(tmp_path / "folder") as new:
+        fail_after(write(new, a="1"), error)
+    monkeypatch.setattr(os, "rename", Fails(1, error))
+    with pytest.raises(expected), replaced_whole(tmp_path / "folder") as new:
+        write(new, a="1")
+    assert content(tmp_path) == {}
+
+
+def test_in_a_folder_that_was_there_owned_files_go_and_others_stay(tmp_path):
+    folder = tmp_path / "folder"
+    write(folder, kept="foreign", replaced="old", stale="old")
+    (folder / "below").mkdir()
+    with replaced_whole(folder, ["stale", "replaced", "never there"]) as new:
+        write(new, replaced="new", added="new")
+        assert content(folder)["stale"] == b"old"
+    assert content(folder) == {"kept": b"foreign", "replaced": b"new", "added": b"new", "below": None}
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+@pytest.mark.parametrize(
+    ("error", "moves"),
+    [(KeyboardInterrupt(), False), (KeyboardInterrupt(), True), (OSError(5, "Input/output error"), False)],
+)
+def test_a_failure_at_any_step_leaves_a_folder_as_it_was(tmp_path, monkeypatch, error, moves):
+    folder = tmp_path / "folder"
+    write(folder, kept="foreign", replaced="old", stale="old")
+    os.symlink("nowhere", folder / "link")  # that points to nothing is still a name that is taken
+    before = content(folder)
+    steps = 3 + 3  # out: link, replaced, stale; in: added, link, replaced
+    for at in range(1, steps + 1):
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "rename", Fails(at, error, moves))
+            expected = InputError if isinstance(error, OSError) else type(error)
+            with pytest.raises(expected), replaced_whole(folder, ["stale"]) as new:
+                write(new, replaced="new", added="new", link="new")
+            assert content(folder) == before, at
+            assert os.readlink(folder / "link") == "nowhere"
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rename", Fails(steps + 1, error))
+        with replaced_whole(folder, ["stale"]) as new:
+            write(new, replaced="new", added="new", link="new")
+    assert content(folder) == {"kept": b"foreign", "replaced": b"new", "added": b"new", "link": b"new"}
+
+
+def test_an_error_of_the_file_system_names_the_folder(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    message = rf"{tmp_path}/file/below cannot be written: "
+    with pytest.raises(InputError, match=message), replaced_whole(tmp_path / "file" / "below"):
+        pass
+    assert content(tmp_path) == {"file": b"in the way"}
+
+
+def test_a_folder_is_checked_without_a_trace(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    check_folder(tmp_path)
+    check_folder(tmp_path / "not" / "there" / "yet")
+    check_place(tmp_path / "file", tmp_path)
+    assert content(tmp_path) == {"file": b"in the way"}
+    with pytest.raises(InputError, match="file exists and is not a folder"):
+        check_folder(tmp_path / "file")
+    with pytest.raises(InputError, match="below cannot be written: Not a directory"):
+        check_folder(tmp_path / "file" / "below")
+    with pytest.raises(InputError, match="/proc/folder cannot be written"):
+        check_folder(tmp_path.__class__("/proc/folder"))
+    with pytest.raises(InputError, match=r"plot\.png cannot be written: No such file"):
+        check_place(tmp_path / "nothing" / "plot.png", tmp_path / "nothing")
+
+
+def test_what_the_file_system_says_is_told(tmp_path):
+    assert str(cannot_write(tmp_path, OSError(28, "No space left on device"))).endswith(": No space left on device")
+    assert str(cannot_write(tmp_path, OSError("something else"))).endswith(": something else")

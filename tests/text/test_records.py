@@ -1,0 +1,176 @@
+"""What a user gives, checked by row."""
+
+import pytest
+
+from bayesrm_fast import InputError, PreferencePair
+from bayesrm_fast.text.records import (
+    Candidates,
+    candidate_sets,
+    check_rows,
+    check_text,
+    iter_candidate_sets,
+    iter_preference_pairs,
+    pairs_within_prompts,
+    preference_pairs,
+    prompt_and_response,
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (3, "must be a string or a list of messages"),
+        (None, "not null"),
+        ([], "empty list of messages"),
+        ([{"role": "user"}], "with string role and content"),
+        ("a\0b", "NUL"),
+        ("a\ud800b", "lone surrogate"),
+        ([{"role": "user", "content": "a\0"}], "NUL"),
+    ],
+)
+def test_what_is_no_text(text, message):
+    with pytest.raises(InputError, match=message) as error:
+        check_text(text, "rows.jsonl, row 3: prompt")
+    assert str(error.value).startswith("rows.jsonl, row 3: prompt")
+
+
+def test_pairs_from_dicts_records_and_datasets():
+    datasets = pytest.importorskip("datasets", reason="the extra `train` is not installed")
+    row = {"prompt": "a", "chosen": "b", "rejected": "c"}
+    expected = [PreferencePair("a", "b", "c")]
+    assert preference_pairs([row]) == expected
+    assert preference_pairs(expected) == expected
+    assert preference_pairs(datasets.Dataset.from_list([row])) == expected
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([], "there are no rows"),
+        (["text"], "row 1 must be an object"),
+        ([{"prompt": "a", "chosen": "b"}], "row 1 has no column 'rejected'"),
+        (
+            [{"prompt": "a", "chosen": "b", "rejected": "c"}, {"prompt": "a", "chosen": 5, "rejected": "c"}],
+            "row 2: chosen",
+        ),
+        ([{"prompt": "a", "chosen": "b", "rejected": "b"}], "row 1: chosen and rejected are equal"),
+    ],
+)
+def test_bad_pairs_are_named_by_row(rows, message):
+    with pytest.raises(InputError, match=message):
+        preference_pairs(rows, "pairs.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([{"prompt": "a", "responses": "b"}], "responses must be a list"),
+        ([{"prompt": "a", "responses": []}], "responses is empty"),
+        ([{"prompt": "a", "responses": ["b", None]}], r"responses\[1\]"),
+    ],
+)
+def test_bad_candidates_are_named_by_row(rows, message):
+    with pytest.raises(InputError, match=message):
+        candidate_sets(rows)
+
+
+@pytest.mark.parametrize("count", [2, 3, 4, 7])
+def test_candidates_are_paired_within_their_prompt(count):
+    prompts = ["first"] * count + ["second"] * 2
+    responses = [f"response {i}" for i in range(count)] + ["yes", "no"]
+    pairs = pairs_within_prompts(prompts, responses)
+    assert {frozenset((pair.chosen, pair.rejected)) for pair in pairs if pair.prompt == "second"} == {
+        frozenset(("yes", "no"))
+    }
+    first = [pair for pair in pairs if pair.prompt == "first"]
+    assert len(first) == (count + 1) // 2
+    assert {text for pair in first for text in (pair.chosen, pair.rejected)} == set(responses[:count])
+    assert all(pair.chosen != pair.rejected for pair in first)
+    assert pairs == pairs_within_prompts(prompts, responses)
+
+
+NUMBERS = {"log_probabilities": [-1.5, -2], "similarities": [[1.0, 0.5], [0.5, 1]]}
+
+
+@pytest.mark.parametrize("as_record", [False, True])
+def test_candidates_bring_numbers_for_the_rules_that_need_them(as_record):
+    row = {"prompt": "a", "responses": ["b", "c"], **NUMBERS}
+    (found,) = candidate_sets([Candidates(**row) if as_record else row])
+    assert (found.log_probabilities, found.similarities) == tuple(NUMBERS.values())
+    (without,) = candidate_sets([{"prompt": "a", "responses": ["b", "c"]}])
+    assert (without.log_probabilities, without.similarities) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "message"),
+    [
+        ({"log_probabilities": 3}, "log_probabilities must be a list of numbers, not int"),
+        ({"log_probabilities": "ab"}, "log_probabilities must be a list of numbers, not str"),
+        ({"log_probabilities": [-1.0]}, "log_probabilities must be 2 finite numbers"),
+        ({"log_probabilities": [-1.0, None]}, "log_probabilities must be 2 finite numbers"),
+        ({"log_probabilities": [-1.0, True]}, "log_probabilities must be 2 finite numbers"),
+        ({"log_probabilities": [-1.0, float("nan")]}, "log_probabilities must be 2 finite numbers"),
+        ({"log_probabilities": [-1.0, float("-inf")]}, "log_probabilities must be 2 finite numbers"),
+        ({"similarities": "ab"}, "similarities must be a list of lists, not str"),
+        ({"similarities": [[1.0, 0.5]]}, "similarities must be 2 rows, not 1"),
+        ({"similarities": [[1.0, 0.5], [0.5]]}, r"similarities\[1\] must be 2 finite numbers"),
+        ({"similarities": [[1.0, 0.5], 0.5]}, r"similarities\[1\] must be a list of numbers, not float"),
+    ],
+)
+def test_numbers_that_are_not_one_for_each_response_are_named(numbers, message):
+    with pytest.raises(InputError, match=f"^rows.jsonl, row 1: {message}"):
+        candidate_sets([{"prompt": "a", "responses": ["b", "c"], **numbers}], "rows.jsonl")
+
+
+def test_rows_are_validated_one_by_one_and_numbered_from_where_they_begin():
+    pair = {"prompt": "a", "chosen": "b", "rejected": "c"}
+    pairs = iter_preference_pairs([pair, {"prompt": "a"}], "rows.jsonl", first=7)
+    assert next(pairs).where == "rows.jsonl, row 7"
+    with pytest.raises(InputError, match="row 8 has no column 'chosen'"):
+        next(pairs)
+    sets = iter_candidate_sets([{"prompt": "a", "responses": ["b"]}, 5], "rows.jsonl", first=3)
+    assert next(sets).where == "rows.jsonl, row 3"
+    with pytest.raises(InputError, match="row 4 must be an object with prompt, responses, not int"):
+        next(sets)
+
+
+def test_a_prompt_with_a_single_response_is_left_out_with_a_warning():
+    with pytest.warns(UserWarning, match=r"1 prompt\(s\) with a single response"):
+        (pair,) = pairs_within_prompts(["a", "b", "a", "a"], ["yes", "yes", "no", "no"])
+    assert {pair.chosen, pair.rejected} == {"yes", "no"}
+    assert pair.where in ("the pair of rows 1 and 3", "the pair of rows 3 and 1")
+    with pytest.raises(InputError, match="nothing to compare"):
+        pairs_within_prompts(["a", "b", "a"], ["yes", "yes", "yes"])
+
+
+def test_a_row_of_a_stream_is_a_pair_of_texts_or_a_mapping_of_them():
+    assert prompt_and_response(("a", "b"), "row 1") == ("a", "b")
+    assert prompt_and_response({"response": "b", "prompt": "a", "more": 1}, "row 1") == ("a", "b")
+    for bad, message in (("ab", "not str"), (("a", "b", "c"), "not tuple"), (("a", 3), "response must be a string")):
+        with pytest.raises(InputError, match=f"^row 4.*{message}"):
+            prompt_and_response(bad, "row 4")
+
+
+@pytest.mark.parametrize(
+    ("prompts", "responses", "message"),
+    [
+        ("ab", ["a", "b"], "prompts must be a list, not str"),
+        (["a"], iter(["b"]), "responses must be a list"),
+        (["a", "b"], ["c"], "2 prompts but 1 responses"),
+        ([], [], "the list is empty"),
+        (["a", "a"], ["b", None], r"responses\[1\] must be a string .*not null"),
+    ],
+)
+def test_prompts_and_responses_that_are_no_two_lists_of_texts(prompts, responses, message):
+    with pytest.raises(InputError, match=message):
+        check_rows(prompts, responses)
+
+
+def test_a_record_that_is_checked_again_keeps_its_name():
+    """Such as the command's, which has it from a file and hands it to the library in chunks."""
+    named = preference_pairs([{"prompt": "a", "chosen": "b", "rejected": "c"}], "rows.jsonl")
+    assert preference_pairs(named)[0].where == "rows.jsonl, row 1"
+    assert preference_pairs([PreferencePair("a", "b", "c")])[0].where == "pairs, row 1"
+    sets = candidate_sets([{"prompt": "a", "responses": ["b"]}], "rows.jsonl")
+    assert candidate_sets(sets)[0].where == "rows.jsonl, row 1"
+    assert candidate_sets([Candidates("a", ["b"])])[0].where == "candidates, row 1"
