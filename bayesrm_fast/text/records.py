@@ -40,8 +40,8 @@ class Candidates:
         log_probabilities: of each response under the policy that wrote it, summed over its tokens, for rules that need
             them.
         similarities: `[n, n]`, of each response to every other, for rules that need them.
-    gold: Sequence[float] | None = None
-    where: str = field(default="", compare=False)
+        gold: what each response is worth by a judge, the more the better, to tune rules by.
+        where: what an error calls the set; empty for its number.
     """
 
     prompt: Text

@@ -80,7 +80,7 @@ def measured(
         arrays, chosen = _computed(rm, pairs, tasks, progress)
         flat = {f"{number}|{name}": array for number, one in enumerate(arrays) for name, array in one.items()}
         flat |= {f"lambda|{name}": np.array(precision) for name, precision in chosen.items()}
-        np.savez(path.with_suffix(".writing.npz"), **flat)
+        np.savez(path.with_suffix(".writing.npz"), **flat)  # type: ignore[arg-type]
         path.with_suffix(".writing.npz").rename(path)
     with np.load(path) as held:
         found: list[dict[str, np.ndarray]] = [{} for _ in tasks]

@@ -40,7 +40,9 @@ def mixed_tasks() -> list[dict[str, Any]]:
     return [row for row in rows if 3 <= sum(sample["gold"] for sample in row["responses"]) <= 97]
 
 
-def split(seed: int, noise: float, training_tasks: int, test_tasks: int | None) -> tuple[list[dict[str, str]], list[Task]]:
+def split(
+    seed: int, noise: float, training_tasks: int, test_tasks: int | None
+) -> tuple[list[dict[str, str]], list[Task]]:
     """Pairs of some tasks, a share of their labels flipped, and other tasks to choose on; drawn by the seed."""
     rows = mixed_tasks()
     lot = random.Random(seed)
