@@ -63,7 +63,7 @@ def test_the_dimming_of_the_probability_is_the_logistic_gaussian_integral(rm):
 
 @pytest.mark.parametrize("rule", ["mean", "std", "variance"])
 def test_best_of_n(rm, rule):
-    best = rm.best_of_n(PROMPT, RESPONSES, rule, k=0.3)
+    best = rm.best_of_n(PROMPT, RESPONSES, rule, k=0.3, relative=False)
     scores = rm.score([PROMPT] * 4, RESPONSES)
     by_hand = {
         "mean": scores.mean,
@@ -94,15 +94,16 @@ class Shy(Rule):
 
 def test_a_rule_of_ones_own(rm):
     with pytest.warns(UserWarning, match="Optimist has no ceilings, so every variance is computed"):
-        best = rm.best_of_n(PROMPT, RESPONSES, Optimist())
+        best = rm.best_of_n(PROMPT, RESPONSES, Optimist(), relative=False)
     assert best.variances_computed == 4
     assert best.index == int((best.mean + best.variance.sqrt()).argmax())
-    assert rm.best_of_n(PROMPT, RESPONSES, Shy()).index == rm.best_of_n(PROMPT, RESPONSES, k=5.0).index
+    shy = rm.best_of_n(PROMPT, RESPONSES, Shy(), relative=False)
+    assert shy.index == rm.best_of_n(PROMPT, RESPONSES, k=5.0, relative=False).index
 
 
 def test_exhaustive_gives_every_variance(rm):
     responses = [words(2 + i % 30, i) for i in range(60)]
-    lazy, all_of_them = (rm.best_of_n(PROMPT, responses, k=0.01, exhaustive=e) for e in (False, True))
+    lazy, all_of_them = (rm.best_of_n(PROMPT, responses, k=0.01, relative=False, exhaustive=e) for e in (False, True))
     assert lazy.variances_computed < 60 == all_of_them.variances_computed
     assert not all_of_them.scores.isnan().any()
     assert lazy.index == all_of_them.index
@@ -120,11 +121,11 @@ def test_tokenized_rows_and_pairs_are_scored_as_their_texts_are(rm):
 
 def test_one_prompt_with_12500_candidates(rm):
     responses = [" ".join(WORDS[i // len(WORDS) ** place % len(WORDS)] for place in range(3)) for i in range(12_500)]
-    best = rm.best_of_n(PROMPT, responses)
+    best = rm.best_of_n(PROMPT, responses, relative=False)
     assert best.mean.shape == (12_500,)
     assert 1 <= best.variances_computed < 12_500
     few = sorted({best.index, *best.mean.topk(20).indices.tolist()})
-    again = rm.best_of_n(PROMPT, [responses[i] for i in few], exhaustive=True)
+    again = rm.best_of_n(PROMPT, [responses[i] for i in few], relative=False, exhaustive=True)
     assert few[again.index] == best.index
 
 
@@ -132,9 +133,9 @@ def test_ten_thousand_prompts_with_four_candidates(rm):
     sets = [
         {"prompt": words(3, i), "responses": [WORDS[(i + j) % len(WORDS)] for j in range(4)]} for i in range(10_000)
     ]
-    best = rm.best_of_each(sets)
+    best = rm.best_of_each(sets, relative=False)
     assert len(best) == 10_000
-    some = rm.best_of_each(sets[:40], exhaustive=True)
+    some = rm.best_of_each(sets[:40], relative=False, exhaustive=True)
     assert [one.index for one in some] == [one.index for one in best[:40]]
 
 

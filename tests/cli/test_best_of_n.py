@@ -24,11 +24,28 @@ def test_the_best_is_that_of_the_library(model_folder, candidates_file, tmp_path
     assert told["choices_changed_by_the_penalty"] == changed
 
 
+def test_absolute_and_tuned_penalties(model_folder, candidates_file, tmp_path, summary, refused):
+    rm = BayesianRewardModel.from_pretrained(model_folder, device="cpu")
+    arguments = ("best-of-n", model_folder, candidates_file)
+    summary(*arguments, tmp_path / "absolute.jsonl", "--absolute")
+    for row, given in zip(read_rows(tmp_path / "absolute.jsonl"), read_rows(candidates_file), strict=True):
+        assert row["index"] == rm.best_of_n(given["prompt"], given["responses"], relative=False).index
+        assert row["baseline"] is None
+    assert "call tune_penalty first" in refused(*arguments, tmp_path / "tuned.jsonl", "--k", "tuned")
+    assert "--k must be a number" in refused(*arguments, tmp_path / "tuned.jsonl", "--k", "much")
+    given = read_rows(candidates_file)
+    tuned = rm.tune_penalty([one | {"gold": [0.0, 1.0, 2.0]} for one in given])
+    rm.save_pretrained(tmp_path / "rm")
+    summary("best-of-n", tmp_path / "rm", candidates_file, tmp_path / "tuned.jsonl", "--k", "tuned")
+    for row, one in zip(read_rows(tmp_path / "tuned.jsonl"), given, strict=True):
+        assert row["index"] == rm.best_of_n(one["prompt"], one["responses"], k=tuned.k).index
+
+
 def test_variances_are_counted_and_a_run_is_resumed(model_folder, tmp_path, summary, refused):
     rows = [{"prompt": words(3, i), "responses": [words(2 + j, 9 * i + j) for j in range(12)]} for i in range(70)]
     write_rows(tmp_path / "many.jsonl", rows)
     arguments = (model_folder, tmp_path / "many.jsonl")
-    told = summary("best-of-n", *arguments, tmp_path / "best.jsonl", "--k", "0.1")
+    told = summary("best-of-n", *arguments, tmp_path / "best.jsonl", "--k", "0.1", "--absolute")
     assert (told["prompts"], told["candidates"]) == (70, 840)
     assert 70 <= told["variances_computed"] < 840
     again, partial = tmp_path / "again.jsonl", tmp_path / "again.jsonl.partial"

@@ -50,11 +50,11 @@ def told(record):
 
 def test_smaller_batches_give_the_same_and_it_is_said_once(small_memory):
     rm = model().fit(tiny_pairs(), rank=4)
-    expected, best = rm.score(*TEXTS), rm.best_of_each(CANDIDATES)[0]
+    expected, best = rm.score(*TEXTS), rm.best_of_each(CANDIDATES, relative=False)[0]
     small_memory["tokens"] = 20
     with warnings.catch_warnings(record=True) as record:
         warnings.simplefilter("always")
-        found, again = rm.score(*TEXTS), rm.best_of_each(CANDIDATES)[0]
+        found, again = rm.score(*TEXTS), rm.best_of_each(CANDIDATES, relative=False)[0]
     assert small_memory["refused"] > 1
     assert len(told(record)) == 1
     assert rm.passes().budget.batch_tokens <= 200
@@ -90,7 +90,7 @@ def test_where_nothing_is_left_to_give_up_the_error_is_the_devices(small_memory)
     rm = model().fit(tiny_pairs(), rank=4)
     small_memory["tokens"] = 1
     with pytest.raises(torch.OutOfMemoryError), pytest.warns(UserWarning, match="did not fit"):
-        rm.best_of_each(CANDIDATES)
+        rm.best_of_each(CANDIDATES, relative=False)
 
 
 OUT_OF_MEMORY = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")

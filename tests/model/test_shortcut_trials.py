@@ -36,9 +36,9 @@ def test_means_variances_and_winners_are_those_of_the_plain_path(architecture):
         assert rm.shortcuts.no_mask
         assert rm.shortcuts.shared_prefix
         assert rm.shortcuts.scored_token == "last"
-    expected = plain.best_of_each(CANDIDATES, k=0.3, exhaustive=True)
-    found = rm.best_of_each(CANDIDATES, k=0.3, exhaustive=True)
-    lazy = rm.best_of_each(CANDIDATES, k=0.3)
+    expected = plain.best_of_each(CANDIDATES, k=0.3, relative=False, exhaustive=True)
+    found = rm.best_of_each(CANDIDATES, k=0.3, relative=False, exhaustive=True)
+    lazy = rm.best_of_each(CANDIDATES, k=0.3, relative=False)
     for one, other, third in zip(expected, found, lazy, strict=True):
         torch.testing.assert_close(other.mean, one.mean, rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(other.variance, one.variance, rtol=RELATIVE[torch.float32], atol=0)

@@ -47,9 +47,11 @@ class Typical(Rule):
         return known.similarities.mean(1)
 
 
-def test_a_rule_of_the_joint_posterior_gets_it(rm):
-    for one, best in zip(CANDIDATES, rm.best_of_each(CANDIDATES, LeastRegret()), strict=True):
+@pytest.mark.parametrize("relative", [True, False])
+def test_a_rule_of_the_joint_posterior_gets_it(rm, relative):
+    for one, best in zip(CANDIDATES, rm.best_of_each(CANDIDATES, LeastRegret(), relative=relative), strict=True):
         joint = rm.covariance(one["prompt"], one["responses"])
+        joint = joint.relative() if relative else joint
         assert best.index == int(joint.expected_regret(draws=4096).argmin())
         torch.testing.assert_close(best.variance, joint.covariance.diagonal(), rtol=1e-4, atol=0)
         assert best.variances_computed == len(one["responses"])
@@ -57,7 +59,7 @@ def test_a_rule_of_the_joint_posterior_gets_it(rm):
 
 @pytest.mark.parametrize("exhaustive", [False, True])
 def test_what_comes_from_outside_comes_with_the_candidates(rm, exhaustive):
-    for one, best in zip(CANDIDATES, rm.best_of_each(CANDIDATES, Regularised(), exhaustive=exhaustive), strict=True):
+    for one, best in zip(CANDIDATES, rm.best_of_each(CANDIDATES, Regularised(), relative=False, exhaustive=exhaustive), strict=True):
         scores = best.mean + torch.tensor(one["log_probabilities"])
         assert best.index == int(scores.argmax())
         torch.testing.assert_close(best.scores, scores)
@@ -122,7 +124,7 @@ def test_the_mean_needs_no_variance_and_the_winner_is_told_with_its_own(rm, rule
     monkeypatch.setattr(
         choice, "score_examples", lambda passes, rows, *rest: asked.append(len(rows)) or computed(passes, rows, *rest)
     )
-    found = rm.best_of_each(CANDIDATES, rule, exhaustive=exhaustive)
+    found = rm.best_of_each(CANDIDATES, rule, relative=False, exhaustive=exhaustive)
     # The winners of both prompts together, or all rows.
     assert asked == [7 if exhaustive else 2]
     for one, best in zip(CANDIDATES, found, strict=True):
@@ -142,7 +144,11 @@ def test_the_mean_needs_no_variance_and_the_winner_is_told_with_its_own(rm, rule
 def test_lazily_the_winner_is_the_exhaustive_one_and_no_more_is_told_than_was_computed(rm, penalty):
     sets = [{"prompt": words(3, n), "responses": [words(1 + i, 9 * n + i) for i in range(9)]} for n in range(4)]
     rule = PenalisedReward(penalty, 2.0)
-    for lazy, full in zip(rm.best_of_each(sets, rule), rm.best_of_each(sets, rule, exhaustive=True), strict=True):
+    for lazy, full in zip(
+        rm.best_of_each(sets, rule, relative=False),
+        rm.best_of_each(sets, rule, relative=False, exhaustive=True),
+        strict=True,
+    ):
         assert lazy.index == full.index
         assert lazy.response == full.response
         assert full.variances_computed == 9
@@ -164,17 +170,45 @@ class Doubtful(Rule):
 
 def test_a_rule_without_ceilings_gets_every_variance_and_it_is_said(rm):
     with pytest.warns(UserWarning, match="Doubtful has no ceilings, so every variance is computed"):
-        found = rm.best_of_each(CANDIDATES, Doubtful())
+        found = rm.best_of_each(CANDIDATES, Doubtful(), relative=False)
     for best in found:
         assert best.variances_computed == len(best.mean)
         assert best.index == int(best.variance.argmax())
 
 
 def test_progress_counts_the_candidates_whose_means_are_known(rm):
-    for rule, exhaustive in (("std", False), ("std", True), ("mean", False)):
+    for rule, relative, exhaustive in (
+        ("std", True, False),
+        ("std", False, False),
+        ("std", False, True),
+        ("mean", True, False),
+    ):
         told = []
-        rm.best_of_each(CANDIDATES, rule, exhaustive=exhaustive, progress=lambda *at, told=told: told.append(at))
+        rm.best_of_each(
+            CANDIDATES,
+            rule,
+            relative=relative,
+            exhaustive=exhaustive,
+            progress=lambda *at, told=told: told.append(at),
+        )
         assert told[-1] == (7, 7)
+
+
+@pytest.mark.parametrize("penalty", ["std", "variance"])
+def test_a_choice_is_of_the_differences_to_the_prompts_mean(rm, penalty):
+    for one, best in zip(CANDIDATES, rm.best_of_each(CANDIDATES, penalty, k=0.7), strict=True):
+        count = len(one["responses"])
+        scores = rm.score([one["prompt"]] * count, one["responses"], relative_to="prompt")
+        expected = scores.mean - 0.7 * (scores.std if penalty == "std" else scores.variance)
+        assert best.index == int(expected.argmax())
+        torch.testing.assert_close(best.scores, expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(best.mean + best.baseline, rm.rewards([one["prompt"]] * count, one["responses"]))
+        assert best.variances_computed == count
+
+
+def test_the_mean_alone_takes_no_backward_pass_over_all(rm):
+    for best in rm.best_of_each(CANDIDATES, "mean"):
+        assert (best.variances_computed, best.baseline) == (1, None)
 
 
 def test_rows_that_were_cut_are_told(rm):
