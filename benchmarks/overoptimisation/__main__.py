@@ -5,8 +5,8 @@
     python -m benchmarks.overoptimisation --quick            # two minutes; shows that everything runs
 
 HumanEval tasks with 100 samples of CodeGen-16B each, gold is whether the task's tests pass. MiniLM with LoRA learns from
-pairs of 45 tasks, a share of whose labels is flipped; all others are for choosing. What is tuned is tuned on half of them
-and reported on the other half, both ways. It needs the samples in the folder that `BAYESRM_DATA` names.
+pairs of 45 tasks, a share of whose labels is flipped; all others are for choosing. What is tuned is tuned on half of
+them and reported on the other half, both ways. It needs the samples in the folder that `BAYESRM_DATA` names.
 """
 
 import json
@@ -126,14 +126,7 @@ def draw(results: dict[str, Any], path: Path) -> None:
     for name in SHOWN:
         gold = results["rows"][name]["gold"]
         (line,) = axis.plot(results["kl"], gold, "o-", ms=4, lw=2.2 if name == "MAP" or "ggn" in name else 1.3)
-        axis.annotate(
-            name,
-            (results["kl"][-1], gold[-1]),
-            xytext=(6, -3),
-            textcoords="offset points",
-            color=line.get_color(),
-            fontsize=8.5,
-        )
+        axis.annotate(name, (results["kl"][-1], gold[-1]), color=line.get_color(), **beside)
     axis.set(xlabel="KL of best-of-n to the policy, nats (n = 1 to 100)", ylabel="share of right answers")
     axis.set_xlim(0, results["kl"][-1] * 1.75)
     axis.spines[["top", "right"]].set_visible(False)
