@@ -15,7 +15,7 @@ from bayesrm_fast.posterior.kronecker import KroneckerPosterior
 from bayesrm_fast.record_files import RecordFiles, as_bytes
 from bayesrm_fast.sites import Site
 
-FILES = RecordFiles("a posterior", "posterior.json", "posterior.safetensors", format=3)
+FILES = RecordFiles("a posterior", "posterior.json", "posterior.safetensors", format=2)
 
 CLASSES: dict[str, type[Posterior]] = {
     "kfac": KroneckerPosterior,
@@ -66,7 +66,7 @@ def load_posterior(folder: Path) -> Posterior:
         prior = PriorChoice(record["prior_precision"], **(chosen | {"curve": curve}))
         tensors |= {name: tensors[owner] for name, owner in record["shared_tensors"].items()}
         posterior = CLASSES[fit.structure].from_tensors(sites, tensors, fit, prior, record["temperature"])
-        posterior.penalty = None if record["penalty"] is None else _read_penalty(record["penalty"])
+        posterior.penalty = None if record.get("penalty") is None else _read_penalty(record["penalty"])
         return posterior
     except (AttributeError, KeyError, TypeError) as error:
         raise InputError(f"{folder} holds no readable posterior: {error}") from error
