@@ -5,8 +5,8 @@
     python -m benchmarks.overoptimisation --quick            # two minutes; shows that everything runs
 
 HumanEval tasks with 100 samples of CodeGen-16B each, gold is whether the task's tests pass. MiniLM with LoRA learns
-from pairs of 45 tasks, a share of whose labels is flipped; the others are for choosing. What is tuned is tuned on half of
-them and reported on the other half, both ways. It needs the samples in the folder that `BAYESRM_DATA` names.
+from pairs of 45 tasks, a share of whose labels is flipped; the others are for choosing. What is tuned is tuned on half
+of them and reported on the other half, both ways. It needs the samples in the folder that `BAYESRM_DATA` names.
 """
 
 import json
