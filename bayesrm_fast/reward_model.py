@@ -17,6 +17,7 @@ from bayesrm_fast.fit.options import FitOptions, Precision
 from bayesrm_fast.fit.prior import NO_EVIDENCE
 from bayesrm_fast.fit.virtual import make_virtual_adapter
 from bayesrm_fast.model.passes import Passes, Progress
+from bayesrm_fast.model.readout import PooledReadout
 from bayesrm_fast.model.reward_model import RewardModel
 from bayesrm_fast.model.virtual import Targets
 from bayesrm_fast.posterior.base import ModelRecord, Posterior
@@ -150,6 +151,8 @@ class BayesianRewardModel(RewardModel):
         """
         if not self.lora and self.virtual is None:
             raise InputError("there is nothing to save: call fit first")
+        if type(self.readout) is not PooledReadout:
+            raise InputError("a model with a readout of its own cannot be saved: loading it would read it otherwise")
         save_folder(Path(folder), self.model, self.adapter, self.tokenizer, self.virtual, self.posterior)
 
     def fit(
@@ -212,6 +215,10 @@ class BayesianRewardModel(RewardModel):
         """What is asked for, with this model's default for λ."""
         if options is not None and named:
             raise InputError(f"give options or {', '.join(named)}, not both")
+        if options is not None and not isinstance(options, FitOptions):
+            raise InputError(
+                f"options must be a FitOptions, not {options!r}: give its fields by name, structure='kfac'"
+            )
         options = options or FitOptions(**named)
         if not is_labelled and options.prior_precision in ("evidence", "validation"):
             raise InputError(f"prior_precision={options.prior_precision!r} needs labels: give a number, or 'margins'")
