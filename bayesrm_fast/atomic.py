@@ -53,6 +53,10 @@ def replaced_whole(folder: Path, owned: Iterable[str] = ()) -> Iterator[Path]:
                 os.rename(new, folder)
     except OSError as error:
         raise cannot_write(folder, error) from error
+    except InputError as error:
+        if isinstance(error.__cause__, OSError):  # of a place in the new folder, which nobody knows
+            raise cannot_write(folder, error.__cause__) from error
+        raise
 
 
 def _exchange(folder: Path, new: Path, old: Path, owned: Iterable[str]) -> None:
@@ -66,7 +70,7 @@ def _exchange(folder: Path, new: Path, old: Path, owned: Iterable[str]) -> None:
             os.rename(here, there)
     except BaseException:
         for here, there in reversed(begun):
-            if not os.path.lexists(here):
+            if os.path.lexists(there) and not os.path.lexists(here):  # another process may have taken it away
                 os.rename(there, here)
         raise
 

@@ -16,6 +16,7 @@ from bayesrm_fast.fit.prior import NO_EVIDENCE
 from bayesrm_fast.fit.virtual import make_virtual_adapter
 from bayesrm_fast.fitted_model import FittedRewardModel, outside_inference_mode
 from bayesrm_fast.model.passes import Progress
+from bayesrm_fast.model.readout import PooledReadout
 from bayesrm_fast.model.virtual import Targets
 from bayesrm_fast.posterior.base import ModelRecord
 from bayesrm_fast.saved.folders import save_folder
@@ -130,6 +131,8 @@ class BayesianRewardModel(FittedRewardModel):
         """
         if not self.lora and self.virtual is None:
             raise InputError("there is nothing to save: call fit first")
+        if type(self.readout) is not PooledReadout:
+            raise InputError("a model with a readout of its own cannot be saved: loading it would read it otherwise")
         save_folder(Path(folder), self.model, self.adapter, self.tokenizer, self.virtual, self.posterior)
 
     def fit(
@@ -192,6 +195,10 @@ class BayesianRewardModel(FittedRewardModel):
         """What is asked for, with this model's default for λ."""
         if options is not None and named:
             raise InputError(f"give options or {', '.join(named)}, not both")
+        if options is not None and not isinstance(options, FitOptions):
+            raise InputError(
+                f"options must be a FitOptions, not {options!r}: give its fields by name, structure='kfac'"
+            )
         options = options or FitOptions(**named)
         if not is_labelled and options.prior_precision in ("evidence", "validation"):
             raise InputError(f"prior_precision={options.prior_precision!r} needs labels: give a number, or 'margins'")

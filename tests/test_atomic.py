@@ -1,6 +1,7 @@
 """Files and folders that appear whole or not at all."""
 
 import os
+from pathlib import Path
 
 import pytest
 
@@ -135,3 +136,28 @@ def test_a_folder_is_checked_without_a_trace(tmp_path):
 def test_what_the_file_system_says_is_told(tmp_path):
     assert str(cannot_write(tmp_path, OSError(28, "No space left on device"))).endswith(": No space left on device")
     assert str(cannot_write(tmp_path, OSError("something else"))).endswith(": something else")
+
+
+def test_a_file_that_another_process_takes_away_costs_no_other(tmp_path, monkeypatch):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for name in "abc":
+        (folder / name).write_text(f"old {name}")
+    rename = os.rename
+
+    def taken_away(here, there):
+        if Path(here) == folder / "c":
+            (folder / "c").unlink()
+        rename(here, there)
+
+    monkeypatch.setattr(os, "rename", taken_away)
+    with pytest.raises(InputError, match="cannot be written"), replaced_whole(folder) as new:
+        write(new, **{name: f"new {name}" for name in "abc"})
+    assert {path.name: path.read_text() for path in folder.iterdir()} == {"a": "old a", "b": "old b"}
+
+
+def test_an_error_names_the_folder_and_not_where_it_is_made(tmp_path):
+    folder = tmp_path / "folder"
+    refused = pytest.raises(InputError, match=rf"^{folder} cannot be written: No space")
+    with refused, replaced_whole(folder) as outer, replaced_whole(outer):
+        raise OSError(28, "No space left on device")

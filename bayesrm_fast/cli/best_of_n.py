@@ -37,25 +37,24 @@ def best_of_n(
     weight = k if k == "tuned" else number("k", k)
     asked = rule_of(rule, 1.0 if isinstance(weight, str) else weight)
     check_needs(asked, [])
-    check_output(output)
+    check_output(output, input_file)
     total = sum(1 for _ in iter_candidate_sets(iter_rows(input_file), str(input_file)))
     loaded = load_fitted(model, max_batch_tokens)
     used = loaded.penalty_weight(weight, relative)
     options = {"max_batch_tokens": max_batch_tokens, "rule": rule, "k": used, "relative": relative}
     header = job_header(loaded, input_file, options)
-    results = ResumableOutput(output, header, resume)
-    with progress_bar("choosing") as tell:
+    tally = dict.fromkeys(("candidates", "variances_computed", "choices_changed_by_the_penalty"), 0)
+    with ResumableOutput(output, header, resume) as results, progress_bar("choosing") as tell:
         sets = iter_candidate_sets(iter_rows(input_file), str(input_file))
         for chunk in prefetched(in_chunks(sets, results.count)):
             best = loaded.best_of_each(chunk, rule, used, relative=relative)
             results.add(_chosen_row(one, found) for one, found in zip(chunk, best, strict=True))
             tell(results.count, total)
-    tally = dict.fromkeys(("candidates", "variances_computed", "choices_changed_by_the_penalty"), 0)
-    for row in results.rows():
-        tally["candidates"] += row["candidates"]
-        tally["variances_computed"] += row["variances_computed"]
-        tally["choices_changed_by_the_penalty"] += row["index"] != row["index_by_mean"]
-    results.finish()
+        for row in results.rows():
+            tally["candidates"] += row["candidates"]
+            tally["variances_computed"] += row["variances_computed"]
+            tally["choices_changed_by_the_penalty"] += row["index"] != row["index_by_mean"]
+        results.finish()
     show_summary({"output": str(output), "prompts": results.count, **tally}, as_json)
 
 

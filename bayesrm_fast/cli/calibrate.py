@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from bayesrm_fast.atomic import check_folder, check_place
+from bayesrm_fast.atomic import check_folder
 from bayesrm_fast.cli.arguments import AsJson, MaxBatchTokens, Model, Pairs, precision
 from bayesrm_fast.cli.models import load_fitted
 from bayesrm_fast.cli.terminal import progress_bar, show_summary
@@ -20,6 +20,7 @@ def calibrate(
     as_json: AsJson = False,
 ) -> None:
     """Choose prior precision and temperature by held-out pairs, and save them with the posterior."""
+    from bayesrm_fast.fit.calibration import check_plot
     from bayesrm_fast.posterior.files import save_posterior
     from bayesrm_fast.saved.folders import local_folder
     from bayesrm_fast.text.files import read_rows
@@ -29,7 +30,7 @@ def calibrate(
     folder = local_folder(model)
     check_folder(folder)
     if plot is not None:
-        check_place(plot, plot.absolute().parent)
+        check_plot(plot)
     rows = preference_pairs(read_rows(pairs), str(pairs))
     loaded = load_fitted(folder, max_batch_tokens)
     with progress_bar("calibrating") as tell:

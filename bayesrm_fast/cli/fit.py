@@ -47,7 +47,7 @@ def fit(
 ) -> None:
     """Fit the posterior of an adapter, or of a model's virtual adapters, on preference pairs and save it."""
     from bayesrm_fast.fit.options import FitOptions
-    from bayesrm_fast.saved.folders import is_saved_adapter
+    from bayesrm_fast.saved.folders import check_target, is_saved_adapter
     from bayesrm_fast.text.files import read_rows
     from bayesrm_fast.text.records import candidate_sets, preference_pairs
 
@@ -74,6 +74,7 @@ def fit(
     labelled = [] if unlabelled else preference_pairs(read_rows(pairs), str(pairs))
 
     loaded = load(model, output_weights=weights, max_length=max_length, max_batch_tokens=max_batch_tokens, **virtual)
+    check_target(folder, has_lora=loaded.adapter is not None)
     with progress_bar("fitting") as tell:
         if unlabelled:
             prompts = [one.prompt for one in sets for _ in one.responses]

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from bayesrm_fast.versions import library_versions
+
 if TYPE_CHECKING:
     from bayesrm_fast.reward_model import BayesianRewardModel
 
@@ -32,6 +34,7 @@ def job_header(loaded: "BayesianRewardModel", input_file: Path, options: dict[st
         "prior_precision": posterior.prior_precision,
         "temperature": posterior.temperature,
         "max_length": loaded.encoder.max_length,
+        "versions": library_versions(),
         **options,
     }
 

@@ -4,12 +4,17 @@ import json
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, Self
 
 from bayesrm_fast.atomic import cannot_write
 from bayesrm_fast.cli.jobs import CHUNK
 from bayesrm_fast.errors import InputError
 from bayesrm_fast.text.files import json_line, write_rows
+
+try:
+    import fcntl
+except ImportError:  # Windows has no lock of this kind
+    fcntl = None  # type: ignore[assignment]
 
 
 class ResumableOutput:
@@ -37,22 +42,36 @@ class ResumableOutput:
         self.count = 0
         header = json_line({"job": job, "chunk": CHUNK}).encode()
         try:
-            if resume and self.partial.exists():
+            self._held = self.partial.open("ab")  # as long as this is open, because two runs' rows would mix
+        except OSError as error:
+            raise cannot_write(self.partial, error) from error
+        try:
+            _lock(self._held, self.partial)
+            if resume:
                 self._keep_whole_chunks(header)
             else:
                 self.partial.write_bytes(header)
-        except OSError as error:
-            raise cannot_write(self.partial, error) from error
+        except BaseException as error:
+            self.close()
+            if isinstance(error, OSError):
+                raise cannot_write(self.partial, error) from error
+            raise
 
     def _keep_whole_chunks(self, header: bytes) -> None:
         with self.partial.open("r+b") as file:
-            if file.readline() != header:
+            found = file.readline()
+            if header.startswith(found) and found != header:  # killed before the first row
+                file.seek(0)
+                file.truncate()
+                file.write(header)
+                return
+            if found != header:
                 raise InputError(
                     f"{self.partial} is of another model, input or version; remove it or run without --resume"
                 )
             end, lines = file.tell(), 0
             while line := file.readline():
-                if not line.endswith(b"\n"):  # half a row
+                if not _is_row(line):  # half a row, or what a machine that went down has left
                     break
                 lines += 1
                 if lines % CHUNK == 0:
@@ -86,3 +105,29 @@ class ResumableOutput:
         """Write the output and remove the partial file."""
         write_rows(self.path, self.rows())
         self.partial.unlink()
+        self.close()
+
+    def close(self) -> None:
+        """Let another run have the partial file."""
+        self._held.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _lock(file: IO[bytes], path: Path) -> None:
+    try:
+        if fcntl is not None:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise InputError(f"{path} is being written by another run") from error
+
+
+def _is_row(line: bytes) -> bool:
+    try:
+        return line.endswith(b"\n") and isinstance(json.loads(line), dict)
+    except ValueError:
+        return False

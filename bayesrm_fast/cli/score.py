@@ -33,7 +33,7 @@ def score(
     from bayesrm_fast.text.files import check_output, iter_rows
     from bayesrm_fast.text.records import iter_candidate_sets, iter_preference_pairs
 
-    check_output(output)
+    check_output(output, input_file)
     first = next(iter_rows(input_file))
     is_paired = "responses" not in first and "chosen" in first
     read: Any = iter_preference_pairs if is_paired else iter_candidate_sets
@@ -42,18 +42,16 @@ def score(
         raise InputError("pairs are scored as differences already: --relative is for rows of responses")
     loaded = load_fitted(model, max_batch_tokens)
     header = job_header(loaded, input_file, {"max_batch_tokens": max_batch_tokens, "relative": relative})
-    results = ResumableOutput(output, header, resume)
-    chunks = in_chunks(read(iter_rows(input_file), str(input_file)), results.count)
-    scored = _scored_pairs(loaded, chunks) if is_paired else _scored_candidates(loaded, chunks, relative)
-    with progress_bar("scoring") as tell:
-        for rows in scored:
+    with ResumableOutput(output, header, resume) as results, progress_bar("scoring") as tell:
+        chunks = in_chunks(read(iter_rows(input_file), str(input_file)), results.count)
+        for rows in _scored_pairs(loaded, chunks) if is_paired else _scored_candidates(loaded, chunks, relative):
             results.add(rows)
             tell(results.count, total)
-    cut = 0
-    for row in results.rows():
-        truncated = row["truncated"]
-        cut += any(truncated) if isinstance(truncated, list) else truncated
-    results.finish()
+        cut = 0
+        for row in results.rows():
+            truncated = row["truncated"]
+            cut += any(truncated) if isinstance(truncated, list) else truncated
+        results.finish()
     show_summary({"output": str(output), "rows": results.count, "rows_with_cut_text": cut}, as_json)
 
 

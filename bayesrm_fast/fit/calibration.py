@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from bayesrm_fast.atomic import cannot_write, check_place
 from bayesrm_fast.errors import InputError
 from bayesrm_fast.fit.options import Precision, check_precision
 from bayesrm_fast.fit.prior import GRID, HELD_OUT_NLL, by_evidence, by_margins, margins_and_norms, variance_curve
@@ -84,10 +85,8 @@ class Calibration:
         Raises:
             InputError: there is no matplotlib, or the file cannot be written.
         """
-        try:
-            from matplotlib.figure import Figure
-        except ImportError as error:
-            raise InputError("a plot needs the extra: pip install 'bayesrm_fast[plot]'") from error
+        check_plot(Path(path))
+        from matplotlib.figure import Figure
 
         figure = Figure(figsize=(8.4, 4.4), layout="constrained")
         for axis, title, one in zip(
@@ -116,8 +115,22 @@ class Calibration:
         figure.axes[0].set_ylabel("share that is right (pairs of a bin below)")
         try:
             figure.savefig(path, dpi=130)
-        except (OSError, ValueError) as error:  # a ValueError for a kind of file that is unknown
-            raise InputError(f"{path} cannot be written: {error}") from error
+        except OSError as error:
+            raise cannot_write(Path(path), error) from error
+
+
+def check_plot(path: Path) -> None:
+    """Raise InputError unless a plot can be drawn into a file; leaves nothing behind."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise InputError("a plot needs the extra: pip install 'bayesrm_fast[plot]'") from error
+    kinds = Figure().canvas.get_supported_filetypes()
+    if path.suffix.removeprefix(".") not in kinds:
+        raise InputError(f"{path} cannot be written: its name must end in one of {', '.join(sorted(kinds))}")
+    if path.is_dir():
+        raise InputError(f"{path} is a folder")
+    check_place(path, path.absolute().parent)
 
 
 def reliability(probability: Tensor) -> Reliability:  # shape: (M,)

@@ -9,7 +9,7 @@ from bayesrm_fast.fit.memory import ggn_memory
 from bayesrm_fast.fit.options import FitOptions
 from bayesrm_fast.fit.progress import PassCounter
 from bayesrm_fast.fit.sketches import GgnSketch
-from bayesrm_fast.model.passes import Passes, likelihood_cotangent
+from bayesrm_fast.model.passes import Passes, likelihood_cotangent, rewards_in
 from bayesrm_fast.text.examples import TokenizedPair
 
 logger = logging.getLogger("bayesrm_fast")
@@ -40,4 +40,4 @@ def gather_eigenpairs(
     rows, eigenvalues = latest.eigenpairs(options.kept)
     stored = dtype if options.basis_dtype is None else options.basis_dtype
     bases = {site.name: rows.pop(site.name).view(-1, site.r, site.d).to(stored) for site in sites}
-    return scalars.squeeze(1), bases, eigenvalues
+    return rewards_in(scalars), bases, eigenvalues

@@ -10,7 +10,7 @@ from bayesrm_fast.fit.moments import EigenvalueCorrection, KroneckerMoments
 from bayesrm_fast.fit.options import FitOptions
 from bayesrm_fast.fit.progress import PassCounter
 from bayesrm_fast.model.lora import LoraTap
-from bayesrm_fast.model.passes import Passes, likelihood_cotangent
+from bayesrm_fast.model.passes import Passes, likelihood_cotangent, rewards_in
 from bayesrm_fast.posterior.kronecker import KroneckerBlock
 from bayesrm_fast.sites import Site
 from bayesrm_fast.text.examples import TokenizedPair
@@ -36,7 +36,7 @@ def gather_blocks(
             pairs, likelihood_cotangent, lambda: EigenvalueCorrection(bases), counter.next_pass()
         )
         blocks = ekfac_blocks(blocks, measured)
-    return scalars.squeeze(1), blocks
+    return rewards_in(scalars), blocks
 
 
 def _warn_of_full_rank(sites: Sequence[Site], rank: int | None) -> None:

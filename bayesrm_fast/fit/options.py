@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, replace
+from numbers import Real
 from typing import Literal, Self
 
 import torch
@@ -87,5 +88,5 @@ def check_precision(precision: Precision) -> None:
             raise InputError(
                 f"prior_precision must be a number, 'evidence', 'validation' or 'margins', not {precision!r}"
             )
-    elif not (math.isfinite(precision) and precision > 0):
+    elif not (isinstance(precision, Real) and math.isfinite(precision) and precision > 0):
         raise InputError(f"the prior precision must be a positive number, not {precision}")

@@ -11,6 +11,7 @@ from bayesrm_fast.errors import InputError
 from bayesrm_fast.model.passes import Passes, Progress, unit_cotangent
 from bayesrm_fast.ops import segment_outer
 from bayesrm_fast.posterior.base import Posterior, PriorChoice
+from bayesrm_fast.posterior.probit import probit_logit
 from bayesrm_fast.sites import Site
 from bayesrm_fast.text.examples import TokenizedPair
 
@@ -75,8 +76,7 @@ def by_validation(
     precisions: Sequence[float],
 ) -> PriorChoice:
     """The λ under which held-out pairs, the chosen response first, have the smallest probit NLL in nats a pair."""
-    scaled = difference / (1 + math.pi / 8 * variance.double()).sqrt()
-    nll = -torch.nn.functional.logsigmoid(scaled).mean(1)
+    nll = -torch.nn.functional.logsigmoid(probit_logit(difference, variance.double())).mean(1)
     curve = list(zip(precisions, nll.tolist(), strict=True))
     return PriorChoice(precisions[int(nll.argmin())], "validation", HELD_OUT_NLL, curve)
 

@@ -11,7 +11,7 @@ from bayesrm_fast.fit.moments import SecondMoment
 from bayesrm_fast.fit.options import FitOptions
 from bayesrm_fast.model.hashes import model_hash
 from bayesrm_fast.model.layers import refuse
-from bayesrm_fast.model.passes import Passes, drawn
+from bayesrm_fast.model.passes import Passes, check_finite, drawn
 from bayesrm_fast.model.virtual import (
     LinearLayer,
     VirtualAdapter,
@@ -62,7 +62,8 @@ def input_directions(
     first = {layer.input_number: layer for layer in reversed(layers)}
 
     def run(positions: list[int]) -> dict[int, SecondMoment]:
-        batch = passes.collate([sample[i] for i in positions])
+        pairs = [sample[i] for i in positions]
+        batch = passes.collate(pairs)
         moments: dict[int, SecondMoment] = {}
         with contextlib.ExitStack() as stack:
             for number, layer in first.items():
@@ -70,7 +71,8 @@ def input_directions(
                 stack.callback(layer.module.register_forward_pre_hook(hook).remove)
             stack.enter_context(passes.forward.prepared(batch, every_token=True))
             with torch.no_grad():
-                passes.forward(batch)
+                scalars = passes.forward(batch)
+        check_finite(scalars, [row for pair in pairs for row in pair.rows])
         return moments
 
     total: dict[int, SecondMoment] = {}

@@ -39,8 +39,8 @@ class BatchResult(Generic[C]):
 
     @property
     def rewards(self) -> Tensor:  # shape: (N,)
-        """The scalars, where a row has one."""
-        return self.scalars.squeeze(1)
+        """The scalars, where a row has one; raises InputError where it has several."""
+        return rewards_in(self.scalars)
 
     @property
     def consumer(self) -> C:
@@ -160,7 +160,7 @@ class Passes:
     ) -> tuple[Tensor, list[C]]:
         chosen = [examples[i] for i in positions]
         scalars, consumers = self.tapped.run(
-            self.collate(chosen), cotangent, make_consumer, checkpoints=self.budget.checkpoints
+            self.collate(chosen), of_finite(cotangent, chosen), make_consumer, checkpoints=self.budget.checkpoints
         )
         check_finite(scalars, chosen)
         return scalars, consumers
@@ -244,6 +244,23 @@ def check_finite(scalars: Tensor, examples: Sequence[Example]) -> None:  # shape
     if not finite.all():
         first = examples[int((~finite).nonzero()[0])]
         raise InputError(f"{first.where}: the model's reward is NaN or infinite")
+
+
+def of_finite(cotangent: Callable[[Tensor], Tensor], examples: Sequence[Example]) -> Callable[[Tensor], Tensor]:
+    """The same of scalars that are finite: NaN gradients would say something else, or overflow in float16."""
+
+    def checked(scalars: Tensor) -> Tensor:  # shape: (N,)
+        check_finite(scalars[:, None], examples)
+        return cotangent(scalars)
+
+    return checked
+
+
+def rewards_in(scalars: Tensor) -> Tensor:  # (N, S) -> (N,)
+    """Scalars as rewards; raises InputError where a readout gives several for each row."""
+    if scalars.shape[1] != 1:
+        raise InputError(f"a reward is one scalar for each row, and this model's readout gives {scalars.shape[1]}")
+    return scalars[:, 0]
 
 
 def unit_cotangent(scalars: Tensor) -> Tensor:

@@ -71,7 +71,11 @@ class RewardModel:
         self.lora = self.find_lora()
         self._shortcuts: Shortcuts | None = None
         config = text_config(model)
-        labels = 1 if readout is not None else int(getattr(model.config, "num_labels", None) or 0)
+        labels = 1 if readout is not None else int(getattr(getattr(model, "config", None), "num_labels", None) or 0)
+        if labels == 0:
+            raise InputError("the model is no sequence classifier: give readout=TensorReadout(), or one of your own")
+        if readout is not None and output_weights is not None:
+            raise InputError("output_weights are for sequence classifiers; a readout of its own weighs by itself")
         self.output_weights = checked_output_weights(output_weights, labels)
         self.readout: Readout = PooledReadout(self.output_weights) if readout is None else readout
         positions = getattr(config, "max_position_embeddings", None)

@@ -137,11 +137,20 @@ class Posterior(ABC):
     ) -> None:
         self.sites = list(sites)
         self.record = record
-        self.prior = prior if isinstance(prior, PriorChoice) else PriorChoice(float(prior))
+        self.prior = prior
         if not (math.isfinite(temperature) and temperature > 0):
             raise InputError(f"the temperature must be a positive number, not {temperature}")
         self.temperature = temperature
         self.penalty: PenaltyChoice | None = None
+
+    @property
+    def prior(self) -> PriorChoice:
+        """λ, and how it was chosen; a number counts as given."""
+        return self._prior
+
+    @prior.setter
+    def prior(self, value: PriorChoice | float) -> None:
+        self._prior = value if isinstance(value, PriorChoice) else PriorChoice(float(value))
 
     @property
     def prior_precision(self) -> float:
@@ -150,7 +159,7 @@ class Posterior(ABC):
 
     @prior_precision.setter
     def prior_precision(self, value: float) -> None:
-        self.prior = PriorChoice(float(value))
+        self.prior = value
 
     @property
     def parameters(self) -> int:

@@ -61,8 +61,9 @@ def load_posterior(folder: Path) -> Posterior:
     try:
         sites = [Site(**site) for site in record["sites"]]
         fit = FitRecord(**{field.name: record[field.name] for field in fields(FitRecord)})
-        chosen = record["prior"]
-        curve = [tuple(point) for point in chosen["curve"]]  # JSON has no tuples
+        # A calibration of an earlier version has its number of pairs there, and no curve.
+        chosen = {name: value for name, value in record["prior"].items() if name != "pairs"}
+        curve = [tuple(point) for point in chosen.get("curve", [])]  # JSON has no tuples
         prior = PriorChoice(record["prior_precision"], **(chosen | {"curve": curve}))
         tensors |= {name: tensors[owner] for name, owner in record["shared_tensors"].items()}
         posterior = CLASSES[fit.structure].from_tensors(sites, tensors, fit, prior, record["temperature"])

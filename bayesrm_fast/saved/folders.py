@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import snapshot_download
+from safetensors import SafetensorError
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.peft_utils import find_adapter_config_file
 
@@ -24,7 +25,7 @@ ADAPTER_TENSORS = "adapter_model.safetensors"
 MODEL_CONFIG = "config.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
 
-OWNED = (*POSTERIOR_FILES.names, *VIRTUAL_FILES.names, "chat_template.jinja")
+OWNED = (*POSTERIOR_FILES.names, *VIRTUAL_FILES.names, "chat_template.jinja", "additional_chat_templates")
 """What a save replaces even where it writes no new one; what else it writes replaces the file of its name alone."""
 
 HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "force_download")
@@ -65,8 +66,11 @@ def local_folder_or_name(path_or_name: str | os.PathLike[str], takes_models: boo
         InputError: neither a folder nor a repository that can be had.
     """
     is_folder = Path(path_or_name).is_dir() or not takes_models
-    if is_folder or find_adapter_config_file(str(path_or_name), **options) is not None:
-        return local_folder(path_or_name, **options)
+    try:
+        if is_folder or find_adapter_config_file(str(path_or_name), **options) is not None:
+            return local_folder(path_or_name, **options)
+    except OSError as error:  # neither a path that is there nor a name that could be one
+        raise InputError(f"{path_or_name} is not a folder, and cannot be had from the hub") from error
     return str(path_or_name)
 
 
@@ -89,6 +93,13 @@ def has_adapter_files(folder: Path, or_fail: bool) -> bool:
     return False
 
 
+def check_target(folder: Path, has_lora: bool) -> None:
+    """Raise InputError where `save_folder` would refuse a folder; leaves nothing behind."""
+    check_folder(folder)
+    if not has_lora and (folder / ADAPTER_CONFIG).is_file():
+        raise InputError(f"{folder} holds a LoRA adapter, and this model has none: save it to another folder")
+
+
 def save_folder(
     folder: Path,
     model: Any,
@@ -105,12 +116,13 @@ def save_folder(
     Raises:
         InputError: the folder cannot be written, or holds a LoRA adapter while there is none to take its place.
     """
-    check_folder(folder)
-    if adapter is None and (folder / ADAPTER_CONFIG).is_file():
-        raise InputError(f"{folder} holds a LoRA adapter, and this model has none: save it to another folder")
+    check_target(folder, has_lora=adapter is not None)
     with replaced_whole(folder, OWNED) as new:
         if adapter is not None:
-            model.save_pretrained(str(new), selected_adapters=[adapter], save_embedding_layers=False)
+            try:
+                model.save_pretrained(str(new), selected_adapters=[adapter], save_embedding_layers=False)
+            except SafetensorError as error:
+                raise InputError(f"{folder} cannot be written: {error}") from error
         if adapter not in (None, "default"):  # peft gives any other name a folder of its own
             for file in (new / str(adapter)).iterdir():
                 shutil.move(file, new / file.name)

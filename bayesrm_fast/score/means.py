@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from bayesrm_fast.model.passes import Passes, Progress, check_finite, unit_cotangent
+from bayesrm_fast.model.passes import Passes, Progress, check_finite, of_finite, rewards_in, unit_cotangent
 from bayesrm_fast.model.shared_beginnings import Group, scalars_after_beginnings, shared_beginnings
 from bayesrm_fast.posterior.base import Posterior
 from bayesrm_fast.text.examples import TokenizedRow, distinct
@@ -64,7 +64,7 @@ def bounded_rewards(
         if progress is not None:
             progress(len(found), len(unique))
     for here, scalars in scalars_after_beginnings(passes, unique, groups):
-        found.update(zip(here, scalars.squeeze(1), strict=True))
+        found.update(zip(here, rewards_in(scalars), strict=True))
         if progress is not None:
             progress(len(found), len(unique))
     nothing = torch.zeros(())
@@ -87,10 +87,12 @@ def _of_whole_rows(
             scalars = passes.forward.scalars(passes.collate(chosen))
             floor = torch.zeros(len(chosen))
         else:
-            scalars, (consumer,) = last.run(passes.collate(chosen), unit_cotangent, conditional.variance_consumer)
+            scalars, (consumer,) = last.run(
+                passes.collate(chosen), of_finite(unit_cotangent, chosen), conditional.variance_consumer
+            )
             floor = SURE_OF_A_FLOOR * consumer.variance.cpu().expand(len(chosen))
         check_finite(scalars, chosen)
-        return scalars.squeeze(1).cpu(), floor
+        return rewards_in(scalars).cpu(), floor
 
     for positions, (rewards, floor) in passes.in_batches(rows, run, has_backward=False):
         yield positions, rewards, floor

@@ -54,13 +54,17 @@ def chosen(rule: Rule, one: Candidates, known: KnownCandidates, truncated: Tenso
     """The best by what is known; for a rule that needs variances a candidate without one is known to lose.
 
     Raises:
-        InputError: a rule that does not give one score for each candidate.
+        InputError: a rule that does not give one score for each candidate, or none that is a number.
     """
     variance = torch.full_like(known.mean, torch.nan) if known.variance is None else known.variance
     scores = rule.scores(known)
+    if not isinstance(scores, Tensor):
+        raise InputError(f"{type(rule).__name__} gave {type(scores).__name__}, not a tensor of scores")
     if scores.shape != known.mean.shape:
         raise InputError(f"{type(rule).__name__} gave scores {list(scores.shape)} for {len(known.mean)} candidates")
     can_win = torch.where(variance.isnan(), torch.nan, scores) if Need.VARIANCE in rule.needs else scores
+    if can_win.isnan().all():
+        raise InputError(f"{type(rule).__name__} gave no candidate of {one.where or 'the prompt'} a score: all are NaN")
     index = first_best(can_win)
     computed = int((~variance.isnan()).sum())
     return BestOfN(index, one.responses[index], scores, known.mean, variance, truncated, computed)
@@ -200,7 +204,7 @@ def _by_sets(sets: Sequence[Sequence[TokenizedRow]], *values: Tensor) -> tuple[l
 
 def _has_ceilings(rule: Rule) -> bool:
     nothing = torch.zeros(1)
-    if rule.ceilings(nothing, nothing) is not None:
+    if set(rule.needs) == {Need.VARIANCE} and rule.ceilings(nothing, nothing) is not None:
         return True
     warnings.warn(f"{type(rule).__name__} has no ceilings, so every variance is computed", stacklevel=2)
     return False

@@ -156,8 +156,12 @@ def rule_of(rule: str | Rule, k: float) -> Rule:
 
 
 def _weight(k: float) -> float:
-    if not 0 <= k < float("inf"):
-        raise InputError(f"k must be a finite number of at least 0, not {k}")
+    try:
+        is_weight = 0 <= k < float("inf")
+    except TypeError:
+        is_weight = False
+    if not is_weight:
+        raise InputError(f"k must be a finite number of at least 0, not {k!r}")
     return k
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from bayesrm_fast.errors import InputError
 from bayesrm_fast.select.rules import KnownCandidates, Rule
 
 
@@ -77,7 +78,9 @@ class _OpenPrompt:
 
     def __post_init__(self) -> None:
         ceilings = self.rule.ceilings(self.mean, self.floor)
-        assert ceilings is not None
+        if not isinstance(ceilings, torch.Tensor) or ceilings.shape != self.mean.shape:
+            raise InputError(f"{type(self.rule).__name__} gave no ceiling for each of {len(self.mean)} candidates")
+        ceilings = torch.where(ceilings.isnan(), float("inf"), ceilings)  # of which nothing is known
         self.variance = torch.full_like(self.mean, float("nan"))
         ceiling, order = torch.sort(ceilings, descending=True, stable=True)
         self.order: list[int] = order.tolist()

@@ -132,9 +132,14 @@ def json_line(row: dict[str, Any]) -> str:
     return json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def check_output(path: Path) -> None:
-    """Raise InputError unless a file of a known kind can be written at `path`; leaves nothing behind."""
+def check_output(path: Path, source: Path) -> None:
+    """Raise InputError unless a file of a known kind, and not `source` itself, can be written at `path`.
+
+    Leaves nothing behind.
+    """
     kind_of(path)
+    if path.exists() and source.exists() and path.samefile(source):
+        raise InputError(f"{path} is the input: give another name for the output")
     if path.is_dir():
         raise InputError(f"{path} is a folder")
     if not path.absolute().parent.is_dir():

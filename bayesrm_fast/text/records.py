@@ -5,6 +5,7 @@ import random
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any, TypeVar
 
 from bayesrm_fast.errors import InputError
@@ -152,7 +153,7 @@ def iter_candidate_sets(rows: Iterable[Any], source: str = "candidates", first: 
 def _check_numbers(values: Any, count: int, where: str) -> None:
     if isinstance(values, str) or not isinstance(values, Sequence):
         raise InputError(f"{where} must be a list of numbers, not {_describe(values)}")
-    is_number = [isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) for v in values]
+    is_number = [isinstance(v, Real) and not isinstance(v, bool) and math.isfinite(v) for v in values]
     if len(values) != count or not all(is_number):
         raise InputError(f"{where} must be {count} finite numbers, one for each response")
 

@@ -66,6 +66,14 @@ def test_bad_options_leave_the_posterior_as_it_was(folder, pairs_file, refused, 
     assert (folder / "posterior.json").read_bytes() == before
 
 
+@pytest.mark.parametrize("name", ["plot.xyz", "plot", "folder.png", "nowhere/plot.png"])
+def test_a_plot_that_cannot_be_drawn_is_told_before_the_model_is_loaded(
+    folder, pairs_file, tmp_path, refused, no_model, name
+):
+    (tmp_path / "folder.png").mkdir()
+    refused("calibrate", folder, pairs_file, "--plot", tmp_path / name)
+
+
 def test_bad_pairs_are_told_before_the_model_is_loaded(folder, tmp_path, refused, no_model):
     (tmp_path / "pairs.jsonl").write_text('{"prompt": "a", "chosen": "b"}\n')
     assert "pairs.jsonl, row 1 has no column 'rejected'" in refused("calibrate", folder, tmp_path / "pairs.jsonl")

@@ -4,7 +4,7 @@ import warnings
 
 import pytest
 import torch
-from tiny import tiny_adapter, tiny_pairs, tiny_tokenizer, words
+from tiny import WORDS, tiny_adapter, tiny_base, tiny_pairs, tiny_tokenizer, words
 
 from bayesrm_fast import BayesianRewardModel, InputError
 from bayesrm_fast.fit.moments import EigenvalueCorrection, KroneckerMoments
@@ -302,3 +302,21 @@ def test_the_likelihoods_cotangent_is_the_root_of_its_curvature():
     (curvature,) = torch.autograd.grad(slope.sum(), differences)
     torch.testing.assert_close(likelihood_cotangent(differences.detach()).square(), curvature)
     assert unit_cotangent(differences.detach()).tolist() == [1.0] * 4
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("options", [{"structure": "kfac", "include_head": True}, {"structure": "ggn"}], ids=str)
+@pytest.mark.parametrize("virtual_rank", [None, 2])
+def test_a_reward_that_is_nan_is_named_before_its_gradients_are(dtype, options, virtual_rank):
+    """In float16 they overflow; in others they reach eigenvalues, or a search for the scored token."""
+    base = tiny_base("llama", dtype=dtype)
+    model = base if virtual_rank else tiny_adapter("llama", base=base)
+    with torch.no_grad():
+        next(m for name, m in model.named_modules() if name.endswith("embed_tokens")).weight[7] = torch.nan
+    rm = BayesianRewardModel(model, tiny_tokenizer("llama"), virtual_rank=virtual_rank)
+    pairs = tiny_pairs(4)
+    word = WORDS[7 - 4]
+    pairs = [{name: text.replace(word, "a") for name, text in pair.items()} for pair in pairs]
+    pairs[2]["rejected"] += f" {word}"
+    with pytest.raises(InputError, match=r"^pairs, row 3(: rejected)?: the model's reward is NaN"):
+        rm.fit(pairs, rank=4, prior_precision=1.0, **options)

@@ -7,7 +7,7 @@ import torch
 from dense_reference import DensePosterior
 from peft import LoraConfig, get_peft_model
 from test_against_dense_reference import assert_all_numbers_agree, token_rows
-from tiny import tiny_base, tiny_pairs, tiny_tokenizer, words
+from tiny import tiny_adapter, tiny_base, tiny_pairs, tiny_tokenizer, words
 from tolerances import FLOAT32_INSIDE, RELATIVE
 from torch import nn
 
@@ -199,3 +199,41 @@ def test_output_weights_are_one_for_each_output():
     for bad in ([1.0], [1.0, float("nan")], [[1.0, 2.0]]):
         with pytest.raises(InputError, match="must be 2 finite numbers"):
             checked_output_weights(bad, 2)
+
+
+class Negated(PooledReadout):
+    def scalars(self, output, batch):
+        return -super().scalars(output, batch)
+
+
+class Several(PooledReadout):
+    def scalars(self, output, batch):
+        return super().scalars(output, batch).expand(-1, 2)
+
+
+def test_a_readout_that_a_file_cannot_hold_is_not_saved(tmp_path):
+    readout = Negated(torch.ones(1))
+    rm = BayesianRewardModel(tiny_adapter("llama"), tiny_tokenizer("llama"), readout=readout).fit(tiny_pairs(), rank=4)
+    with pytest.raises(InputError, match="readout of its own cannot be saved"):
+        rm.save_pretrained(tmp_path / "rm")
+    assert not (tmp_path / "rm").exists()
+
+
+@pytest.mark.parametrize("structure", ["kfac", "ggn"])
+def test_several_scalars_are_no_reward(structure):
+    readout = Several(torch.ones(1))
+    rm = BayesianRewardModel(tiny_adapter("llama"), tiny_tokenizer("llama"), readout=readout)
+    with pytest.raises(InputError, match="one scalar for each row, and this model's readout gives 2"):
+        rm.fit(tiny_pairs(), structure=structure, rank=4)
+    with pytest.raises(InputError, match="one scalar for each row"):
+        rm.rewards(["a"], ["able"])
+
+
+def test_what_a_model_of_ones_own_lacks_is_told():
+    module = torch.nn.Sequential(torch.nn.Embedding(44, 4), torch.nn.Linear(4, 1))
+    with pytest.raises(InputError, match="give readout=TensorReadout"):
+        BayesianRewardModel(module, tiny_tokenizer("llama"), virtual_rank=2)
+    with pytest.raises(InputError, match="output_weights are for sequence classifiers"):
+        BayesianRewardModel(
+            module, tiny_tokenizer("llama"), virtual_rank=2, readout=TensorReadout(), output_weights=[1.0]
+        )

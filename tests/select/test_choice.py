@@ -59,7 +59,9 @@ def test_a_rule_of_the_joint_posterior_gets_it(rm, relative):
 
 @pytest.mark.parametrize("exhaustive", [False, True])
 def test_what_comes_from_outside_comes_with_the_candidates(rm, exhaustive):
-    for one, best in zip(CANDIDATES, rm.best_of_each(CANDIDATES, Regularised(), relative=False, exhaustive=exhaustive), strict=True):
+    for one, best in zip(
+        CANDIDATES, rm.best_of_each(CANDIDATES, Regularised(), relative=False, exhaustive=exhaustive), strict=True
+    ):
         scores = best.mean + torch.tensor(one["log_probabilities"])
         assert best.index == int(scores.argmax())
         torch.testing.assert_close(best.scores, scores)
@@ -244,3 +246,38 @@ def test_a_candidate_whose_variance_is_not_known_is_not_chosen_by_a_rule_that_ne
 def test_a_rule_is_a_function_of_what_is_known():
     known = KnownCandidates(torch.tensor([0.0, 1.0]), log_probabilities=torch.tensor([5.0, 0.0]))
     assert first_best(Regularised().scores(known)) == 0
+
+
+def test_scores_that_are_all_nan_choose_nothing(rm):
+    class Lost(Rule):
+        def scores(self, known):
+            return known.mean * torch.nan
+
+    with pytest.raises(InputError, match=r"Lost gave no candidate of candidates, row 1 a score"):
+        rm.best_of_each(CANDIDATES, Lost())
+
+
+def test_scores_that_are_no_tensor_are_refused(rm):
+    class Listed(Rule):
+        def scores(self, known):
+            return known.mean.tolist()
+
+    with pytest.raises(InputError, match="Listed gave list"):
+        rm.best_of_each(CANDIDATES, Listed())
+
+
+def test_a_rule_with_ceilings_that_needs_more_than_variances_gets_all_of_it(rm):
+    class Both(Rule):
+        needs = frozenset({Need.VARIANCE, Need.LOG_PROBABILITIES})
+
+        def scores(self, known):
+            return known.mean - known.variance.sqrt() + known.log_probabilities
+
+        def ceilings(self, mean, floor):
+            return mean
+
+    with pytest.warns(UserWarning, match="every variance is computed"):
+        found = rm.best_of_each(CANDIDATES, Both())
+    for one, best in zip(CANDIDATES, found, strict=True):
+        expected = best.mean - best.variance.sqrt() + torch.tensor(one["log_probabilities"])
+        assert best.index == int(expected.argmax())

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from bayesrm_fast.select.rules import KnownCandidates, PenalisedReward, first_best
+from bayesrm_fast import InputError
+from bayesrm_fast.select.rules import KnownCandidates, Need, PenalisedReward, Rule, first_best
 from bayesrm_fast.select.search import LazySearch
 
 
@@ -80,3 +81,30 @@ def test_what_was_not_asked_for_stays_unknown():
     assert variance[0] == 0.25
     assert variance[1].isnan()
     assert search.next_wave() == []
+
+
+class Ceilings(Rule):
+    """`mean − std`, with ceilings of somebody's own."""
+
+    needs = frozenset({Need.VARIANCE})
+
+    def __init__(self, ceilings):
+        self.own = ceilings
+
+    def scores(self, known):
+        return known.mean - known.variance.sqrt()
+
+    def ceilings(self, mean, floor):
+        return self.own
+
+
+def test_a_ceiling_that_is_nan_bounds_nothing():
+    mean, ceilings = torch.tensor([9.0, 5.0, 1.0]), torch.tensor([torch.nan, 5.0, 1.0])
+    search = LazySearch(Ceilings(ceilings), [mean], [torch.zeros(3)], [[10] * 3], wave_tokens=1)
+    assert waves_of(search, [torch.tensor([100.0, 1.0, 1.0])]) == [[(0, 0)], [(0, 1)]]
+
+
+@pytest.mark.parametrize("ceilings", [torch.zeros(1), torch.zeros(()), torch.zeros(6), [1.0, 2.0, 3.0], None])
+def test_ceilings_that_are_not_one_for_each_candidate_are_refused(ceilings):
+    with pytest.raises(InputError, match="Ceilings gave no ceiling for each of 3 candidates"):
+        LazySearch(Ceilings(ceilings), [torch.zeros(3)], [torch.zeros(3)], [[10] * 3], wave_tokens=1)
