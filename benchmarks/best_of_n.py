@@ -31,11 +31,12 @@ from bayesrm_fast.fit.prior import GRID, variance_curve
 from bayesrm_fast.model.passes import unit_cotangent
 from bayesrm_fast.posterior.base import Posterior
 from bayesrm_fast.posterior.probit import probit_probability
+from bayesrm_fast.select.estimators import best_of_n_kl
 from bayesrm_fast.sites import Site
 from bayesrm_fast.train.adapter import TrainOptions, train_adapter
 from benchmarks import machine
 from benchmarks.data import RESULTS, embedded_encoder
-from benchmarks.estimators import auroc, best_of_n_kl
+from benchmarks.estimators import auroc
 from benchmarks.gold import (
     CHOSEN,
     POSTERIORS,

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 
-from benchmarks.estimators import expected_best_of_n
+from bayesrm_fast.select.estimators import expected_best_of_n
 
 SIZES = (1, 2, 4, 8, 16, 32, 56)
 STRUCTURES = ("kfac", "ekfac", "ggn")
@@ -79,7 +80,7 @@ def golds(sets: list[dict[str, Any]], scored: list[Scored], rule: Choice | None,
         scores = gold if rule is None else rule(one.mean[:, :stop], one.variance[..., :stop])
         for row, n in enumerate(SIZES):
             if n <= stop:
-                values[row, column] = expected_best_of_n(scores, gold, n)
+                values[row, column] = expected_best_of_n(torch.from_numpy(scores), torch.from_numpy(gold), n)
     return values
 
 

@@ -31,7 +31,7 @@ RULE = PenalisedReward("std", 1.0)
 
 def show_prompt(console: Console, passage: Passage, texts: list[tuple[str, str]], rm: BayesianRewardModel) -> None:
     """Every candidate of one prompt, with the choices of both rules."""
-    best = rm.best_of_n(passage.prompt, [text for _, text in texts], RULE, exhaustive=True)
+    best = rm.best_of_n(passage.prompt, [text for _, text in texts], RULE, relative=False, exhaustive=True)
     by_mean = first_best(best.mean)
     table = Table("candidate", "reward", "std", "reward − std", "chosen by", title=f"“{passage.prompt[:90]}…”")
     for i, (kind, _) in enumerate(texts):

@@ -25,6 +25,7 @@ TIMED_PROMPTS = 3
 MAX_LENGTH = 512
 PADDED = "transformers, batches of 32 in input order"
 LAZY = "ours, lazy best of n"
+RELATIVE = "ours, relative best-of-n, std, k = 1"
 OTHER_PRECISIONS = (1.0, 10.0, 100.0, 1000.0)
 
 
@@ -150,7 +151,7 @@ def timings(
         found["everything"] = rm.score(prompts, texts)
 
     def lazily() -> None:
-        found["lazy"] = rm.best_of_each(candidates)
+        found["lazy"] = rm.best_of_each(candidates, relative=False)
 
     formulations: dict[str, Callable[[], Any]] = {
         PADDED: as_transformers_users_do,
@@ -158,10 +159,11 @@ def timings(
         PLAIN: lambda: plain_forward(rm.model, our_batches(passes, rows)),
         OURS: everything,
         LAZY: lazily,
+        RELATIVE: lambda: rm.best_of_each(candidates),
     }
     timed = in_turns(formulations, 1 if quick else 5)
     count_plain_forwards(timed, PLAIN)
-    exhaustive = rm.best_of_each(candidates, exhaustive=True)
+    exhaustive = rm.best_of_each(candidates, relative=False, exhaustive=True)
     whole = ~found["everything"].truncated  # transformers cuts long texts by a rule of its own
     lengths = torch.tensor([len(row.input_ids) for row in rows], dtype=torch.float32)
     needed_rows = torch.cat([~best.variance.isnan() for best in found["lazy"]])
@@ -187,7 +189,7 @@ def needed(rm: BayesianRewardModel, candidates: list[Candidates]) -> dict[str, f
     shares = {}
     for precision in (before, *OTHER_PRECISIONS):
         rm.fitted.prior_precision = precision
-        best = rm.best_of_each(candidates)
+        best = rm.best_of_each(candidates, relative=False)
         shares[f"{precision:.3g}"] = sum(b.variances_computed for b in best) / sum(len(b.mean) for b in best)
     rm.fitted.prior_precision = before
     return shares

@@ -29,6 +29,14 @@ def test_the_kl_of_one_draw_is_nothing():
     assert best_of_n_kl(4) == pytest.approx(math.log(4) - 0.75)
 
 
+def test_kl_is_that_of_the_winners_rank():
+    """With distinct scores the winner of n draws from a large pool has the rank distribution n·uⁿ⁻¹."""
+    u = (torch.arange(200_000, dtype=torch.float64) + 0.5) / 200_000
+    for n in (2, 8, 56):
+        density = n * u ** (n - 1)
+        assert best_of_n_kl(n) == pytest.approx(float((density * density.log()).mean()), rel=1e-4)
+
+
 def test_a_standard_error_needs_two():
     assert mean_and_standard_error([3.0]) == (3.0, math.inf)
     mean, error = mean_and_standard_error([1.0, 2.0, 3.0, 6.0])
