@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bayesrm_fast.cli.terminal import progress_bar, quiet_transformers
-from bayesrm_fast.select.estimators import best_of_n_kl, sizes_up_to
+from bayesrm_fast.select.estimators import best_of_n_kl, mean_and_standard_error, sizes_up_to
 from benchmarks import machine
 from benchmarks.data import RESULTS, ROOT
 from benchmarks.overoptimisation.measured import measured
@@ -50,16 +50,17 @@ def summary(rule: Rule | None, seeds: list[list[Any]]) -> dict[str, Any]:
     return {"curves": curves, "chosen": chosen}
 
 
-def gains(row: dict[str, Any], base: dict[str, Any]) -> dict[str, float]:
-    """Gain at the largest n: mean, standard error over tasks of all seeds, and spread of the seeds' means."""
+def gains(row: dict[str, Any], base: dict[str, Any], names: list[list[str]]) -> dict[str, float]:
+    """Gain at the largest n: mean, standard error over tasks (each one's mean over seeds), and spread of the seeds."""
     by_seed = [(own - other)[:, -1] for own, other in zip(row["curves"], base["curves"], strict=True)]
-    together = np.concatenate(by_seed)
+    by_task: dict[str, list[float]] = {}
+    for tasks, values in zip(names, by_seed, strict=True):
+        for name, value in zip(tasks, values.tolist(), strict=True):
+            by_task.setdefault(name, []).append(value)
+    _, error = mean_and_standard_error([float(np.mean(values)) for values in by_task.values()])
     means = [float(one.mean()) for one in by_seed]
-    return {
-        "gain": float(np.mean(means)),
-        "standard_error": float(together.std(ddof=1) / len(together) ** 0.5),
-        "spread_of_seeds": float(np.std(means, ddof=1)) if len(means) > 1 else float("nan"),
-    }
+    spread = float(np.std(means, ddof=1)) if len(means) > 1 else None
+    return {"gain": float(np.mean(means)), "standard_error": error, "spread_of_seeds": spread}  # type: ignore[dict-item]
 
 
 def main(
@@ -70,15 +71,17 @@ def main(
     work: Annotated[Path, typer.Option(help="Folder of what is computed once.")] = ROOT / "build" / "overoptimisation",
 ) -> None:
     """Train, score and tell."""
-    console = Console()
+    console = Console(width=170)
     quiet_transformers()
+    work = work / "quick" if quick else work
     work.mkdir(parents=True, exist_ok=True)
     scale = QUICK if quick else FULL
     seeds = 1 if quick else seeds
-    tasks, precisions = [], []
+    names, tasks, precisions = [], [], []
     for seed in range(seeds):
         with progress_bar(f"seed {seed}", console) as tell:
-            found, chosen = measured(seed, noise, scale, work / "quick" if quick else work, tell)
+            of_seed, found, chosen = measured(seed, noise, scale, work, tell)
+        names.append([task.name for task in of_seed])
         tasks.append(found)
         precisions.append(chosen)
     rows = {rule.name: summary(rule, tasks) for rule in rules()} | {"oracle": summary(None, tasks)}
@@ -95,7 +98,7 @@ def main(
                 "gold": np.concatenate(row["curves"]).mean(0).round(4).tolist(),
                 "gold_by_seed": [one.mean(0).round(4).tolist() for one in row["curves"]],
                 "chosen": row["chosen"],
-                **gains(row, rows["MAP"]),
+                **gains(row, rows["MAP"], names),
             }
             for name, row in rows.items()
         },

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from bayesrm_fast import BayesianRewardModel, FitOptions
@@ -56,11 +55,11 @@ class Curves:
 
 def measured(
     seed: int, noise: float, scale: dict[str, Any], folder: Path, progress: Any
-) -> tuple[list[dict[str, np.ndarray]], dict[str, float]]:
-    """Arrays of every test task, and the λ by evidence of each structure; from the folder where they are there already.
+) -> tuple[list[Task], list[dict[str, np.ndarray]], dict[str, float]]:
+    """Every test task, its arrays, and each structure's λ by evidence; from the folder where they are there already.
 
     Returns:
-        For each task `gold [N]`, `samples [N]`, `mean [U]`, `mbr [U]`, `<structure>/absolute [L, U]`,
+        The tasks; for each `gold [N]`, `samples [N]`, `mean [U]`, `mbr [U]`, `<structure>/absolute [L, U]`,
         `<structure>/relative [L, U]`, `prior/absolute [U]`, `prior/relative [U]`.
     """
     path = folder / f"seed{seed}-noise{noise:g}.npz"
@@ -88,7 +87,7 @@ def measured(
             number, name = key.split("|")
             if number != "lambda":
                 found[int(number)][name] = held[key]
-        return found, {key.split("|")[1]: float(held[key]) for key in held.files if key.startswith("lambda|")}
+        return tasks, found, {key.split("|")[1]: float(held[key]) for key in held.files if key.startswith("lambda|")}
 
 
 def _computed(
@@ -143,8 +142,3 @@ def _mean_similarity(task: Task) -> np.ndarray:  # shape: (U,)
     weights = np.bincount(task.samples, minlength=len(task.texts)) / len(task.samples)
     similarity: np.ndarray = embedded @ (weights @ embedded)
     return similarity
-
-
-def torch_threads() -> int:
-    """Of this process."""
-    return torch.get_num_threads()

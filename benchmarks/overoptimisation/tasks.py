@@ -18,12 +18,14 @@ class Task:
     """A prompt with its samples.
 
     Attributes:
+        name: of the task.
         prompt: the task.
         texts: distinct samples `[U]`.
         samples: of each of N samples its place in `texts`.
         gold: whether each sample is right `[N]`.
     """
 
+    name: str
     prompt: str
     texts: list[str]
     samples: list[int]
@@ -64,4 +66,4 @@ def _task(row: dict[str, Any]) -> Task:
     texts = sorted({sample["text"] for sample in row["responses"]})
     place = {text: i for i, text in enumerate(texts)}
     samples = [place[sample["text"]] for sample in row["responses"]]
-    return Task(row["prompt"], texts, samples, [float(sample["gold"]) for sample in row["responses"]])
+    return Task(str(row["id"]), row["prompt"], texts, samples, [float(sample["gold"]) for sample in row["responses"]])

@@ -1,0 +1,81 @@
+"""Rules, tuning on the other half, and gains: a wrong sign would show."""
+
+import numpy as np
+import pytest
+
+from benchmarks.overoptimisation.__main__ import gains, summary
+from benchmarks.overoptimisation.measured import PRECISIONS
+from benchmarks.overoptimisation.rules import Rule, crossed, curve, rules
+
+COUNT = len(PRECISIONS) + 1
+
+
+def made_task(seed, sign=1.0, n=40):
+    """What is wrong has a large relative std and, once in ten times, the largest mean; the absolute std is noise."""
+    lot = np.random.default_rng(seed)
+    gold = (lot.random(n) < 0.4).astype(float)
+    relative = np.where(gold == 1, 0.5, 1.5) if sign > 0 else np.where(gold == 1, 1.5, 0.5)
+    mean = lot.normal(size=n) + 3.0 * ((gold == 0) & (lot.random(n) < 0.1))
+    task = {"gold": gold, "samples": np.arange(n), "mean": mean, "mbr": -relative}
+    for name in ("exact", "ggn", "kfac", "ekfac", "last layer", "prior"):
+        task[f"{name}/absolute"] = np.tile(1 + lot.random(n), (COUNT, 1))
+        task[f"{name}/relative"] = np.tile(relative + 0.1 * lot.random(n), (COUNT, 1))
+    return task
+
+
+TASKS = [made_task(seed) for seed in range(24)]
+NAMES = [[str(i) for i in range(24)]]
+ROWS = {rule.name: rule for rule in rules()}
+
+
+def gain(name, tasks=TASKS):
+    found, _ = crossed(ROWS[name], tasks)
+    base, _ = crossed(ROWS["MAP"], tasks)
+    return float((found - base)[:, -1].mean())
+
+
+def test_of_one_candidate_every_rule_picks_that_one_and_the_oracle_bounds_all():
+    oracle = np.stack([curve(None, task) for task in TASKS])
+    for rule in ROWS.values():
+        found, _ = crossed(rule, TASKS)
+        np.testing.assert_allclose(found[:, 0], oracle[:, 0])
+        assert (found <= oracle + 1e-12).all()
+
+
+@pytest.mark.parametrize("structure", ["exact", "ggn", "kfac", "ekfac"])
+def test_what_tells_right_from_wrong_gains_and_noise_does_not(structure):
+    assert gain(f"{structure}, relative std, k = 1, λ by evidence") > 0
+    for choice in ("k tuned", "k and λ tuned"):
+        assert gain(f"{structure}, relative std, {choice}") > 0.3
+        assert abs(gain(f"{structure}, absolute std, {choice}")) < 0.3
+    assert gain("MBR") > 0.3
+    assert gain("prior alone, relative, k tuned") > 0.3
+
+
+def test_where_a_penalty_harms_the_tuned_one_is_none():
+    tasks = [made_task(seed, sign=-1.0) for seed in range(24)]
+    assert gain("exact, relative std, k = 1, λ by evidence", tasks) < -0.1
+    assert gain("exact, relative std, k tuned", tasks) == 0.0
+
+
+def test_a_half_is_scored_by_what_the_other_half_chose():
+    right = Rule("", {"gold": lambda task: task["gold"], "wrong": lambda task: -task["gold"]})
+    tasks = [dict(task, gold=1 - task["gold"]) if i % 2 else task for i, task in enumerate(TASKS)]
+    _, chosen = crossed(right, tasks)
+    assert chosen == ["gold", "gold"]
+    choices = {"a": lambda task: task["gold"] * task["odd"], "b": lambda task: task["gold"] * (1 - task["odd"])}
+    odd_only = Rule("", choices)
+    tasks = [dict(task, odd=np.float64(i % 2)) for i, task in enumerate(TASKS)]
+    found, chosen = crossed(odd_only, tasks)
+    assert chosen == ["a", "b"]  # the even half by the odd one's choice, which is of no use to it
+    assert found[:, -1].mean() < 0.9
+
+
+def test_a_task_in_several_seeds_counts_once_in_the_standard_error():
+    row, base = summary(ROWS["MBR"], [TASKS]), summary(ROWS["MAP"], [TASKS])
+    once = gains(row, base, NAMES)
+    doubled = {name: {"curves": one["curves"] * 2} for name, one in (("row", row), ("base", base))}
+    twice = gains(doubled["row"], doubled["base"], NAMES * 2)
+    assert twice["standard_error"] == pytest.approx(once["standard_error"])
+    assert (twice["gain"], once["spread_of_seeds"]) == (pytest.approx(once["gain"]), None)
+    assert twice["spread_of_seeds"] == 0.0
