@@ -133,3 +133,21 @@ def test_the_package_tells_its_names():
     assert set(bayesrm_fast.__all__) <= set(dir(bayesrm_fast))
     with pytest.raises(AttributeError, match="nothing"):
         bayesrm_fast.nothing  # noqa: B018
+
+
+WITHOUT_LOGIC = {"errors.py", "sites.py", "versions.py", "cli/__main__.py"}
+TESTED_WITH = {"fitted_model.py": "test_reward_model.py"}
+"""The face is one thing to its user, whichever of its two files a method stands in."""
+
+
+def test_the_tests_mirror_the_tree():
+    """`ops` has its own: an operation's tests share its name, in `tests/ops/test_family.py`."""
+    tests = Path(__file__).parent
+    absent = []
+    for path in modules():
+        name = path.as_posix()
+        if path.name == "__init__.py" or path.parts[0] == "ops" or name in WITHOUT_LOGIC:
+            continue
+        if not (tests / path.parent / TESTED_WITH.get(name, f"test_{path.name}")).is_file():
+            absent.append(name)
+    assert not absent
