@@ -140,8 +140,10 @@ class RewardEnsemble:
                 own: the constant that a prompt adds to a member's rewards is no disagreement about a choice.
 
         Raises:
-            InputError: no rows, lists of different lengths, or text that cannot be read.
+            InputError: no rows, lists of different lengths, text that cannot be read, or another `relative_to`.
         """
+        if relative_to is not None and not (isinstance(relative_to, str) and relative_to == "prompt"):
+            raise InputError(f"relative_to of an ensemble must be 'prompt' or None, not {relative_to!r}")
         found = []
         for member in self.members:
             with _active(member):

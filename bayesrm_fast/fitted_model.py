@@ -26,6 +26,7 @@ from bayesrm_fast.text.records import (
     PreferencePair,
     Text,
     candidate_sets,
+    check_text,
     preference_pairs,
     prompt_and_response,
 )
@@ -82,13 +83,12 @@ class FittedRewardModel(RewardModel):
         if relative_to is None:
             return self.score_tokenized(rows, progress=progress)
         keys = [str(prompt) for prompt in prompts]
-        if relative_to == "prompt":
+        if isinstance(relative_to, str) and relative_to == "prompt":
             comparisons = [Comparison(own, own) for own in positions_of_equals(keys)]
             _tell_of_single_rows(comparisons)
             return self.score_differences(rows, comparisons, progress=progress)
-        if isinstance(relative_to, str):
-            raise InputError(f"relative_to must be 'prompt', a reference for each row or None, not {relative_to!r}")
-        where = [f"reference {i + 1}" for i in range(len(relative_to))]
+        where = [f"reference {i + 1}" for i in range(len(rows))]
+        _check_references(relative_to, where)
         references = self.tokenize(prompts, relative_to, where)
         keys = [f"{key}\0{reference}" for key, reference in zip(keys, relative_to, strict=True)]
         comparisons = [Comparison(own, [len(rows) + own[0]]) for own in positions_of_equals(keys)]
@@ -176,7 +176,8 @@ class FittedRewardModel(RewardModel):
         """The candidate with the largest score by a rule: `mean − k·std`, `mean − k·variance` or the mean alone.
 
         Mean and variance are those of the difference to the mean of the prompt's candidates, because that is what a
-        choice among them risks (docs/maths.md, section 11).
+        choice among them risks (docs/maths.md, section 11). Of a rule that needs no variances, such as "mean", they are
+        the rewards' own, and `baseline` is None.
 
         Args:
             prompt: one prompt.
@@ -215,18 +216,19 @@ class FittedRewardModel(RewardModel):
         Raises:
             InputError: rows that cannot be read, or a rule that is unknown or needs what is not there.
         """
-        asked = rule_of(rule, self.penalty_weight(k, relative))
+        asked = rule_of(rule, self.penalty_weight(k, relative, rule))
         sets = candidate_sets(candidates)
         check_needs(asked, sets)
         rows = self.tokenize_candidates(sets)
         options = {"relative": relative, "exhaustive": exhaustive}
         return choose_each(self.passes(), sets, rows, self.fitted, asked, **options, progress=progress)
 
-    def penalty_weight(self, k: float | str, relative: bool = True) -> float:
+    def penalty_weight(self, k: float | str, relative: bool = True, rule: str | Rule = "std") -> float:
         """k as a number.
 
         Raises:
-            InputError: "tuned" before `tune_penalty`, or for an absolute std, which was not tuned; any other text.
+            InputError: "tuned" before `tune_penalty`, or for a variance or an absolute std, which were not tuned; any
+                other text.
         """
         if not isinstance(k, str):
             return k
@@ -236,6 +238,8 @@ class FittedRewardModel(RewardModel):
             raise InputError("k='tuned' needs a tuned penalty: call tune_penalty first")
         if not relative:
             raise InputError("k='tuned' is of the relative std: it goes with relative=True")
+        if rule == "variance":
+            raise InputError("k='tuned' is of the relative std: it goes with rule='std'")
         return self.fitted.penalty.k
 
     @outside_inference_mode
@@ -256,7 +260,7 @@ class FittedRewardModel(RewardModel):
             InputError: rows that cannot be read, or that hold nothing to tune by.
         """
         rows = list(judged)
-        is_paired = bool(rows) and all(_has(row, "chosen") for row in rows)
+        is_paired = bool(rows) and all(_has(row, "chosen") and not _has(row, "responses") for row in rows)
         if is_paired:
             chosen = self._tuned_by_pairs(preference_pairs(rows, "judged"), progress)
         else:
@@ -273,7 +277,7 @@ class FittedRewardModel(RewardModel):
             raise InputError("there is nothing to tune by: no prompt has several responses")
         scored = self.best_of_each(several, "std", 0.0, progress=progress)
         prompts = [
-            JudgedPrompt(best.mean, best.variance.sqrt(), torch.tensor(one.gold))
+            JudgedPrompt(best.mean, best.variance.sqrt(), torch.tensor(one.gold, dtype=torch.float64))
             for one, best in zip(several, scored, strict=True)
         ]
         return tuned_by_gold(prompts)
@@ -282,7 +286,7 @@ class FittedRewardModel(RewardModel):
         by_prompt: dict[str, list[PreferencePair]] = {}
         for pair in pairs:
             by_prompt.setdefault(str(pair.prompt), []).append(pair)
-        means, stds, prompts = [], [], 0
+        means, stds = [], []
         pools = [_pool(own) for own in by_prompt.values()]
         # The two of a single pair are equally far from their mean, which says nothing of k.
         several = [(own, pool) for own, pool in zip(by_prompt.values(), pools, strict=True) if len(pool) > 2]
@@ -292,16 +296,15 @@ class FittedRewardModel(RewardModel):
         for (own, pool), best in zip(several, self.best_of_each(sets, "std", 0.0, progress=progress), strict=True):
             place = {key: i for i, key in enumerate(pool)}
             std = best.variance.sqrt()
-            prompts += 1
             for pair in own:
                 better, worse = place[str(pair.chosen)], place[str(pair.rejected)]
                 means.append(best.mean[better] - best.mean[worse])
                 stds.append(std[better] - std[worse])
         warnings.warn(
             "the penalty is tuned by pairs, which say little about a choice among many: judged responses say more",
-            stacklevel=3,
+            stacklevel=4,  # past the decorator of `tune_penalty`
         )
-        return tuned_by_pairs(torch.stack(means), torch.stack(stds), prompts)
+        return tuned_by_pairs(torch.stack(means), torch.stack(stds), len(several))
 
     def score_stream(self, rows: Iterable[Any], *, window: int = STREAM_WINDOW) -> Iterator[tuple[float, float, bool]]:
         """Reward and variance of every row of an iterable that need not fit in memory, in its order.
@@ -350,6 +353,16 @@ def _has(row: Any, name: str) -> bool:
 def _pool(pairs: Sequence[PreferencePair]) -> dict[str, Text]:
     """The different responses of some pairs."""
     return {str(text): text for pair in pairs for text in (pair.chosen, pair.rejected)}
+
+
+def _check_references(references: Any, where: Sequence[str]) -> None:
+    if isinstance(references, str) or not isinstance(references, Sequence):
+        what = repr(references) if isinstance(references, str) else f"a {type(references).__name__}"
+        raise InputError(f"relative_to must be 'prompt', a reference for each row or None, not {what}")
+    if len(references) != len(where):
+        raise InputError(f"there are {len(where)} prompts but {len(references)} references")
+    for name, reference in zip(where, references, strict=True):
+        check_text(reference, name)
 
 
 def _tell_of_single_rows(comparisons: Sequence[Comparison]) -> None:

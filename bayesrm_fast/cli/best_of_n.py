@@ -40,7 +40,7 @@ def best_of_n(
     check_output(output, input_file)
     total = sum(1 for _ in iter_candidate_sets(iter_rows(input_file), str(input_file)))
     loaded = load_fitted(model, max_batch_tokens)
-    used = loaded.penalty_weight(weight, relative)
+    used = loaded.penalty_weight(weight, relative, rule)
     options = {"max_batch_tokens": max_batch_tokens, "rule": rule, "k": used, "relative": relative}
     header = job_header(loaded, input_file, options)
     tally = dict.fromkeys(("candidates", "variances_computed", "choices_changed_by_the_penalty"), 0)

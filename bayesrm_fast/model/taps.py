@@ -141,8 +141,9 @@ def _backward(run: "_Pass", scalars: Tensor, cotangents: Tensor, consumer: Consu
         run.receive = held.append
         torch.autograd.grad(scalars, run.root, cotangents * scale, allow_unused=True, retain_graph=True)
         if all(seen.is_finite() for seen in held):
-            for seen in held:
-                run.feed(consumer, seen, scale)
+            with torch.no_grad():  # what a consumer keeps would keep the whole pass, as in a backward pass it does not
+                for seen in held:
+                    run.feed(consumer, seen, scale)
             return
         scale /= 16
     raise InputError("float16 gradients overflow; load the model in bfloat16 or float32")

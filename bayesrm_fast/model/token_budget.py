@@ -63,7 +63,8 @@ def is_out_of_memory(error: BaseException) -> bool:
 def free_bytes(device: torch.device) -> int:
     """What a device has left, or the host's memory for the CPU."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + cached
     return int(psutil.virtual_memory().available)
 
 

@@ -86,7 +86,7 @@ class PenaltyChoice:
         judged: what it was chosen by: "responses" or "pairs".
         prompts: how many there were.
         gain: mean gold that k adds to the choice by the mean alone, over prompts and n; NaN by pairs.
-        standard_error: of the gain over prompts; NaN by pairs.
+        standard_error: of the gain over prompts; NaN by pairs, and of a single prompt.
         curve: `(k, gold)`: mean gold of the choice; empty by pairs.
     """
 
@@ -129,7 +129,7 @@ class Posterior(ABC):
 
     Attributes:
         sites, record, prior, temperature: as above; the last two may be set, at no cost.
-        penalty: what `tune_penalty` has chosen, None before.
+        penalty: what `tune_penalty` has chosen; None before, and after another λ, to whose stds it does not apply.
     """
 
     def __init__(
@@ -137,20 +137,25 @@ class Posterior(ABC):
     ) -> None:
         self.sites = list(sites)
         self.record = record
+        self._prior: PriorChoice | None = None
+        self.penalty: PenaltyChoice | None = None
         self.prior = prior
         if not (math.isfinite(temperature) and temperature > 0):
             raise InputError(f"the temperature must be a positive number, not {temperature}")
         self.temperature = temperature
-        self.penalty: PenaltyChoice | None = None
 
     @property
     def prior(self) -> PriorChoice:
         """λ, and how it was chosen; a number counts as given."""
+        assert self._prior is not None
         return self._prior
 
     @prior.setter
     def prior(self, value: PriorChoice | float) -> None:
-        self._prior = value if isinstance(value, PriorChoice) else PriorChoice(float(value))
+        chosen = value if isinstance(value, PriorChoice) else PriorChoice(float(value))
+        if self._prior is not None and self._prior.precision != chosen.precision:
+            self.penalty = None  # it weighs stds under the λ that it was tuned at
+        self._prior = chosen
 
     @property
     def prior_precision(self) -> float:

@@ -80,7 +80,7 @@ def tensors_sha256(posterior: Posterior) -> str:
 
 def _written_penalty(penalty: PenaltyChoice) -> dict[str, Any]:
     """JSON has no NaN."""
-    return {name: None if isinstance(v, float) and math.isnan(v) else v for name, v in asdict(penalty).items()}
+    return {name: None if isinstance(v, float) and not math.isfinite(v) else v for name, v in asdict(penalty).items()}
 
 
 def _read_penalty(record: dict[str, Any]) -> PenaltyChoice:

@@ -54,7 +54,9 @@ class JointRewards:
     def relative(self) -> "JointRewards":
         """The joint Gaussian of the rewards' differences to their mean, whatever constant the prompt adds to all.
 
-        It says the same of a choice: probabilities of being best, regrets and preferences do not change.
+        It says the same of a choice: probabilities of being best, regrets and preferences do not change. Where the
+        covariance was sketched, its diagonal is no longer exact, and relative to the smaller variances of differences
+        the error is larger than `sketch_error`; `score(…, relative_to="prompt")` has them exactly.
         """
         mean = self.mean.double()
         rows = self.covariance.double()

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from bayesrm_fast.model.passes import Passes, Progress, unit_cotangent
-from bayesrm_fast.model.token_budget import free_bytes
+from bayesrm_fast.model.token_budget import free_bytes, is_out_of_memory, release_memory
 from bayesrm_fast.ops import segment_outer
 from bayesrm_fast.posterior.base import Posterior
 from bayesrm_fast.sites import Consumer, Site
@@ -22,6 +22,12 @@ C = TypeVar("C", bound=Consumer)
 
 SHARE_FOR_GRADIENTS = 0.25
 """Of the free memory: what gradients may take that wait for their baseline."""
+
+COPIES_OF_A_SITE = 4
+"""Of the largest site's gradients, beside those that wait, while their differences are taken."""
+
+WINDOW_ROWS = 1024
+"""Rows of several comparisons that wait together: enough to fill batches of like length."""
 
 
 @dataclass(frozen=True)
@@ -113,8 +119,8 @@ def over_differences(
     """Differences to a baseline, their gradients going to consumers.
 
     One forward and backward pass over the distinct rows. Their gradients are kept until those of their baseline are
-    there, for as many comparisons at a time as fit in memory; then their differences go to a consumer. A comparison
-    that does not fit by itself takes two passes, of which the first keeps the mean gradient alone.
+    there, for some comparisons at a time; then their differences go to a consumer. A comparison that does not fit in
+    memory by itself takes two passes, of which the first keeps the mean gradient alone.
 
     Args:
         passes: the model.
@@ -126,16 +132,16 @@ def over_differences(
     Raises:
         InputError: a reward that is NaN or infinite, by its row.
     """
-    weights = sum(site.r * site.d for site in passes.tapped.sites)
+    sizes = [site.r * site.d for site in passes.tapped.sites]
+    weights = sum(sizes) + COPIES_OF_A_SITE * max(sizes, default=0)
     a_gradient = max(weights * passes.tapped.gradient_dtype.itemsize, 1)
     most = max(int(SHARE_FOR_GRADIENTS * free_bytes(passes.device)) // a_gradient, 1)
     total, before, done = sum(len(one.rows) for one in comparisons), 0, 0
-    for window in _windows(comparisons, most):
+    for window in _windows(comparisons, min(most, WINDOW_ROWS)):
+        fits = len({i for one in window for i in (*one.rows, *one.baseline)}) <= most
+        kept = _if_it_fits(passes, rows, window, make_consumer) if fits else None
         batches: Iterable[DifferenceBatch[C]]
-        if len({i for one in window for i in (*one.rows, *one.baseline)}) <= most:
-            batches = [_by_kept_gradients(passes, rows, window, make_consumer())]
-        else:
-            batches = _by_two_passes(passes, rows, window[0], make_consumer)
+        batches = [kept] if kept is not None else _each_by_two_passes(passes, rows, window, make_consumer)
         for batch in batches:
             yield replace(batch, positions=batch.positions + before)
             done += len(batch.mean)
@@ -156,6 +162,19 @@ def _windows(comparisons: Sequence[Comparison], most: int) -> Iterator[list[Comp
         window.append(one)
         held |= own
     yield window
+
+
+def _if_it_fits(
+    passes: Passes, rows: Sequence[TokenizedRow], window: Sequence[Comparison], make_consumer: Callable[[], C]
+) -> DifferenceBatch[C] | None:
+    """By kept gradients; None where they turn out not to fit beside the batches."""
+    try:
+        return _by_kept_gradients(passes, rows, window, make_consumer())
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+    release_memory(passes.device)  # here, because the exception's frames hold the gradients
+    return None
 
 
 class _Gradients:
@@ -217,11 +236,23 @@ def _entries(positions: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
     )
 
 
+def _each_by_two_passes(
+    passes: Passes, rows: Sequence[TokenizedRow], window: Sequence[Comparison], make_consumer: Callable[[], C]
+) -> Iterator[DifferenceBatch[C]]:
+    before = 0
+    for one in window:
+        for batch in _by_two_passes(passes, rows, one, make_consumer):
+            yield replace(batch, positions=batch.positions + before)
+        before += len(one.rows)
+
+
 def _by_two_passes(
     passes: Passes, rows: Sequence[TokenizedRow], one: Comparison, make_consumer: Callable[[], C]
 ) -> Iterator[DifferenceBatch[C]]:
-    scalars, mean_gradient = passes.gather([rows[i] for i in one.baseline], unit_cotangent, _MeanGradient)
-    baseline = scalars.double().mean()
+    mean_gradient, baseline = _MeanGradient(), torch.zeros((), dtype=torch.float64)
+    if one.baseline:
+        scalars, mean_gradient = passes.gather([rows[i] for i in one.baseline], unit_cotangent, _MeanGradient)
+        baseline = scalars.double().mean()
     compared = [rows[i] for i in one.rows]
     for batch in passes.over(compared, unit_cotangent, lambda: _Shifted(make_consumer(), mean_gradient)):
         reward = batch.rewards.cpu()
@@ -245,8 +276,8 @@ class _MeanGradient:
         self.total[site] = self.total[site] + gradient if site in self.total else gradient
         self.rows[site] = self.rows.get(site, 0) + len(offsets) - 1
 
-    def of(self, site: Site) -> Tensor:  # shape: (r, d)
-        return self.total[site] / self.rows[site]
+    def of(self, site: Site) -> Tensor | float:  # shape: (r, d)
+        return self.total[site] / self.rows[site] if site in self.total else 0.0
 
 
 class _Shifted(Generic[C]):

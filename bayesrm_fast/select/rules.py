@@ -157,8 +157,8 @@ def rule_of(rule: str | Rule, k: float) -> Rule:
 
 def _weight(k: float) -> float:
     try:
-        is_weight = 0 <= k < float("inf")
-    except TypeError:
+        is_weight = bool(0 <= k < float("inf"))
+    except (TypeError, ValueError, RuntimeError):  # text; an array or a tensor of several
         is_weight = False
     if not is_weight:
         raise InputError(f"k must be a finite number of at least 0, not {k!r}")

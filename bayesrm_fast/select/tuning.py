@@ -38,6 +38,9 @@ class JudgedPrompt:
 def tuned_by_gold(prompts: Sequence[JudgedPrompt]) -> PenaltyChoice:
     """The k of `WEIGHTS` with the most gold, where its gain over k = 0 is beyond one standard error; 0 otherwise.
 
+    The error is that of the best of several: where no penalty helps, one of them passes by luck in about a third of the
+    cases, with a gain that is as small as the error.
+
     Raises:
         InputError: no prompt whose candidates' gold differs.
     """
@@ -50,6 +53,7 @@ def tuned_by_gold(prompts: Sequence[JudgedPrompt]) -> PenaltyChoice:
     gain, error = mean_and_standard_error([row[best] - row[0] for row in gold])
     if not gain > error:
         best, gain = 0, 0.0
+    error = math.nan if math.isinf(error) else error
     return PenaltyChoice(WEIGHTS[best], "responses", len(told), gain, error, curve)
 
 

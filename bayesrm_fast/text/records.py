@@ -139,7 +139,8 @@ def iter_candidate_sets(rows: Iterable[Any], source: str = "candidates", first: 
         log_probabilities, similarities, gold = map(given.get, ("log_probabilities", "similarities", "gold"))
         for name, values in (("log_probabilities", log_probabilities), ("gold", gold)):
             if values is not None:
-                _check_numbers(values, len(responses), f"{where}: {name}")
+                # Whether a test passes is gold; a log-probability that is true is a mistake.
+                _check_numbers(values, len(responses), f"{where}: {name}", may_be_bool=name == "gold")
         if similarities is not None:
             if isinstance(similarities, str) or not isinstance(similarities, Sequence):
                 raise InputError(f"{where}: similarities must be a list of lists, not {_describe(similarities)}")
@@ -150,10 +151,10 @@ def iter_candidate_sets(rows: Iterable[Any], source: str = "candidates", first: 
         yield Candidates(prompt, list(responses), log_probabilities, similarities, gold, where)
 
 
-def _check_numbers(values: Any, count: int, where: str) -> None:
+def _check_numbers(values: Any, count: int, where: str, *, may_be_bool: bool = False) -> None:
     if isinstance(values, str) or not isinstance(values, Sequence):
         raise InputError(f"{where} must be a list of numbers, not {_describe(values)}")
-    is_number = [isinstance(v, Real) and not isinstance(v, bool) and math.isfinite(v) for v in values]
+    is_number = [isinstance(v, Real) and (may_be_bool or not isinstance(v, bool)) and math.isfinite(v) for v in values]
     if len(values) != count or not all(is_number):
         raise InputError(f"{where} must be {count} finite numbers, one for each response")
 

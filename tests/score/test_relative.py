@@ -99,6 +99,43 @@ def test_prompts_are_compared_within_themselves_whatever_shares_their_window(mon
         torch.testing.assert_close(again.mean, whole.mean, rtol=1e-8, atol=1e-10)
 
 
+def test_gradients_that_turn_out_not_to_fit_take_two_passes(monkeypatch):
+    rm = fitted()
+    prompts, responses = [PROMPT, words(3, 7)] * 3, [words(2 + i, 40 + i) for i in range(6)]
+    expected = rm.score(prompts, responses, relative_to="prompt")
+    feed, calls = relative._feed, []
+
+    def fails_once(*arguments):
+        calls.append(arguments)
+        if len(calls) == 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        feed(*arguments)
+
+    monkeypatch.setattr(relative, "_feed", fails_once)
+    found = rm.score(prompts, responses, relative_to="prompt")
+    torch.testing.assert_close(found.variance, expected.variance, rtol=1e-8, atol=0)
+    torch.testing.assert_close(found.mean, expected.mean, rtol=1e-8, atol=1e-10)
+
+
+def test_windows_are_no_larger_than_batches_need(monkeypatch):
+    monkeypatch.setattr(relative, "WINDOW_ROWS", 4)
+    told = []
+    prompts = [words(3, i) for i in range(6) for _ in range(2)]
+    responses = [words(2 + i % 5, 40 + i) for i in range(12)]
+    fitted().score(prompts, responses, relative_to="prompt", progress=lambda *at: told.append(at))
+    assert told == [(4, 12), (8, 12), (12, 12)]
+
+
+def test_a_half_precision_model_keeps_no_graph():
+    rm = BayesianRewardModel(
+        tiny_adapter("llama", base=tiny_base("llama", dtype=torch.float16)), tiny_tokenizer("llama")
+    )
+    rm.fit(tiny_pairs(), rank=4, prior_precision=1.0)
+    for scores in (rm.score([PROMPT] * 5, RESPONSES), rm.score([PROMPT] * 5, RESPONSES, relative_to="prompt")):
+        assert not scores.variance.requires_grad
+    assert not rm.covariance(PROMPT, RESPONSES).covariance.requires_grad
+
+
 def test_references_of_ones_own(memory):
     rm = fitted()
     references = [words(6, 70), words(6, 70), words(2, 71), words(2, 71), words(6, 70)]
@@ -163,8 +200,10 @@ def test_progress_counts_the_differences(memory):
     ("references", "message"),
     [
         ("mean", "'prompt', a reference for each row or None"),
-        (["able"], "5 prompts but 1"),
-        ([3] * 5, "must be a string"),
+        (["able"], "5 prompts but 1 references"),
+        (np.zeros(5), "not a ndarray"),
+        (iter(["able"] * 5), "a reference for each row"),
+        ([3] * 5, "reference 1 must be a string"),
     ],
 )
 def test_references_that_cannot_be_read(references, message):

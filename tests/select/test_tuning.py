@@ -7,6 +7,7 @@ import torch
 from tiny import tiny_adapter, tiny_pairs, tiny_tokenizer, words
 
 from bayesrm_fast import BayesianRewardModel, InputError
+from bayesrm_fast.posterior.files import load_posterior, save_posterior
 from bayesrm_fast.select.tuning import WEIGHTS, JudgedPrompt, tuned_by_gold, tuned_by_pairs
 
 
@@ -38,6 +39,10 @@ def test_a_gain_within_one_standard_error_is_none():
     one = prompts(1, sign=1.0)  # of one prompt nobody knows the error
     assert tuned_by_gold(one).k == 0.0
     assert tuned_by_gold(one * 40).k > 0.0
+
+
+def test_of_a_single_prompt_nobody_knows_the_error(tmp_path):
+    assert math.isnan(tuned_by_gold(prompts(1, sign=1.0)).standard_error)
 
 
 def test_prompts_whose_gold_is_all_the_same_say_nothing():
@@ -93,8 +98,36 @@ def test_a_tuned_penalty_is_used_saved_and_loaded(rm, adapter_folder, tmp_path):
     torch.testing.assert_close(tuned.scores, loaded.best_of_n(row["prompt"], row["responses"], k=chosen.k).scores)
     with pytest.raises(InputError, match="relative=True"):
         again.best_of_n("above", ["able", "about"], k="tuned", relative=False)
+    with pytest.raises(InputError, match="rule='std'"):
+        again.best_of_n("above", ["able", "about"], "variance", k="tuned")
     with pytest.raises(InputError, match="a number or 'tuned'"):
         again.best_of_n("above", ["able", "about"], k="much")
+
+
+def test_another_prior_precision_needs_another_tuning(rm):
+    rows = judged(rm, 1.0)
+    for gold in ([True, False] * 5, [1e9 + i for i in range(10)]):
+        rm.tune_penalty([row | {"gold": gold} for row in rows])
+    assert rm.posterior.to("cpu").penalty == rm.posterior.penalty
+    before = rm.posterior.prior_precision
+    rm.posterior.prior_precision = before
+    assert rm.posterior.penalty is not None
+    rm.posterior.prior_precision = 50.0
+    assert rm.posterior.penalty is None
+    rm.posterior.prior_precision = before
+
+
+def test_a_penalty_that_one_prompt_chose_is_saved(rm, tmp_path):
+    rm.tune_penalty([{"prompt": "a", "responses": ["able", "act"], "gold": [1.0, 2.0]}])
+    save_posterior(rm.posterior, tmp_path)
+    again = load_posterior(tmp_path).penalty
+    assert (again.k, again.prompts) == (0.0, 1)
+    assert math.isnan(again.standard_error)
+
+
+def test_rows_that_hold_gold_are_tuned_by_it_whatever_else_they_hold(rm):
+    rows = [row | {"chosen": "a", "rejected": "b"} for row in judged(rm, 1.0)]
+    assert rm.tune_penalty(rows).judged == "responses"
 
 
 def test_pairs_tune_where_there_is_nothing_better_and_it_is_told(rm):
