@@ -14,7 +14,7 @@ from bayesrm_fast.model.reward_model import RewardModel
 from bayesrm_fast.posterior.base import PenaltyChoice, Posterior
 from bayesrm_fast.score.joint import JointRewards, Outside, joint_rewards
 from bayesrm_fast.score.means import rewards_of
-from bayesrm_fast.score.relative import Comparison, positions_of_equals, score_differences
+from bayesrm_fast.score.relative import Comparison, positions_of_equals, score_differences, within_prompts
 from bayesrm_fast.score.variances import PairScores, RewardScores, score_examples
 from bayesrm_fast.select.choice import BestOfN, check_needs, choose_each
 from bayesrm_fast.select.rules import Rule, rule_of
@@ -84,8 +84,7 @@ class FittedRewardModel(RewardModel):
             return self.score_tokenized(rows, progress=progress)
         keys = [str(prompt) for prompt in prompts]
         if isinstance(relative_to, str) and relative_to == "prompt":
-            comparisons = [Comparison(own, own) for own in positions_of_equals(keys)]
-            _tell_of_single_rows(comparisons)
+            comparisons = within_prompts(positions_of_equals(keys))
             return self.score_differences(rows, comparisons, progress=progress)
         where = [f"reference {i + 1}" for i in range(len(rows))]
         _check_references(relative_to, where)
@@ -363,15 +362,6 @@ def _check_references(references: Any, where: Sequence[str]) -> None:
         raise InputError(f"there are {len(where)} prompts but {len(references)} references")
     for name, reference in zip(where, references, strict=True):
         check_text(reference, name)
-
-
-def _tell_of_single_rows(comparisons: Sequence[Comparison]) -> None:
-    alone = sum(len(one.baseline) == 1 for one in comparisons)
-    if alone:
-        warnings.warn(
-            f"{alone} prompt(s) with a single response: there is nothing to compare it with, and its difference is 0",
-            stacklevel=3,
-        )
 
 
 def _refuse_nothing(examples: Sequence[TokenizedRow] | Sequence[TokenizedPair]) -> None:

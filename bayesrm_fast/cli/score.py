@@ -58,7 +58,7 @@ def score(
 def _scored_candidates(
     loaded: "BayesianRewardModel", chunks: "Iterable[list[Candidates]]", relative: bool
 ) -> Iterator[list[dict[str, Any]]]:
-    from bayesrm_fast.score.relative import Comparison
+    from bayesrm_fast.score.relative import within_prompts
     from bayesrm_fast.text.prefetching import prefetched
 
     def tokenized() -> "Iterator[tuple[list[Candidates], list[TokenizedRow]]]":
@@ -66,19 +66,14 @@ def _scored_candidates(
             yield chunk, loaded.tokenize_candidates(chunk)
 
     for chunk, rows in prefetched(tokenized()):
-        stops = list(itertools.accumulate(len(one.responses) for one in chunk))
-        places = [list(range(stop - len(one.responses), stop)) for one, stop in zip(chunk, stops, strict=True)]
-        if relative:
-            scores = loaded.score_differences(rows, [Comparison(own, own) for own in places])
-        else:
-            scores = loaded.score_tokenized(rows)
+        ends = [0, *itertools.accumulate(len(one.responses) for one in chunk)]
+        places = [range(start, stop) for start, stop in itertools.pairwise(ends)]
+        scores = loaded.score_differences(rows, within_prompts(places)) if relative else loaded.score_tokenized(rows)
         columns = {name: values.tolist() for name, values in scores.columns().items()}
-        start, scored = 0, []
-        for one in chunk:
-            stop = start + len(one.responses)
-            scored.append({"prompt": one.prompt, **{name: values[start:stop] for name, values in columns.items()}})
-            start = stop
-        yield scored
+        yield [
+            {"prompt": one.prompt, **{name: [values[i] for i in own] for name, values in columns.items()}}
+            for one, own in zip(chunk, places, strict=True)
+        ]
 
 
 def _scored_pairs(

@@ -4,6 +4,7 @@ A Bradley–Terry reward has a free constant for each prompt, whose variance is 
 nothing about a choice (docs/maths.md, section 11).
 """
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
@@ -50,6 +51,17 @@ def positions_of_equals(keys: Sequence[str]) -> list[list[int]]:
     for position, key in enumerate(keys):
         found.setdefault(key, []).append(position)
     return list(found.values())
+
+
+def within_prompts(prompts: Sequence[Sequence[int]]) -> list[Comparison]:
+    """Positions of each prompt's rows, compared with their mean; warns of prompts with a single one."""
+    alone = sum(len(own) == 1 for own in prompts)
+    if alone:
+        warnings.warn(
+            f"{alone} prompt(s) with a single response: there is nothing to compare it with, and its difference is 0",
+            stacklevel=3,
+        )
+    return [Comparison(list(own), list(own)) for own in prompts]
 
 
 @dataclass(frozen=True)

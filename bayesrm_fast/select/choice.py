@@ -13,7 +13,7 @@ from bayesrm_fast.model.passes import Passes, Progress
 from bayesrm_fast.posterior.base import Posterior
 from bayesrm_fast.score.joint import JointRewards, joint_rewards
 from bayesrm_fast.score.means import bounded_rewards, rewards_of
-from bayesrm_fast.score.relative import Comparison, score_differences
+from bayesrm_fast.score.relative import score_differences, within_prompts
 from bayesrm_fast.score.variances import score_examples
 from bayesrm_fast.select.rules import KnownCandidates, Need, Rule, first_best
 from bayesrm_fast.select.search import LazySearch
@@ -115,9 +115,7 @@ def choose_each(
         means = [joint.mean for joint in found]
         variances = [joint.covariance.diagonal() for joint in found]
     elif needs_variance and relative:
-        _tell_of_single_candidates(sets)
-        places = [list(range(start, stop)) for start, stop in itertools.pairwise(starts)]
-        comparisons = [Comparison(own, own) for own in places]
+        comparisons = within_prompts([range(start, stop) for start, stop in itertools.pairwise(starts)])
         differences = score_differences(passes, rows, comparisons, posterior, progress)
         means, variances = _by_sets(sets, differences.mean, differences.variance)
         baselines = [float(differences.baseline[start]) for start in starts[:-1]]
@@ -185,15 +183,6 @@ def _with_winners_variances(
         best.variance[best.index] = variance
         found[number] = replace(best, variances_computed=best.variances_computed + 1)
     return found
-
-
-def _tell_of_single_candidates(sets: Sequence[Sequence[TokenizedRow]]) -> None:
-    alone = sum(len(own) == 1 for own in sets)
-    if alone:
-        warnings.warn(
-            f"{alone} prompt(s) with a single candidate: there is nothing to compare it with, and its difference is 0",
-            stacklevel=2,
-        )
 
 
 def _by_sets(sets: Sequence[Sequence[TokenizedRow]], *values: Tensor) -> tuple[list[Tensor], ...]:

@@ -43,6 +43,20 @@ def test_every_response_is_scored(model_folder, candidates_file, tmp_path, summa
         assert row["truncated"] == [False] * 3
 
 
+def test_responses_are_scored_relative_to_their_prompt(
+    model_folder, candidates_file, pairs_file, tmp_path, bayesrm, refused
+):
+    bayesrm("score", model_folder, candidates_file, tmp_path / "scores.jsonl", "--relative")
+    rm = BayesianRewardModel.from_pretrained(model_folder, device="cpu")
+    for row, given in zip(read_rows(tmp_path / "scores.jsonl"), read_rows(candidates_file), strict=True):
+        scores = rm.score([given["prompt"]] * 3, given["responses"], relative_to="prompt")
+        assert row["std"] == pytest.approx(scores.std.tolist(), rel=1e-4)
+        assert row["mean"] == pytest.approx(scores.mean.tolist(), rel=1e-4, abs=1e-5)
+        assert row["baseline"] == pytest.approx(scores.baseline.tolist(), rel=1e-4, abs=1e-5)
+    message = refused("score", model_folder, pairs_file, tmp_path / "pairs.jsonl", "--relative")
+    assert "pairs are scored as differences already" in message
+
+
 def test_pairs_are_scored_as_differences(model_folder, pairs_file, tmp_path, bayesrm):
     bayesrm("score", model_folder, pairs_file, tmp_path / "scores.jsonl")
     rm = BayesianRewardModel.from_pretrained(model_folder, device="cpu")

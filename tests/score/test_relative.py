@@ -162,7 +162,7 @@ def test_a_single_response_has_nothing_to_differ_from_and_it_is_told():
         found = rm.score([PROMPT, "above", "above"], RESPONSES[:3], relative_to="prompt")
     assert (found.mean[0], found.variance[0]) == (0.0, 0.0)
     assert (found.variance[1:] > 0).all()
-    with pytest.warns(UserWarning, match=r"1 prompt\(s\) with a single candidate"):
+    with pytest.warns(UserWarning, match=r"1 prompt\(s\) with a single response"):
         best = rm.best_of_n(PROMPT, RESPONSES[:1])
     assert (best.index, float(best.variance[0])) == (0, 0.0)
 
