@@ -53,7 +53,7 @@ def test_responses_are_scored_relative_to_their_prompt(
         assert row["std"] == pytest.approx(scores.std.tolist(), rel=1e-4)
         assert row["mean"] == pytest.approx(scores.mean.tolist(), rel=1e-4, abs=1e-5)
         assert row["baseline"] == pytest.approx(scores.baseline.tolist(), rel=1e-4, abs=1e-5)
-    message = refused("score", model_folder, pairs_file, tmp_path / "pairs.jsonl", "--relative")
+    message = refused("score", model_folder, pairs_file, tmp_path / "differences.jsonl", "--relative")
     assert "pairs are scored as differences already" in message
 
 
