@@ -1,0 +1,40 @@
+"""The quick run of the benchmark of over-optimisation."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from benchmarks.data import ROOT, data_folder
+from benchmarks.overoptimisation.tasks import FILE
+
+folder = data_folder()
+
+
+@pytest.mark.skipif(folder is None or not (folder / FILE).is_file(), reason=f"{FILE} is not here: BAYESRM_DATA")
+def test_overoptimisation_quick(tmp_path):
+    pytest.importorskip("trl", reason="the extra `train` is not installed")
+    command = [sys.executable, "-m", "benchmarks.overoptimisation", "--quick"]
+    done = subprocess.run(
+        [*command, "--output", tmp_path, "--work", tmp_path / "work"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "overoptimisation-noise0.25-quick.json").read_text())
+    assert (tmp_path / "overoptimisation-noise0.25-quick.png").stat().st_size > 10_000
+    rows = results["rows"]
+    oracle = rows["oracle"]["gold"]
+    assert oracle == sorted(oracle)
+    for row in rows.values():
+        # Of one candidate every rule picks that one.
+        assert row["gold"][0] == pytest.approx(oracle[0], abs=2e-4)  # of rounded figures
+        assert all(gold <= best + 2e-4 for gold, best in zip(row["gold"], oracle, strict=True))
+    # The pairs are fewer than ggn's vectors: it is the exact posterior, but for the rounding of its bases.
+    assert rows["ggn, relative std, k = 1, λ by evidence"]["gold"] == pytest.approx(
+        rows["exact, relative std, k = 1, λ by evidence"]["gold"], abs=0.02
+    )
