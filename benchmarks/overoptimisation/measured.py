@@ -9,6 +9,7 @@ from torch import Tensor
 
 from bayesrm_fast import BayesianRewardModel, FitOptions
 from bayesrm_fast.fit.prior import by_evidence
+from bayesrm_fast.model.layers import last_layer
 from bayesrm_fast.posterior.base import Posterior, VarianceConsumer
 from bayesrm_fast.score.relative import Comparison, over_differences
 from bayesrm_fast.sites import Site
@@ -100,9 +101,11 @@ def _computed(
         chosen[name] = by_evidence(posterior).precision
         posteriors[name] = (posterior, [*PRECISIONS, chosen[name]])
     exact = posteriors["exact"][0]
-    last = rm.passes().tapped.in_last_layer()
-    assert last is not None
-    posteriors["last layer"] = (exact.conditional(last.sites), [*PRECISIONS, chosen["exact"]])
+    layer = last_layer(rm.model)
+    assert layer is not None
+    inside = set(layer.modules())
+    sites = [site for tap in rm.passes().tapped.taps if tap.module in inside for site in tap.sites]
+    posteriors["last layer"] = (exact.conditional(sites), [*PRECISIONS, chosen["exact"]])
     posteriors["prior"] = (posteriors["ggn"][0], [PRIOR])
     found = []
     for number, task in enumerate(tasks):
