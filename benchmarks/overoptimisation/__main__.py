@@ -35,10 +35,11 @@ SHOWN = (
     "prior alone, relative, k tuned",
     "MBR",
 )
+GAINED_OVER = ("MAP", "prior alone, relative, k tuned", "MBR")
 
 
 def summary(rule: Rule | None, seeds: list[list[Any]]) -> dict[str, Any]:
-    """A row: curves by seed, and the gain over MAP at the largest n, paired by task."""
+    """A row: its curves by seed, and what its halves chose."""
     curves, chosen = [], []
     for tasks in seeds:
         if rule is None:
@@ -51,7 +52,7 @@ def summary(rule: Rule | None, seeds: list[list[Any]]) -> dict[str, Any]:
 
 
 def gains(row: dict[str, Any], base: dict[str, Any], names: list[list[str]]) -> dict[str, float]:
-    """Gain at the largest n: mean, standard error over tasks (each one's mean over seeds), and spread of the seeds."""
+    """Gain at the largest n, paired by task: mean, standard error over tasks (of each's seeds' mean), seeds' spread."""
     by_seed = [(own - other)[:, -1] for own, other in zip(row["curves"], base["curves"], strict=True)]
     by_task: dict[str, list[float]] = {}
     for tasks, values in zip(names, by_seed, strict=True):
@@ -98,7 +99,7 @@ def main(
                 "gold": np.concatenate(row["curves"]).mean(0).round(4).tolist(),
                 "gold_by_seed": [one.mean(0).round(4).tolist() for one in row["curves"]],
                 "chosen": row["chosen"],
-                **gains(row, rows["MAP"], names),
+                "gain_over": {base: gains(row, rows[base], names) for base in GAINED_OVER},
             }
             for name, row in rows.items()
         },
@@ -112,10 +113,11 @@ def main(
 def show(results: dict[str, Any], console: Console) -> None:
     """The table."""
     sizes = results["sizes"]
-    table = Table("rule", *(f"n = {n}" for n in sizes), "gain at the last", title="gold of the choice")
+    over = ("over MAP", "over the prior alone", "over MBR")
+    table = Table("rule", *(f"{n}" for n in sizes), *over, title="gold of the choice by n; gains at the last n")
     for name, row in results["rows"].items():
-        gain = f"{row['gain']:+.3f} ± {row['standard_error']:.3f}"
-        table.add_row(name, *(f"{value:.3f}" for value in row["gold"]), gain)
+        gained = (f"{one['gain']:+.3f} ± {one['standard_error']:.3f}" for one in row["gain_over"].values())
+        table.add_row(name, *(f"{value:.3f}" for value in row["gold"]), *gained)
     console.print(table)
 
 
