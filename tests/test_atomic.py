@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
+from failing_rename import FailingRename
 
 from bayesrm_fast import InputError
 from bayesrm_fast.atomic import cannot_write, check_folder, check_place, replaced_whole, written_whole
@@ -22,20 +23,6 @@ def write(folder, **files):
 
 def fail_after(written, error):
     raise error
-
-
-class Fails:
-    """`os.rename`, which fails at its n-th call, before it has moved anything or as soon as it has."""
-
-    def __init__(self, at, error, moves=False):
-        self.left, self.error, self.moves, self.rename = at, error, moves, os.rename
-
-    def __call__(self, *args):
-        self.left -= 1
-        if self.left != 0 or self.moves:
-            self.rename(*args)
-        if self.left == 0:
-            raise self.error
 
 
 def test_a_file_is_replaced_at_once_or_stays(tmp_path):
@@ -67,7 +54,7 @@ def test_of_a_new_folder_that_fails_nothing_is_left(tmp_path, monkeypatch, error
     expected = InputError if isinstance(error, OSError) else type(error)
     with pytest.raises(expected), replaced_whole(tmp_path / "folder") as new:
         fail_after(write(new, a="1"), error)
-    monkeypatch.setattr(os, "rename", Fails(1, error))
+    monkeypatch.setattr(os, "rename", FailingRename(1, error))
     with pytest.raises(expected), replaced_whole(tmp_path / "folder") as new:
         write(new, a="1")
     assert content(tmp_path) == {}
@@ -96,14 +83,14 @@ def test_a_failure_at_any_step_leaves_a_folder_as_it_was(tmp_path, monkeypatch, 
     steps = 3 + 3  # out: link, replaced, stale; in: added, link, replaced
     for at in range(1, steps + 1):
         with monkeypatch.context() as patch:
-            patch.setattr(os, "rename", Fails(at, error, moves))
+            patch.setattr(os, "rename", FailingRename(at, error, moves))
             expected = InputError if isinstance(error, OSError) else type(error)
             with pytest.raises(expected), replaced_whole(folder, ["stale"]) as new:
                 write(new, replaced="new", added="new", link="new")
             assert content(folder) == before, at
             assert os.readlink(folder / "link") == "nowhere"
     with monkeypatch.context() as patch:
-        patch.setattr(os, "rename", Fails(steps + 1, error))
+        patch.setattr(os, "rename", FailingRename(steps + 1, error))
         with replaced_whole(folder, ["stale"]) as new:
             write(new, replaced="new", added="new", link="new")
     assert content(folder) == {"kept": b"foreign", "replaced": b"new", "added": b"new", "link": b"new"}

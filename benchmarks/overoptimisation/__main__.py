@@ -51,7 +51,7 @@ def summary(rule: Rule | None, seeds: list[list[Any]]) -> dict[str, Any]:
     return {"curves": curves, "chosen": chosen}
 
 
-def gains(row: dict[str, Any], base: dict[str, Any], names: list[list[str]]) -> dict[str, float]:
+def gains(row: dict[str, Any], base: dict[str, Any], names: list[list[str]]) -> dict[str, float | None]:
     """Gain at the largest n, paired by task: mean, standard error over tasks (of each's seeds' mean), seeds' spread."""
     by_seed = [(own - other)[:, -1] for own, other in zip(row["curves"], base["curves"], strict=True)]
     by_task: dict[str, list[float]] = {}
@@ -61,7 +61,7 @@ def gains(row: dict[str, Any], base: dict[str, Any], names: list[list[str]]) -> 
     _, error = mean_and_standard_error([float(np.mean(values)) for values in by_task.values()])
     means = [float(one.mean()) for one in by_seed]
     spread = float(np.std(means, ddof=1)) if len(means) > 1 else None
-    return {"gain": float(np.mean(means)), "standard_error": error, "spread_of_seeds": spread}  # type: ignore[dict-item]
+    return {"gain": float(np.mean(means)), "standard_error": error, "spread_of_seeds": spread}
 
 
 def main(
@@ -113,7 +113,7 @@ def main(
 def show(results: dict[str, Any], console: Console) -> None:
     """The table."""
     sizes = results["sizes"]
-    over = ("over MAP", "over the prior alone", "over MBR")
+    over = [f"over {base}" for base in results["rows"]["MAP"]["gain_over"]]
     table = Table("rule", *(f"{n}" for n in sizes), *over, title="gold of the choice by n; gains at the last n")
     for name, row in results["rows"].items():
         gained = (f"{one['gain']:+.3f} ± {one['standard_error']:.3f}" for one in row["gain_over"].values())

@@ -1,26 +1,17 @@
 """The quick run of the benchmark of best-of-n."""
 
 import json
-import subprocess
-import sys
 
 import pytest
+from quick_run import quick_run
 
-from benchmarks.data import ROOT, data_folder
+from benchmarks.data import data_folder
 
 
 @pytest.mark.skipif(data_folder() is None, reason="the real data is not here: BAYESRM_DATA names no folder")
 def test_best_of_n_quick(tmp_path):
     pytest.importorskip("trl", reason="the extra `train` is not installed")
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.best_of_n", "--quick", "--output", tmp_path],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stderr
+    quick_run("best_of_n", tmp_path)
     results = json.loads((tmp_path / "best_of_n-quick.json").read_text())
     assert (tmp_path / "best_of_n-quick.png").stat().st_size > 10_000
     assert results["gain_over_map_with_distractors"]

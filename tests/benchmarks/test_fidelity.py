@@ -1,21 +1,18 @@
 """The quick run of the benchmark of fidelity."""
 
 import json
-import subprocess
-import sys
 
 import pytest
+from quick_run import quick_run
 
-from benchmarks.data import ROOT, data_folder
+from benchmarks.data import data_folder
 
 
 @pytest.mark.skipif(data_folder() is None, reason="the real data is not here: BAYESRM_DATA names no folder")
 def test_fidelity_quick(tmp_path):
     """Loose bounds, so that a structure that went wrong shows."""
     pytest.importorskip("trl", reason="the extra `train` is not installed")
-    command = [sys.executable, "-m", "benchmarks.fidelity", "--quick", "--output", tmp_path]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=600)
-    assert done.returncode == 0, done.stderr
+    quick_run("fidelity", tmp_path)
     assert (tmp_path / "fidelity-quick.png").stat().st_size > 10_000
     (case,) = json.loads((tmp_path / "fidelity-quick.json").read_text())["cases"].values()
 

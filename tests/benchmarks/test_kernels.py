@@ -1,20 +1,16 @@
 """The quick run of the benchmark of the operations."""
 
 import json
-import subprocess
-import sys
 
 import pytest
+from quick_run import quick_run
 
 from bayesrm_fast.ops.cpu import unavailable
-from benchmarks.data import ROOT
 
 
 @pytest.mark.skipif(unavailable() is not None, reason=str(unavailable()))
 def test_kernels_quick(tmp_path):
-    command = [sys.executable, "-m", "benchmarks.kernels", "--quick", "--output", tmp_path]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=600)
-    assert done.returncode == 0, done.stderr
+    quick_run("kernels", tmp_path)
     results = json.loads((tmp_path / "kernels-cpu-quick.json").read_text())
     assert {tuple(row["dtypes"]) for row in results["kron_variance"]} == {("float32",) * 2, ("bfloat16",) * 2}
     assert all(second > 0 for row in results["kron_variance"] for second in row["seconds"].values())

@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 import torch
+from failing_rename import FailingRename
 from tiny import tiny_adapter, tiny_pairs, tiny_tokenizer, words
 
 from bayesrm_fast import BayesianRewardModel, InputError
@@ -93,20 +94,6 @@ def test_saving_the_same_again_changes_no_byte(everything, used):
     assert content(used) == before
 
 
-class Fails:
-    """`os.rename`, which fails at its n-th call, before it has moved anything or as soon as it has."""
-
-    def __init__(self, at, error, moves):
-        self.left, self.error, self.moves, self.rename = at, error, moves, os.rename
-
-    def __call__(self, *args):
-        self.left -= 1
-        if self.left != 0 or self.moves:
-            self.rename(*args)
-        if self.left == 0:
-            raise self.error
-
-
 @pytest.mark.parametrize(
     ("error", "moves"),
     [
@@ -121,7 +108,7 @@ def test_a_failure_at_any_step_leaves_the_folder_as_it_was(used, less, monkeypat
     expected = InputError if isinstance(error, OSError) else type(error)
     steps = 0
     while True:
-        failing = Fails(steps + 1, error, moves)
+        failing = FailingRename(steps + 1, error, moves)
         with monkeypatch.context() as patch:
             patch.setattr(os, "rename", failing)
             with contextlib.suppress(expected):
@@ -156,7 +143,7 @@ def test_a_new_folder_appears_whole_or_not_at_all(less, tmp_path, monkeypatch, e
     expected = InputError if isinstance(error, OSError) else type(error)
     steps = 0
     while True:
-        failing = Fails(steps + 1, error, moves=False)
+        failing = FailingRename(steps + 1, error, moves=False)
         with monkeypatch.context() as patch:
             patch.setattr(os, "rename", failing)
             with contextlib.suppress(expected):

@@ -1,12 +1,11 @@
 """The quick run of the benchmark of over-optimisation."""
 
 import json
-import subprocess
-import sys
 
 import pytest
+from quick_run import quick_run
 
-from benchmarks.data import ROOT, data_folder
+from benchmarks.data import data_folder
 from benchmarks.overoptimisation.tasks import FILE
 
 folder = data_folder()
@@ -15,16 +14,7 @@ folder = data_folder()
 @pytest.mark.skipif(folder is None or not (folder / FILE).is_file(), reason=f"{FILE} is not here: BAYESRM_DATA")
 def test_overoptimisation_quick(tmp_path):
     pytest.importorskip("trl", reason="the extra `train` is not installed")
-    command = [sys.executable, "-m", "benchmarks.overoptimisation", "--quick"]
-    done = subprocess.run(
-        [*command, "--output", tmp_path, "--work", tmp_path / "work"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stderr
+    quick_run("overoptimisation", tmp_path, "--work", tmp_path / "work")
     results = json.loads((tmp_path / "overoptimisation-noise0.25-quick.json").read_text())
     assert (tmp_path / "overoptimisation-noise0.25-quick.png").stat().st_size > 10_000
     rows = results["rows"]

@@ -1,21 +1,16 @@
 """Quick runs of the parts of the benchmark of scoring."""
 
 import json
-import subprocess
-import sys
 
 import pytest
-
-from benchmarks.data import ROOT
+from quick_run import quick_run
 
 OURS = "ours, batch of 8"
 
 
 @pytest.mark.parametrize("part", ["shapes", "structures", "virtual", "prompts", "fit"])
 def test_scoring_quick(tmp_path, part):
-    command = [sys.executable, "-m", "benchmarks.scoring", "--quick", "--part", part, "--output", tmp_path]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=600)
-    assert done.returncode == 0, done.stderr
+    quick_run("scoring", tmp_path, "--part", part)
     results = json.loads((tmp_path / "scoring-quick.json").read_text())["parts"][part]
     if part == "prompts":
         assert all(results[name]["largest_difference"] < 1e-5 for name in results if name != "machine")
