@@ -16,6 +16,7 @@ from bayesrm_fast.score.joint import JointRewards, Outside, joint_rewards
 from bayesrm_fast.score.means import rewards_of
 from bayesrm_fast.score.relative import Comparison, positions_of_equals, score_differences, within_prompts
 from bayesrm_fast.score.variances import PairScores, RewardScores, score_examples
+from bayesrm_fast.select.advice import Advice, advise
 from bayesrm_fast.select.choice import BestOfN, check_needs, choose_each
 from bayesrm_fast.select.rules import Rule, rule_of
 from bayesrm_fast.select.tuning import JudgedPrompt, tuned_by_gold, tuned_by_pairs
@@ -221,6 +222,23 @@ class FittedRewardModel(RewardModel):
         rows = self.tokenize_candidates(sets)
         options = {"relative": relative, "exhaustive": exhaustive}
         return choose_each(self.passes(), sets, rows, self.fitted, asked, **options, progress=progress)
+
+    def advice(self, prompt: Text, responses: Sequence[Text]) -> Advice:
+        """What the relative std can do for a choice among these candidates, and where it misleads; `str` says it.
+
+        How large the std is beside the spread of the means, who wins at which k, whether the texts fall into groups of
+        several sources, and what `tune_penalty` has found.
+
+        Args:
+            prompt: one prompt.
+            responses: its candidates.
+
+        Raises:
+            InputError: no candidates, or text that cannot be read.
+        """
+        best = self.best_of_n(prompt, responses, "std", 0.0)
+        tokens = self.encoder.encode_responses(responses)
+        return advise(best.mean, best.variance.sqrt(), tokens, self.fitted.penalty)
 
     def penalty_weight(self, k: float | str, relative: bool = True, rule: str | Rule = "std") -> float:
         """k as a number.

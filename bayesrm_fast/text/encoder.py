@@ -90,6 +90,11 @@ class TextEncoder:
             TokenizedPair(chosen, rejected, pair.where) for chosen, rejected, pair in zip(*sides, pairs, strict=True)
         ]
 
+    def encode_responses(self, responses: Sequence[Text]) -> list[list[int]]:
+        """Token ids of checked responses by themselves: whole, without special tokens."""
+        ids: list[list[int]] = self._tokenize([_as_plain(r) for r in responses], add_special_tokens=False)["input_ids"]
+        return ids
+
     def _tokenize(self, texts: list[str], partners: list[str] | None = None, add_special_tokens: bool = True) -> Any:
         return self.tokenizer(
             texts, partners, add_special_tokens=add_special_tokens, truncation=False, padding=False, verbose=False
