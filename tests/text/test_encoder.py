@@ -81,6 +81,17 @@ def test_an_empty_response_is_encoded_with_a_warning():
     assert len(rows) == 2
 
 
+def test_responses_by_themselves_are_whole_and_bare():
+    tokenizer = tiny_tokenizer("bert")
+    responses = ["act " * 20, [{"role": "able", "content": "again all"}], ""]
+    ids = TextEncoder(tokenizer, 8).encode_responses(responses)
+    assert [tokenizer.convert_ids_to_tokens(one) for one in ids[:2]] == [
+        ["act"] * 20,
+        ["able", "<unk>", "again", "all"],
+    ]
+    assert ids[2] == []
+
+
 def test_default_length_is_what_tokenizer_and_model_accept():
     tokenizer = tiny_tokenizer("llama")
     assert default_max_length(tokenizer, 32) == 32
