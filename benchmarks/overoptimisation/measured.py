@@ -21,17 +21,15 @@ MEMBERS = 5
 def measured(part: Part, seed: int, noise: float, folder: Path) -> tuple[list[Task], list[Arrays]]:
     """Every task with its arrays; what the folder holds is not computed again.
 
-    Ensembles have members that were trained on the same pairs from other beginnings, of the first `part.ensembles`
-    seeds alone.
+    Members of an ensemble were trained on the same pairs from other beginnings.
     """
     folder = folder / f"seed{seed}-noise{noise:g}"
     pairs, tasks = part.split(seed, noise)
     load = partial(_reward_model, part, pairs, folder)
-    steps: dict[str, Callable[[], OfTask]] = {
-        "structures": lambda: structures(load(seed), pairs),
-        "joint": lambda: joint(load(seed), pairs),
-        "virtual": lambda: virtual(load(seed), pairs, list(part.target_modules)),
-    }
+    steps: dict[str, Callable[[], OfTask]] = {"structures": lambda: structures(load(seed), pairs)}
+    if seed < part.further:
+        steps["joint"] = lambda: joint(load(seed), pairs)
+        steps["virtual"] = lambda: virtual(load(seed), pairs, list(part.target_modules))
     if seed < part.ensembles:
         for number in range(1, MEMBERS):
             steps[f"member{number}"] = lambda number=number: member(load(1000 * number + seed), number)

@@ -18,12 +18,14 @@ class Part:
         split: from a seed and the share of labels to flip to the pairs to train on and the other tasks.
         base: folder of the model that learns.
         target_modules, epochs, max_length: of the training.
+        further: how many seeds have the rows of the joint posterior and of virtual adapters too.
         ensembles: how many seeds have ensembles too, which take four more trainings each.
     """
 
     split: Callable[[int, float], tuple[Pairs, list[Task]]]
     epochs: int
     max_length: int
+    further: int = 1
     ensembles: int = 0
     base: Callable[[], Path] = embedded_encoder
     target_modules: tuple[str, ...] = ("query", "value")
@@ -39,9 +41,9 @@ class PartName(StrEnum):
 
 
 PARTS = {
-    PartName.HUMANEVAL: Part(partial(humaneval, 45, None, 100), epochs=3, max_length=160, ensembles=2),
-    PartName.QA_FEEDBACK: Part(partial(qa_feedback, 240, 240), epochs=3, max_length=160, ensembles=5),
-    PartName.POOL: Part(partial(pool, 240, 60, 56), epochs=2, max_length=128, ensembles=3),
+    PartName.HUMANEVAL: Part(partial(humaneval, 45, None, 100), epochs=3, max_length=160, further=2, ensembles=1),
+    PartName.QA_FEEDBACK: Part(partial(qa_feedback, 240, 240), epochs=3, max_length=160),
+    PartName.POOL: Part(partial(pool, 240, 60, 56), epochs=2, max_length=128),
     PartName.GEMMA: Part(
         partial(humaneval, 24, 40, 64),
         epochs=3,

@@ -53,14 +53,15 @@ def rules() -> list[Rule]:
     found.append(Rule("ggn, relative std, k by tune_penalty", _weights("ggn/relative", OWN), _by_tune_penalty))
     for name, label in (("margins", "exact"), ("virtual", "virtual adapters")):
         for kind in KINDS:
-            found.append(Rule(f"{label}, {kind} std, k = 1, λ by margins", {"": _less_std(f"{name}/{kind}", 0, 1.0)}))
-            found.append(Rule(f"{label}, {kind} std, k tuned, λ by margins", _weights(f"{name}/{kind}", 0)))
+            std = f"{name}/{kind}"
+            found.append(Rule(f"{label}, {kind} std, k = 1, λ by margins", {"": _less_std(std, 0, 1.0)}, reads=std))
+            found.append(Rule(f"{label}, {kind} std, k tuned, λ by margins", _weights(std, 0), reads=std))
     for kind in KINDS:
         found.append(Rule(f"last layer alone, {kind} std, k and λ tuned", _grid("last layer", kind)))
         choices = {f"k = {k:g}": _less_std(f"prior/{kind}", 0, k) for k in (0.0, *(2.0**i for i in range(-12, 7)))}
         found.append(Rule(f"prior alone, {kind}, k tuned", choices))
-    found.append(Rule("most probably the best, exact", {"": lambda task: task["best"]}))
-    found.append(Rule("Thompson sampling, exact", {"": lambda task: task["draws"]}))
+    found.append(Rule("most probably the best, exact", {"": lambda task: task["best"]}, reads="best"))
+    found.append(Rule("Thompson sampling, exact", {"": lambda task: task["draws"]}, reads="draws"))
     for members in (3, 5):
         last = f"member{members - 1}"
         found.append(Rule(f"ensemble of {members}, mean", {"": _ensemble(members, "absolute", _mean)}, reads=last))
