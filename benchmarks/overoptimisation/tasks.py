@@ -12,6 +12,7 @@ from benchmarks.judged import alpaca_eval, preference_pairs
 HUMANEVAL = "humaneval_codegen16b_100.jsonl.gz"
 QA_FEEDBACK = "qa_feedback_dev.jsonl.gz"
 PAIRS_A_TASK = 10
+PAIRS_A_QUESTION = 2
 
 Pairs = list[dict[str, str]]
 
@@ -79,7 +80,7 @@ def qa_feedback(training_tasks: int, test_tasks: int | None, seed: int, noise: f
     pairs = [
         _pair(row["question"], row["responses"][better], row["responses"][worse], noise, lot)
         for row in rows[:training_tasks]
-        for better, worse in row["preferred_pairs"]
+        for better, worse in lot.sample(row["preferred_pairs"], min(PAIRS_A_QUESTION, len(row["preferred_pairs"])))
     ]
     tasks = []
     for row in rows[training_tasks:]:
