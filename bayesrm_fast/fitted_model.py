@@ -25,12 +25,12 @@ from bayesrm_fast.text.prefetching import prefetched
 from bayesrm_fast.text.records import (
     Candidates,
     PreferencePair,
-    Text,
+    as_rows,
     candidate_sets,
-    check_text,
     preference_pairs,
-    prompt_and_response,
+    single_responses,
 )
+from bayesrm_fast.text.texts import Text, as_list, checked_text, is_list
 
 outside_inference_mode = torch.inference_mode(mode=False)
 """A caller's inference mode would forbid the backward pass that a variance needs."""
@@ -88,7 +88,7 @@ class FittedRewardModel(RewardModel):
             comparisons = within_prompts(positions_of_equals(keys))
             return self.score_differences(rows, comparisons, progress=progress)
         where = [f"reference {i + 1}" for i in range(len(rows))]
-        _check_references(relative_to, where)
+        relative_to = _checked_references(relative_to, where)
         references = self.tokenize(prompts, relative_to, where)
         keys = [f"{key}\0{reference}" for key, reference in zip(keys, relative_to, strict=True)]
         comparisons = [Comparison(own, [len(rows) + own[0]]) for own in positions_of_equals(keys)]
@@ -276,7 +276,7 @@ class FittedRewardModel(RewardModel):
         Raises:
             InputError: rows that cannot be read, or that hold nothing to tune by.
         """
-        rows = list(judged)
+        rows = list(as_rows(judged, "judged"))
         is_paired = bool(rows) and all(_has(row, "chosen") and not _has(row, "responses") for row in rows)
         if is_paired:
             chosen = self._tuned_by_pairs(preference_pairs(rows, "judged"), progress)
@@ -302,14 +302,15 @@ class FittedRewardModel(RewardModel):
     def _tuned_by_pairs(self, pairs: Sequence[PreferencePair], progress: Progress | None) -> PenaltyChoice:
         by_prompt: dict[str, list[PreferencePair]] = {}
         for pair in pairs:
-            by_prompt.setdefault(str(pair.prompt), []).append(pair)
+            if pair.prompt is not None:
+                by_prompt.setdefault(str(pair.prompt), []).append(pair)
         means, stds = [], []
         pools = [_pool(own) for own in by_prompt.values()]
         # The two of a single pair are equally far from their mean, which says nothing of k.
         several = [(own, pool) for own, pool in zip(by_prompt.values(), pools, strict=True) if len(pool) > 2]
         if not several:
             raise InputError("there is nothing to tune by: pairs need prompts with three or more different responses")
-        sets = [Candidates(own[0].prompt, list(pool.values())) for own, pool in several]
+        sets = [Candidates(own[0].prompt or "", list(pool.values()), tools=own[0].tools) for own, pool in several]
         for (own, pool), best in zip(several, self.best_of_each(sets, "std", 0.0, progress=progress), strict=True):
             place = {key: i for i, key in enumerate(pool)}
             std = best.variance.sqrt()
@@ -343,9 +344,13 @@ class FittedRewardModel(RewardModel):
         def tokenized() -> Iterator[list[TokenizedRow]]:
             numbered = enumerate(rows, start=1)
             while chunk := list(itertools.islice(numbered, window)):
-                where = [f"row {number}" for number, _ in chunk]
-                texts = [prompt_and_response(row, name) for name, (_, row) in zip(where, chunk, strict=True)]
-                yield self.tokenize([prompt for prompt, _ in texts], [response for _, response in texts], where)
+                sets = single_responses(chunk)
+                yield self.encoder.encode(
+                    [one.prompt for one in sets],
+                    [one.responses[0] for one in sets],
+                    [one.where for one in sets],
+                    [one.tools for one in sets],
+                )
 
         for waiting in prefetched(tokenized()):
             scores = self.score_tokenized(waiting)
@@ -372,14 +377,14 @@ def _pool(pairs: Sequence[PreferencePair]) -> dict[str, Text]:
     return {str(text): text for pair in pairs for text in (pair.chosen, pair.rejected)}
 
 
-def _check_references(references: Any, where: Sequence[str]) -> None:
-    if isinstance(references, str) or not isinstance(references, Sequence):
+def _checked_references(references: Any, where: Sequence[str]) -> list[Text]:
+    references = as_list(references)
+    if not is_list(references):
         what = repr(references) if isinstance(references, str) else f"a {type(references).__name__}"
         raise InputError(f"relative_to must be 'prompt', a reference for each row or None, not {what}")
     if len(references) != len(where):
         raise InputError(f"there are {len(where)} prompts but {len(references)} references")
-    for name, reference in zip(where, references, strict=True):
-        check_text(reference, name)
+    return [checked_text(reference, name) for name, reference in zip(where, references, strict=True)]
 
 
 def _refuse_nothing(examples: Sequence[TokenizedRow] | Sequence[TokenizedPair]) -> None:

@@ -23,13 +23,8 @@ from bayesrm_fast.saved.folders import save_folder
 from bayesrm_fast.saved.models import add_adapter
 from bayesrm_fast.saved.reward_models import SavedFit, load_reward_model, read_fit
 from bayesrm_fast.text.examples import TokenizedPair
-from bayesrm_fast.text.records import (
-    PreferencePair,
-    Text,
-    check_rows,
-    pairs_within_prompts,
-    preference_pairs,
-)
+from bayesrm_fast.text.records import PreferencePair, checked_rows, pairs_within_prompts, preference_pairs
+from bayesrm_fast.text.texts import Text
 
 
 class BayesianRewardModel(FittedRewardModel):
@@ -161,7 +156,9 @@ class BayesianRewardModel(FittedRewardModel):
         if validation_pairs is not None and options.chosen != "validation":
             raise InputError("validation_pairs are used by prior_precision='validation' alone")
         checked = preference_pairs(pairs)
-        validation = None if validation_pairs is None else self.tokenize_pairs(validation_pairs, "validation_pairs")
+        validation = None
+        if validation_pairs is not None:
+            validation = self.encoder.encode_pairs(preference_pairs(validation_pairs, "validation_pairs"))
         return self._fit(checked, validation, options, is_labelled=True, progress=progress)
 
     def fit_unlabelled(
@@ -187,8 +184,7 @@ class BayesianRewardModel(FittedRewardModel):
             InputError: rows that cannot be read, no prompt with two responses, or options that cannot be served.
         """
         options = self._options(options, named, is_labelled=False)
-        check_rows(prompts, responses)
-        pairs = pairs_within_prompts(prompts, responses)
+        pairs = pairs_within_prompts(*checked_rows(prompts, responses))
         return self._fit(pairs, None, options, is_labelled=False, progress=progress)
 
     def _options(self, options: FitOptions | None, named: dict[str, Any], is_labelled: bool) -> FitOptions:
@@ -253,5 +249,5 @@ class BayesianRewardModel(FittedRewardModel):
         Raises:
             InputError: fewer than two pairs, pairs that cannot be read, or an unknown `prior_precision`.
         """
-        tokenized = self.tokenize_pairs(pairs)
+        tokenized = self.encoder.encode_pairs(preference_pairs(pairs))
         return calibrate_posterior(self.passes(), tokenized, self.fitted, prior_precision, progress)

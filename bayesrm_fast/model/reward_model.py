@@ -23,7 +23,8 @@ from bayesrm_fast.model.virtual import Targets, VirtualAdapter, VirtualOptions
 from bayesrm_fast.text.batches import Collator
 from bayesrm_fast.text.encoder import TextEncoder, default_max_length
 from bayesrm_fast.text.examples import TokenizedPair, TokenizedRow
-from bayesrm_fast.text.records import Candidates, Text, check_rows, preference_pairs
+from bayesrm_fast.text.records import Candidates, all_pairs, checked_rows
+from bayesrm_fast.text.texts import Text
 
 
 class RewardModel:
@@ -110,8 +111,7 @@ class RewardModel:
         Raises:
             InputError: no rows, lists of different lengths, or text that cannot be read.
         """
-        check_rows(prompts, responses)
-        return self.encoder.encode(prompts, responses, where)
+        return self.encoder.encode(*checked_rows(prompts, responses), where)
 
     def tokenize_pairs(self, pairs: Iterable[Any], source: str = "pairs") -> list[TokenizedPair]:
         """The same for preference pairs; `source` is what an error calls them.
@@ -119,13 +119,14 @@ class RewardModel:
         Raises:
             InputError: pairs that cannot be read.
         """
-        return self.encoder.encode_pairs(preference_pairs(pairs, source))
+        return self.encoder.encode_pairs(all_pairs(pairs, source))
 
     def tokenize_candidates(self, sets: Sequence[Candidates]) -> list[TokenizedRow]:
         """The same for all candidates of checked sets, in their order."""
         prompts = [one.prompt for one in sets for _ in one.responses]
         where = [f"{one.where}: responses[{i}]" for one in sets for i in range(len(one.responses))]
-        return self.encoder.encode(prompts, [response for one in sets for response in one.responses], where)
+        tools = [one.tools for one in sets for _ in one.responses]
+        return self.encoder.encode(prompts, [response for one in sets for response in one.responses], where, tools)
 
     @property
     def shortcuts(self) -> Shortcuts:

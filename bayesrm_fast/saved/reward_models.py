@@ -15,6 +15,7 @@ from bayesrm_fast.model.virtual import VirtualAdapter
 from bayesrm_fast.posterior.base import Posterior
 from bayesrm_fast.posterior.files import FILES, load_posterior
 from bayesrm_fast.saved.folders import MODEL_CONFIG, has_adapter_files, hub_options, local_folder_or_name
+from bayesrm_fast.saved.joining import record_joining
 from bayesrm_fast.saved.models import load_adapter, load_model
 from bayesrm_fast.saved.virtual import load_virtual, read_virtual_record
 
@@ -109,7 +110,9 @@ def load_reward_model(
     if folder is not None and has_adapter_files(folder, or_fail=not makes_virtual and fit.virtual is None):
         model, tokenizer = load_adapter(folder, **model_options)
     else:
-        model, tokenizer = load_model(_model_name(source), folder, **model_options)
+        source = _model_name(source)
+        model, tokenizer = load_model(source, folder, **model_options)
+    record_joining(tokenizer, Path(source))
     if "device_map" not in model_options:
         model = model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     return SavedRewardModel(model, tokenizer, fit)

@@ -16,7 +16,7 @@ from bayesrm_fast.errors import InputError
 from bayesrm_fast.model.passes import Progress
 from bayesrm_fast.saved.folders import save_folder
 from bayesrm_fast.text.batches import Collator
-from bayesrm_fast.text.encoder import TextEncoder, default_max_length
+from bayesrm_fast.text.encoder import TRAINED_JOINING, TextEncoder, default_max_length
 from bayesrm_fast.text.examples import TokenizedRow
 from bayesrm_fast.text.records import preference_pairs
 
@@ -93,6 +93,7 @@ def train_adapter(
     positions = getattr(config, "max_position_embeddings", None)
     longest = default_max_length(tokenizer, positions) if options.max_length is None else options.max_length
     encoder = TextEncoder(tokenizer, longest)
+    tokenizer.init_kwargs[TRAINED_JOINING] = encoder.joining
     if tokenizer.eos_token is None:  # trl asks every tokenizer for one; an encoder's rows end with its separator
         tokenizer.eos_token = tokenizer.sep_token or tokenizer.pad_token
     if tokenizer.pad_token is None:
