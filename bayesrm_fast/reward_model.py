@@ -142,7 +142,9 @@ class BayesianRewardModel(FittedRewardModel):
         """Fit the posterior on preference pairs; an earlier one is kept until the new one is whole.
 
         Args:
-            pairs: `PreferencePair`, mappings with `prompt`, `chosen` and `rejected`, or a `datasets.Dataset`.
+            pairs: `PreferencePair`, mappings with `prompt`, `chosen` and `rejected`, a `datasets.Dataset` or a
+                `DataFrame`. Without `prompt`, it is what both conversations begin with; where they repeat it, it is
+                read once. Pairs of equal responses are left out, with a warning.
             options: structure, rank, prior precision and more.
             validation_pairs: the held-out pairs of `prior_precision="validation"`. Default: every tenth of `pairs`,
                 kept out of the fit.

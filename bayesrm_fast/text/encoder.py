@@ -1,5 +1,6 @@
 """Prompts and responses to token ids."""
 
+import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -79,6 +80,9 @@ class TextEncoder:
             if tokenizer.sep_token_id is not None
             else "blank line"
         )
+        specials = [re.escape(token) for token in tokenizer.all_special_tokens]
+        is_rendering = self.joining == "chat template" and specials
+        self._special = re.compile("|".join(specials)) if is_rendering else None
 
     @property
     def trained_joining(self) -> str | None:
@@ -95,7 +99,8 @@ class TextEncoder:
     ) -> list[TokenizedRow]:
         """Encode checked texts, `prompts[i]` with `responses[i]`.
 
-        Warns once where responses are empty, and where plain text is joined otherwise than it was for training.
+        Warns once where responses are empty, where rows are joined otherwise than they were for training, and where a
+        chat template is given what it has rendered before.
 
         Args:
             prompts, responses: N of each; a prompt is None where the response is a whole text.
@@ -114,6 +119,7 @@ class TextEncoder:
             )
         if not self._joins_as_trained(responses):
             warnings.warn(self._otherwise_joined(), stacklevel=3)
+        self._warn_of_rendered(prompts, where)
         given = zip(prompts, responses, where, tools or [None] * len(prompts), strict=True)
         joined = [self._join(*one) for one in given]
         encoded = self._tokenize(joined)
@@ -139,6 +145,19 @@ class TextEncoder:
             plain, add_special_tokens=False, truncation=False, padding=False, verbose=False
         )["input_ids"]
         return ids
+
+    def _warn_of_rendered(self, prompts: Sequence[Text | None], where: Sequence[str]) -> None:
+        if self._special is None:
+            return
+        for prompt, name in zip(prompts, where, strict=True):
+            found = self._special.search(prompt) if isinstance(prompt, str) else None
+            if found is not None:
+                warnings.warn(
+                    f"{name}: the prompt holds the special token {found.group()}, as a text that the chat template has "
+                    "rendered already; it is rendered again, as a user's message: give lists of messages",
+                    stacklevel=4,
+                )
+                return
 
     def _joins_as_trained(self, responses: Sequence[Text]) -> bool:
         if self.trained_joining == TRL:

@@ -8,8 +8,11 @@ from typing import Any, TypeGuard
 from bayesrm_fast.errors import InputError
 from bayesrm_fast.text.texts import Text
 
-BEGIN_A_CONVERSATION = ("system", "developer", "user")
-"""Roles of messages that answer nothing."""
+ANSWERING = ("assistant", "model", "gpt", "bot", "tool", "function", "ipython")
+"""Roles of messages that a response may begin with; any other speaks to the model."""
+
+INSTRUCTING = ("system", "developer")
+"""Roles of messages that a conversation begins with."""
 
 HUMAN, ASSISTANT = "Human:", "Assistant:"
 """Who speaks in a dialogue that is one string, as in hh-rlhf; each turn after a blank line."""
@@ -95,19 +98,18 @@ def _implied(responses: list[Text], names: Sequence[str], where: str) -> Separat
 
 
 def _after_conversations(prompt: Text, responses: list[Text], names: Sequence[str], where: str) -> Separated:
-    asked: Any = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
     openings = {
-        name: response[: _repeated(asked, response)]
+        name: response[: _repeated(prompt, response)]
         for name, response in zip(names, responses, strict=True)
         if not isinstance(response, str)
     }
+    is_asked_next = not isinstance(prompt, str) and prompt[-1]["role"] in (*ANSWERING, *INSTRUCTING)
     for name, response in zip(names, responses, strict=True):
-        role = "" if isinstance(response, str) else response[0]["role"]
-        follows_an_answer = role == "user" and asked[-1]["role"] not in BEGIN_A_CONVERSATION[1:]
-        if role in BEGIN_A_CONVERSATION and not openings[name] and not follows_an_answer:
+        role = ANSWERING[0] if isinstance(response, str) else response[0]["role"]
+        if role not in ANSWERING and not openings[name] and (role in INSTRUCTING or not is_asked_next):
             raise InputError(
-                f"{where}: {name} begins with a message of the {role} that does not repeat the prompt: give whole "
-                "conversations that begin with the prompt, or the messages after it alone"
+                f"{where}: {name} begins with a message of the role {role!r} that does not repeat the prompt: give "
+                "whole conversations that begin with the prompt, or the messages after it alone"
             )
     first = next(iter(openings.values()))
     if any(opening != first for opening in openings.values()):
@@ -117,12 +119,16 @@ def _after_conversations(prompt: Text, responses: list[Text], names: Sequence[st
     return Separated(first, [one if isinstance(one, str) else one[len(first) :] for one in responses])
 
 
-def _repeated(asked: Sequence[Any], conversation: Sequence[Any]) -> int:
+def _repeated(prompt: Text, conversation: Sequence[Any]) -> int:
     """Messages up to the end of a prompt that a whole conversation repeats; 0 where it does not."""
-    if conversation[0]["role"] not in BEGIN_A_CONVERSATION:
+    if conversation[0]["role"] in ANSWERING:
         return 0
-    wanted = [_without_spacing(message) for message in asked]
-    found = [_without_spacing(message) for message in conversation]
+    found: list[Any] = [_without_spacing(message) for message in conversation]
+    if isinstance(prompt, str):  # whatever the role of who asks is called
+        wanted: list[Any] = [prompt.split()]
+        found = [None if message["role"] in ANSWERING else message["content"] for message in found]
+    else:
+        wanted = [_without_spacing(dict(message)) for message in prompt]
     ends = range(len(wanted), len(found))
     return next((end for end in ends if found[end - len(wanted) : end] == wanted), 0)
 

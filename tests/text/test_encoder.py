@@ -233,3 +233,10 @@ def test_rows_that_are_joined_otherwise_than_for_training_are_told(trained, temp
     told = [str(warning.message) for warning in recwarn]
     assert len(told) == (message is not None)
     assert message is None or re.search(message, told[0])
+
+
+def test_a_prompt_that_the_template_has_rendered_already_is_told():
+    tokenizer = tiny_tokenizer("llama", CHAT)
+    rendered = tokenizer.apply_chat_template([{"role": "user", "content": "above"}], tokenize=False)
+    with pytest.warns(UserWarning, match="row 2: the prompt holds the special token </s>"):
+        TextEncoder(tokenizer, 64).encode(["above", rendered], ["again", "again"])

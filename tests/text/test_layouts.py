@@ -18,8 +18,8 @@ BOTH = ["chosen", "rejected"]
 
 
 def said(*turns):
-    """Messages by `u`ser, `a`ssistant and `s`ystem, as "u above all"."""
-    roles = {"u": "user", "a": "assistant", "s": "system"}
+    """Messages by `u`ser, `h`uman, `a`ssistant and `s`ystem, as "u above all"."""
+    roles = {"u": "user", "a": "assistant", "s": "system", "h": "human"}
     return [{"role": roles[turn[0]], "content": turn[2:]} for turn in turns]
 
 
@@ -41,6 +41,7 @@ CONVERSATIONS = [
     ("trl, implicit", USER, {"whole": True}),
     ("trl, explicit", USER, {"prompt": USER}),
     ("trl, explicit and repeated", USER, {"prompt": USER, "whole": True}),
+    ("another name of the user", said(f"h {ASKED}"), {"prompt": ASKED, "whole": True}),
     ("a prompt in other spacing", USER, {"prompt": " above  all?\n", "whole": True}),
     ("a system's message before the prompt", WITH_SYSTEM, {"prompt": ASKED, "whole": True}),
     ("a system's message, implicit", WITH_SYSTEM, {"whole": True}),
@@ -217,20 +218,20 @@ WHOLE = {"chosen": [*USER, *said("a b")], "rejected": [*USER, *said("a c")]}
     [
         (
             {"prompt": "other", **WHOLE},
-            "row 1: chosen begins with a message of the user that does not repeat the prompt",
+            "row 1: chosen begins with a message of the role 'user' that does not repeat the prompt",
         ),
-        ({"prompt": said("u other"), **WHOLE}, "row 1: chosen begins with a message of the user"),
+        ({"prompt": said("u other"), **WHOLE}, "row 1: chosen begins with a message of the role 'user'"),
         (
             {**WHOLE, "prompt": ASKED, "rejected": said("u other", "a c")},
-            "row 1: rejected begins with a message of the user",
+            "row 1: rejected begins with a message of the role 'user'",
         ),
         ({**WHOLE, "prompt": ASKED, "rejected": said("a c")}, "row 1: the prompt differs between chosen and rejected"),
         ({**WHOLE, "prompt": ASKED, "rejected": [*WITH_SYSTEM, *said("a c")]}, "row 1: the prompt differs between"),
         (
             {"prompt": ASKED, "chosen": said("s age", "a b"), "rejected": said("a c")},
-            "chosen begins with a message of the system",
+            "chosen begins with a message of the role 'system'",
         ),
-        ({**WHOLE, "prompt": ASKED, "chosen": USER}, "row 1: chosen begins with a message of the user"),
+        ({**WHOLE, "prompt": ASKED, "chosen": USER}, "row 1: chosen begins with a message of the role 'user'"),
         ({**WHOLE, "rejected": said("u other", "a c")}, "share no first message that could be one"),
         ({"chosen": said("a b"), "rejected": said("a c")}, "share no first message"),
         ({**WHOLE, "rejected": "c"}, "chosen and rejected are neither all strings nor all conversations"),
@@ -260,3 +261,15 @@ def test_candidates_without_a_prompt():
     for responses in (["a b", "a c"], ["a"], ["a", "b", "c", "d"]):
         with pytest.raises(InputError, match=r"row 1 has no (column )?'?prompt"):
             candidate_sets([{"responses": responses}])
+
+
+def test_pairs_without_a_prompt_are_no_candidates_of_one_prompt():
+    rm = BayesianRewardModel(tiny_adapter("llama"), tiny_tokenizer("llama")).fit(
+        [{"prompt": "a", "chosen": "act", "rejected": "all"}], rank=1
+    )
+    rows = [{"chosen": f"above {one}", "rejected": f"above {other}"} for one, other in (("act", "all"), ("age", "air"))]
+    with (
+        pytest.warns(UserWarning, match="no prompt"),
+        pytest.raises(InputError, match="nothing to tune by"),
+    ):
+        rm.tune_penalty(rows)
