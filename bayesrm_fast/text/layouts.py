@@ -92,7 +92,7 @@ def _implied(responses: list[Text], names: Sequence[str], where: str) -> Separat
     first = conversations[0]
     most = min(map(len, conversations)) - 1
     shared = next((i for i in range(most) if any(one[i] != first[i] for one in conversations)), most)
-    if shared < 1:
+    if all(message["role"] in INSTRUCTING for message in first[:shared]):
         raise InputError(f"{where} has no prompt, and {_listed(names)} share no first message that could be one")
     return Separated(first[:shared], [one[shared:] for one in conversations])
 
@@ -103,7 +103,8 @@ def _after_conversations(prompt: Text, responses: list[Text], names: Sequence[st
         for name, response in zip(names, responses, strict=True)
         if not isinstance(response, str)
     }
-    is_asked_next = not isinstance(prompt, str) and prompt[-1]["role"] in (*ANSWERING, *INSTRUCTING)
+    asked = [{"role": "user"}] if isinstance(prompt, str) else prompt
+    is_asked_next = asked[-1]["role"] in (*ANSWERING, *INSTRUCTING)
     for name, response in zip(names, responses, strict=True):
         role = ANSWERING[0] if isinstance(response, str) else response[0]["role"]
         if role not in ANSWERING and not openings[name] and (role in INSTRUCTING or not is_asked_next):
@@ -113,9 +114,12 @@ def _after_conversations(prompt: Text, responses: list[Text], names: Sequence[st
             )
     first = next(iter(openings.values()))
     if any(opening != first for opening in openings.values()):
-        raise InputError(f"{where}: the prompt differs between {_listed(names)}, which repeat it")
+        raise InputError(f"{where}: {_listed(names)} do not repeat the prompt alike: give both as whole conversations")
     if not first:
-        return Separated(prompt, responses)
+        is_begun = len(openings) == len(responses) and asked[-1]["role"] in INSTRUCTING
+        return (
+            _implied([[*asked, *one] for one in responses], names, where) if is_begun else Separated(prompt, responses)
+        )
     return Separated(first, [one if isinstance(one, str) else one[len(first) :] for one in responses])
 
 
@@ -140,7 +144,7 @@ def _without_spacing(message: dict[str, Any]) -> dict[str, Any]:
 def _after_string(prompt: str, responses: list[str]) -> Separated:
     is_open = is_dialogue(prompt) and prompt.rstrip().endswith(REPLY)
     rests = [_after_words(prompt, response) for response in responses]
-    is_repeated = len(responses) > 1 and all(rest is not None for rest in rests)
+    is_repeated = (len(responses) > 1 or is_open) and all(rest is not None for rest in rests)
     if is_open:  # what is said next belongs to the turn that the prompt has begun
         begun = len(prompt.rstrip()) - len(REPLY)
         texts = responses if is_repeated else [prompt + response for response in responses]

@@ -138,6 +138,15 @@ def test_a_dialogue_in_one_string_stays_as_it_is_or_becomes_messages(row):
     assert found.chosen.input_ids == bert(HH.removesuffix("\n\nAssistant:"), "Assistant: act again").input_ids
 
 
+@pytest.mark.parametrize("response", [" act again", HH + " act again"])
+def test_one_response_to_a_dialogue_carries_it_on(response):
+    plain = letters()
+    (one,) = single_responses([(1, {"prompt": HH, "response": response})])
+    assert (
+        TextEncoder(plain, 512).encode([one.prompt], one.responses)[0].input_ids == plain(HH + " act again").input_ids
+    )
+
+
 def test_the_turns_of_a_dialogue():
     assert turns(HH + " act\n\nagain") == [*LONG, {"role": "assistant", "content": "act\n\nagain"}]
     assert is_dialogue(HH)
@@ -225,8 +234,14 @@ WHOLE = {"chosen": [*USER, *said("a b")], "rejected": [*USER, *said("a c")]}
             {**WHOLE, "prompt": ASKED, "rejected": said("u other", "a c")},
             "row 1: rejected begins with a message of the role 'user'",
         ),
-        ({**WHOLE, "prompt": ASKED, "rejected": said("a c")}, "row 1: the prompt differs between chosen and rejected"),
-        ({**WHOLE, "prompt": ASKED, "rejected": [*WITH_SYSTEM, *said("a c")]}, "row 1: the prompt differs between"),
+        (
+            {**WHOLE, "prompt": ASKED, "rejected": said("a c")},
+            "row 1: chosen and rejected do not repeat the prompt alike",
+        ),
+        (
+            {**WHOLE, "prompt": ASKED, "rejected": [*WITH_SYSTEM, *said("a c")]},
+            "row 1: chosen and rejected do not repeat the prompt alike",
+        ),
         (
             {"prompt": ASKED, "chosen": said("s age", "a b"), "rejected": said("a c")},
             "chosen begins with a message of the role 'system'",
@@ -234,6 +249,11 @@ WHOLE = {"chosen": [*USER, *said("a b")], "rejected": [*USER, *said("a c")]}
         ({**WHOLE, "prompt": ASKED, "chosen": USER}, "row 1: chosen begins with a message of the role 'user'"),
         ({**WHOLE, "rejected": said("u other", "a c")}, "share no first message that could be one"),
         ({"chosen": said("a b"), "rejected": said("a c")}, "share no first message"),
+        ({"chosen": said("s age", "u x", "a b"), "rejected": said("s age", "u y", "a c")}, "share no first message"),
+        (
+            {"prompt": said("s age"), "chosen": said("u x", "a b"), "rejected": said("u y", "a c")},
+            "share no first message",
+        ),
         ({**WHOLE, "rejected": "c"}, "chosen and rejected are neither all strings nor all conversations"),
         ({"chosen": "Paris.", "rejected": "London."}, "chosen and rejected share no beginning that could be one"),
         ({"question": "Where?", "chosen": "In Paris.", "rejected": "In London."}, "no column 'prompt', but 'question'"),
