@@ -224,7 +224,7 @@ class BayesianRewardModel(FittedRewardModel):
             virtual = make_virtual_adapter(self.passes_over(self.lora), tokenized, self.virtual_options, options)
         record = ModelRecord(
             base_model=self.base_model,
-            adapter_sha256=self.adapter_hash(virtual),
+            fingerprint=self.fingerprint(virtual),
             include_head=options.include_head,
             output_weights=self.output_weights.tolist(),
             max_length=self.encoder.max_length,

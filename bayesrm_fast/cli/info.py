@@ -40,7 +40,7 @@ def info(
         stdout.print_json(json.dumps(record))
         return
     summary = posterior_summary(model)
-    summary |= {name: record[name] for name in ("base_model", "include_head", "max_length", "adapter_sha256")}
+    summary |= {name: record[name] for name in ("base_model", "include_head", "max_length")}
     summary |= {"versions": ", ".join(f"{name} {version}" for name, version in record["versions"].items())}
     summary |= {"sites": f"{len(record['sites'])}, of {record['parameters']} weights"}
     show_summary(summary, False)

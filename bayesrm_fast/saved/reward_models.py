@@ -10,6 +10,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from bayesrm_fast.errors import InputError
+from bayesrm_fast.model.fingerprint import BASE
 from bayesrm_fast.model.reward_model import RewardModel
 from bayesrm_fast.model.virtual import VirtualAdapter
 from bayesrm_fast.posterior.base import Posterior
@@ -17,6 +18,8 @@ from bayesrm_fast.posterior.files import FILES, load_posterior
 from bayesrm_fast.saved.folders import MODEL_CONFIG, has_adapter_files, hub_options, local_folder_or_name
 from bayesrm_fast.saved.models import load_adapter, load_model
 from bayesrm_fast.saved.virtual import load_virtual, read_virtual_record
+
+_HINT = " (weights held in float16 or quantised differ from the same weights in float32 or bfloat16)"
 
 
 @dataclass(frozen=True)
@@ -44,8 +47,12 @@ class SavedFit:
         virtual = None if self.virtual is None else load_virtual(self.folder, self.virtual, model.model)
         if self.posterior is None:
             return virtual, None
-        if self.posterior.record.adapter_sha256 != model.adapter_hash(virtual):
-            raise InputError(f"the posterior in {self.folder} was fitted on other adapter weights than those beside it")
+        differing = self.posterior.record.differing(model.fingerprint(virtual))
+        if differing:
+            raise InputError(
+                f"the posterior in {self.folder} was fitted on another model than the one that is loaded; "
+                f"what differs: {', '.join(differing)}{_HINT if BASE in differing else ''}"
+            )
         return virtual, self.posterior.to(model.collator.device)
 
 

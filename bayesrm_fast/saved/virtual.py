@@ -6,7 +6,6 @@ from typing import Any
 from torch import Tensor, nn
 
 from bayesrm_fast.errors import InputError
-from bayesrm_fast.model.hashes import model_hash
 from bayesrm_fast.model.layers import linear_modules
 from bayesrm_fast.model.virtual import VirtualAdapter, VirtualOptions, VirtualTap
 from bayesrm_fast.record_files import RecordFiles
@@ -31,7 +30,6 @@ def save_virtual(virtual: VirtualAdapter, model_name: str, folder: Path) -> None
     targets = virtual.options.targets
     record = {
         "model": model_name,
-        "model_sha256": virtual.model_sha256,
         "virtual_rank": virtual.options.rank,
         "virtual_targets": targets if isinstance(targets, str) else list(targets),
         "layers": {tap.name: owners[id(tap.down)] for tap in virtual.taps},
@@ -52,16 +50,10 @@ def load_virtual(folder: Path, record: dict[str, Any], model: nn.Module) -> Virt
     """Put saved virtual adapters onto the model that they were made for.
 
     Raises:
-        InputError: a file is missing, broken or of other adapters, or the model has other weights or layers.
+        InputError: a file is missing, broken or of other adapters, or the model has other layers.
     """
     saved = FILES.read_tensors(folder, record)
-    found = model_hash(model)
     try:
-        if found != record["model_sha256"]:
-            raise InputError(
-                f"the virtual adapters in {folder} were made for other weights of {record['model']}, "
-                "or for weights held in other numbers (quantised or float16)"
-            )
         device = next(model.parameters()).device
         tensors = {name: a.to(device) for name, a in saved.items()}
         taps = []
@@ -74,6 +66,6 @@ def load_virtual(folder: Path, record: dict[str, Any], model: nn.Module) -> Virt
                 shape = list(tensors[owner].shape)
                 raise InputError(f"{folder / FILES.tensors}: A of {owner} is {shape}, not of {name}'s input")
             taps.append(VirtualTap(name, module, tensors[owner], d_out))
-        return VirtualAdapter(VirtualOptions(record["virtual_rank"], record["virtual_targets"]), taps, found)
+        return VirtualAdapter(VirtualOptions(record["virtual_rank"], record["virtual_targets"]), taps)
     except (KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{folder} holds no readable virtual adapters: {error}") from error

@@ -5,6 +5,7 @@ import torch
 from tiny import tiny_adapter, tiny_base, tiny_pairs, tiny_tokenizer, words
 
 from bayesrm_fast import InputError
+from bayesrm_fast.model.fingerprint import model_fingerprint
 from bayesrm_fast.model.readout import PooledReadout
 from bayesrm_fast.model.reward_model import RewardModel
 from bayesrm_fast.model.token_budget import TokenBudget
@@ -97,12 +98,13 @@ def test_the_base_models_name_is_where_it_was_loaded_from():
     assert reward_model(base, virtual_rank=2).base_model == "org/model"
 
 
-def test_the_adapters_hash_is_of_lora_and_head():
+def test_the_fingerprint_is_of_the_model_its_tokenizer_and_the_padding_token():
     rm = reward_model()
-    before = rm.adapter_hash(None)
+    expected = model_fingerprint(rm.model, rm.tokenizer, rm.lora, rm.collator.pad_token_id)
+    assert rm.fingerprint(None) == expected
     with torch.no_grad():
         rm.model.get_base_model().score.weight[0, 0] += 1
-    assert rm.adapter_hash(None) != before
+    assert rm.fingerprint(None) != expected
 
 
 def test_the_head_is_tapped_on_request():
