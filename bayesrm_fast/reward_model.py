@@ -20,7 +20,7 @@ from bayesrm_fast.model.readout import PooledReadout
 from bayesrm_fast.model.virtual import Targets
 from bayesrm_fast.posterior.base import ModelRecord
 from bayesrm_fast.saved.folders import save_folder
-from bayesrm_fast.saved.models import add_adapter
+from bayesrm_fast.saved.models import add_adapter, check_restorable
 from bayesrm_fast.saved.reward_models import SavedFit, load_reward_model, read_fit
 from bayesrm_fast.text.examples import TokenizedPair
 from bayesrm_fast.text.records import (
@@ -133,6 +133,8 @@ class BayesianRewardModel(FittedRewardModel):
             raise InputError("there is nothing to save: call fit first")
         if type(self.readout) is not PooledReadout:
             raise InputError("a model with a readout of its own cannot be saved: loading it would read it otherwise")
+        if isinstance(self.model, PeftModel) and self.adapter is not None:
+            check_restorable(self.model.peft_config[self.adapter], f"the adapter {self.adapter!r}")
         save_folder(Path(folder), self.model, self.adapter, self.tokenizer, self.virtual, self.posterior)
 
     def fit(
