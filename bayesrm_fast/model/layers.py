@@ -13,7 +13,8 @@ from bayesrm_fast.errors import InputError
 
 
 def plain_name(name: str) -> str:
-    """A module's path without peft's wrapping."""
+    """A module's path without the wrapping of peft and of `torch.compile`."""
+    name = f"{name}.".replace("_orig_mod.", "").removesuffix(".")
     return name.removeprefix("base_model.model.").removeprefix("base_model.")
 
 

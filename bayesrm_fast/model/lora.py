@@ -39,6 +39,12 @@ class LoraTap:
         return cast(Tensor, self.layer.lora_B[self.adapter].weight)
 
     @property
+    def has_hooks(self) -> bool:
+        """Whether A or B may give or get other than a product with its weight."""
+        parts = (self.down_module, self.layer.lora_B[self.adapter])
+        return any(part._forward_hooks or part._forward_pre_hooks for part in parts)
+
+    @property
     def scaling(self) -> float:
         """s, rank-stabilised or not, as peft computed it."""
         return float(self.layer.scaling[self.adapter])

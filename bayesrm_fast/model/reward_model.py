@@ -63,7 +63,7 @@ class RewardModel:
         max_length: int | None = None,
         max_batch_tokens: int | None = None,
     ) -> None:
-        self.model = model
+        self.model: nn.Module = getattr(model, "_orig_mod", model)  # of torch.compile, whose graph has no taps
         self.tokenizer = tokenizer
         self.virtual_options = None if virtual_rank is None else VirtualOptions(virtual_rank, virtual_targets)
         self.virtual: VirtualAdapter | None = None

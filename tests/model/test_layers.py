@@ -24,6 +24,11 @@ def test_a_plain_name_is_that_without_peft():
     assert plain_name("model.layers.0") == "model.layers.0"
 
 
+def test_a_plain_name_is_that_without_compilation():
+    assert plain_name("_orig_mod.base_model.model.layers.0._orig_mod.mlp") == "layers.0.mlp"
+    assert plain_name("_orig_mod") == ""
+
+
 def test_refusals_name_eight_and_count_the_rest():
     refuse([], "anything")
     with pytest.raises(InputError, match=r"^cannot serve a thing: a, b$"):

@@ -178,9 +178,7 @@ def test_an_adapter_of_a_model_without_a_score_head_is_refused(tmp_path):
     base = AutoModelForSequenceClassification.from_pretrained(tmp_path / "base", num_labels=1)
     get_peft_model(base, LoraConfig(r=2, target_modules=["q_proj"])).save_pretrained(tmp_path / "adapter")
     tiny_tokenizer("llama").save_pretrained(tmp_path / "adapter")
-    with pytest.raises(
-        InputError, match=r"nor the adapter in .* holds score\.weight, which would be random"
-    ):
+    with pytest.raises(InputError, match=r"nor the adapter in .* holds score\.weight, which would be random"):
         load(tmp_path / "adapter")
 
 
