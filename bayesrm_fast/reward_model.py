@@ -90,7 +90,7 @@ class BayesianRewardModel(FittedRewardModel):
     def _with_fit(cls, saved: SavedFit, model: Any, tokenizer: Any, **options: Any) -> Self:
         """A model with what a fit has left of it; the fit's own options are taken where none are given."""
         if saved.virtual is not None:
-            options |= {name: saved.virtual[name] for name in ("virtual_rank", "virtual_targets")}
+            options |= {"virtual_rank": saved.virtual.virtual_rank, "virtual_targets": saved.virtual.virtual_targets}
         if saved.posterior is not None:
             record = saved.posterior.record
             options |= {

@@ -231,6 +231,10 @@ class Posterior(ABC):
     ) -> Self:
         """The inverse of `tensors`; raises KeyError where one is missing."""
 
+    @abstractmethod
+    def fault(self) -> str | None:
+        """What of the tensors cannot be: a shape, an eigenvalue below zero, a basis that is not orthonormal."""
+
     def _sum_over_eigenvalues(self, function: Callable[[Tensor], Tensor]) -> float:
         return sum(times * float(function(values).sum()) for values, times in self.spectrum())
 

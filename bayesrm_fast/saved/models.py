@@ -12,6 +12,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreT
 
 from bayesrm_fast.errors import InputError
 from bayesrm_fast.model.layers import plain_name
+from bayesrm_fast.record_files import refuse_no_file
 from bayesrm_fast.saved.folders import (
     ADAPTER_CONFIG,
     ADAPTER_TENSORS,
@@ -102,6 +103,13 @@ def add_adapter(model: PeftModel, folder: Path, name: str) -> None:
     model.set_adapter(name, inference_mode=True)
 
 
+def check_files(folder: Path) -> None:
+    """Raise InputError where a pipe or a folder stands in the place of a file that would be read."""
+    for path in sorted(folder.iterdir()):
+        if path.suffix in (".json", ".safetensors", ".jinja", ".model", ".txt", ".bin"):
+            refuse_no_file(path)
+
+
 def check_restorable(config: PeftConfig, what: str) -> None:
     """Raise InputError where no load of an adapter could give the base weights that it was trained on.
 
@@ -152,6 +160,9 @@ def _loaded(
     what: str, name: str, tokenizer_folder: Path | None, labels: int | None, options: dict[str, Any]
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, list[str]]:
     """A model, its tokenizer, and the names of those weights that were not there and are random."""
+    for folder in (Path(name), tokenizer_folder):
+        if folder is not None and folder.is_dir():
+            check_files(folder)
     trusted = options.setdefault("trust_remote_code", False)  # None would ask on the terminal
     found = {**hub_options(options), "trust_remote_code": trusted}
     has_tokenizer = tokenizer_folder is not None and (tokenizer_folder / TOKENIZER_CONFIG).is_file()
