@@ -21,6 +21,9 @@ SAMPLES = 32
 MERGING_AND_UNMERGING = 2.0**-20
 """What adding and subtracting an adapter in float32 may change a weight by, relative to the largest of its sample."""
 
+BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""By the size of a number, the dtype that has its bits."""
+
 WITH_ADAPTERS = (BaseTunerLayer, AuxiliaryTrainingWrapper)
 
 Mark = tuple[Any, ...]
@@ -90,7 +93,8 @@ class ModelState:
         for found in weights.values():
             for weight in found.values():
                 if not weight.is_meta:
-                    self._views.setdefault((weight.dtype, weight.device), []).append(_sample(weight))
+                    bits = _sample(weight).view(BITS[weight.dtype.itemsize])  # by which NaN is itself
+                    self._views.setdefault((bits.dtype, bits.device), []).append(bits)
         self._accepted = {key: torch.cat(views) for key, views in self._views.items()}
 
     def _samples_are_as_accepted(self) -> bool:
@@ -152,8 +156,10 @@ class ModelState:
         sample, expected = _sample(weight), self._base_samples[name].to(weight.device)
         if sample.dtype != expected.dtype or sample.shape != expected.shape:
             return False
-        if not sample.is_floating_point():
-            return torch.equal(sample, expected)
+        bits = BITS[sample.dtype.itemsize]
+        is_same = torch.equal(sample.view(bits), expected.view(bits))
+        if is_same or not sample.is_floating_point():
+            return is_same
         largest = expected.double().abs().max() if expected.numel() else 0.0
         difference = (sample.double() - expected.double()).abs()
         return bool((difference <= MERGING_AND_UNMERGING * largest).all())

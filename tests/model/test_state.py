@@ -181,6 +181,17 @@ def test_what_changes_no_reward_is_served(rm, harmless):
         torch.testing.assert_close(numbers(rm), before, rtol=0, atol=0)
 
 
+def test_a_model_with_a_weight_that_is_nan_is_the_same_model(rm):
+    with torch.no_grad():
+        rm.model.get_input_embeddings().weight[-1] = float("nan")
+    rm.posterior = rm.posterior
+    rm.check_unchanged()
+    with torch.no_grad():
+        rm.model.get_input_embeddings().weight[-1] = 0.0
+    with pytest.raises(InputError, match="base weights"):
+        rm.check_unchanged()
+
+
 def test_other_adapters_may_be_trained_meanwhile(rm):
     before = numbers(rm)
     with torch.no_grad():

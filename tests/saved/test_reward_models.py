@@ -177,7 +177,7 @@ def test_a_posterior_with_values_that_are_not_finite_is_refused(model_folder, tm
 
 def test_a_record_with_a_prior_precision_that_is_not_positive_is_refused(copied):
     edit(copied, prior_precision=-1.0)
-    with pytest.raises(InputError, match="prior precision"):
+    with pytest.raises(InputError, match=r"posterior\.json: prior_precision cannot be -1.0"):
         load(copied)
 
 
