@@ -89,6 +89,8 @@ def _own_weights(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 def exact_digest(weight: Tensor) -> bytes:
     """SHA-256 of a tensor's shape and float32 values (float64 for float64), whatever dtype they are held in."""
+    if weight.is_meta:
+        return rounded_digest(weight)
     held = weight.detach().cpu()
     held = held if held.dtype == torch.float64 else held.float()
     return hashlib.sha256(f"{list(weight.shape)}".encode() + held.contiguous().numpy().tobytes()).digest()

@@ -8,7 +8,7 @@ from tiny import ENCODERS, tiny_adapter, tiny_base, tiny_tokenizer
 from tokenizers import normalizers
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from bayesrm_fast.model.fingerprint import BLOCK, model_fingerprint, rounded_digest, scored_weights
+from bayesrm_fast.model.fingerprint import BLOCK, exact_digest, model_fingerprint, rounded_digest, scored_weights
 from bayesrm_fast.model.lora import find_lora_taps
 
 
@@ -174,4 +174,9 @@ def test_numbers_that_are_no_floating_point_are_hashed_as_they_are(dtype):
     changed = tensor.clone()
     changed[7] = 0
     assert rounded_digest(tensor) != rounded_digest(changed)
-    assert rounded_digest(torch.empty(3, device="meta")) == rounded_digest(torch.empty(3, device="meta"))
+
+
+@pytest.mark.parametrize("digest", [exact_digest, rounded_digest])
+def test_of_a_tensor_that_is_not_there_the_shape_is_hashed(digest):
+    assert digest(torch.empty(3, device="meta")) == digest(torch.empty(3, device="meta"))
+    assert digest(torch.empty(3, device="meta")) != digest(torch.empty(4, device="meta"))
