@@ -11,6 +11,7 @@ from torch import Tensor
 from bayesrm_fast.errors import InputError
 from bayesrm_fast.model.passes import Passes, Progress
 from bayesrm_fast.model.reward_model import RewardModel
+from bayesrm_fast.model.state import ModelState
 from bayesrm_fast.posterior.base import PenaltyChoice, Posterior
 from bayesrm_fast.score.joint import JointRewards, Outside, joint_rewards
 from bayesrm_fast.score.means import rewards_of
@@ -42,8 +43,23 @@ STREAM_WINDOW = 256
 class FittedRewardModel(RewardModel):
     """A reward model with its posterior; see `RewardModel` for what it is made of."""
 
-    posterior: Posterior | None = None
-    """The fitted posterior, None before `fit`. Its `prior_precision` may be set."""
+    _posterior: Posterior | None = None
+    _state: ModelState | None = None
+
+    @property
+    def posterior(self) -> Posterior | None:
+        """The fitted posterior, None before `fit`. Its `prior_precision` may be set.
+
+        One that is set is that of the model as it then is: a model that is changed later is refused at the next call.
+        """
+        return self._posterior
+
+    @posterior.setter
+    def posterior(self, value: Posterior | None) -> None:
+        self._posterior = value
+        self._state = None
+        if value is not None:
+            self._state = ModelState(self.model, self.tokenizer, self.lora, self.output_weights)
 
     def rewards(self, prompts: Sequence[Text], responses: Sequence[Text]) -> Tensor:
         """MAP rewards `[N]` by forward passes alone; needs no posterior.
@@ -58,7 +74,8 @@ class FittedRewardModel(RewardModel):
         """`rewards` of tokenized rows; rows of equal prompts may share their beginning."""
         numbers: dict[str, int] = {}
         owners = [numbers.setdefault(str(prompt), len(numbers)) for prompt in prompts]
-        return rewards_of(self.passes_over(self.taps(self.virtual)), rows, owners)
+        passes = self.passes_over(self.taps(self.virtual)) if self.posterior is None else self.passes()
+        return rewards_of(passes, rows, owners)
 
     def score(
         self,
@@ -363,9 +380,20 @@ class FittedRewardModel(RewardModel):
             raise InputError("there is no posterior: call fit, or load a folder that holds one")
         return self.posterior
 
+    def check_unchanged(self) -> None:
+        """Raise InputError where the model has changed since its posterior was fitted, and say in what."""
+        if self._state is not None:
+            self._state.check()
+
     def passes(self) -> Passes:
-        """The tapped model that feeds the fitted posterior: for consumers of one's own."""
-        return self.passes_over(self.taps(self.virtual, self.fitted.record.include_head))
+        """The tapped model that feeds the fitted posterior: for consumers of one's own.
+
+        Raises:
+            InputError: no posterior, or a model that has changed since it was fitted; the message says in what.
+        """
+        fitted = self.fitted
+        self.check_unchanged()
+        return self.passes_over(self.taps(self.virtual, fitted.record.include_head))
 
 
 def _has(row: Any, name: str) -> bool:

@@ -17,10 +17,10 @@ from bayesrm_fast.fit.virtual import make_virtual_adapter
 from bayesrm_fast.fitted_model import FittedRewardModel, outside_inference_mode
 from bayesrm_fast.model.passes import Progress
 from bayesrm_fast.model.readout import PooledReadout
-from bayesrm_fast.model.virtual import Targets
-from bayesrm_fast.posterior.base import ModelRecord
+from bayesrm_fast.model.virtual import Targets, VirtualAdapter
+from bayesrm_fast.posterior.base import ModelRecord, Posterior
 from bayesrm_fast.saved.folders import save_folder
-from bayesrm_fast.saved.models import add_adapter
+from bayesrm_fast.saved.models import add_adapter, check_restorable
 from bayesrm_fast.saved.reward_models import SavedFit, load_reward_model, read_fit
 from bayesrm_fast.text.examples import TokenizedPair
 from bayesrm_fast.text.records import PreferencePair, checked_rows, pairs_within_prompts, preference_pairs
@@ -85,7 +85,7 @@ class BayesianRewardModel(FittedRewardModel):
     def _with_fit(cls, saved: SavedFit, model: Any, tokenizer: Any, **options: Any) -> Self:
         """A model with what a fit has left of it; the fit's own options are taken where none are given."""
         if saved.virtual is not None:
-            options |= {name: saved.virtual[name] for name in ("virtual_rank", "virtual_targets")}
+            options |= {"virtual_rank": saved.virtual.virtual_rank, "virtual_targets": saved.virtual.virtual_targets}
         if saved.posterior is not None:
             record = saved.posterior.record
             options |= {
@@ -128,6 +128,9 @@ class BayesianRewardModel(FittedRewardModel):
             raise InputError("there is nothing to save: call fit first")
         if type(self.readout) is not PooledReadout:
             raise InputError("a model with a readout of its own cannot be saved: loading it would read it otherwise")
+        self.check_unchanged()
+        if isinstance(self.model, PeftModel) and self.adapter is not None:
+            check_restorable(self.model.peft_config[self.adapter], f"the adapter {self.adapter!r}")
         save_folder(Path(folder), self.model, self.adapter, self.tokenizer, self.virtual, self.posterior)
 
     def fit(
@@ -216,23 +219,37 @@ class BayesianRewardModel(FittedRewardModel):
         progress: Progress | None,
     ) -> Self:
         tokenized = self.encoder.encode_pairs(pairs)
-        self.lora = self.find_lora()
+        lora, self.lora = self.lora, self.find_lora()
+        try:
+            virtual, posterior = self._fitted(tokenized, validation, options, is_labelled, progress)
+        except BaseException:
+            self.lora = lora  # what an earlier posterior is over
+            raise
+        self.virtual, self.posterior = virtual, posterior
+        return self
+
+    def _fitted(
+        self,
+        tokenized: list[TokenizedPair],
+        validation: list[TokenizedPair] | None,
+        options: FitOptions,
+        is_labelled: bool,
+        progress: Progress | None,
+    ) -> tuple[VirtualAdapter | None, Posterior]:
         virtual = None
         if self.virtual_options is not None:
             virtual = make_virtual_adapter(self.passes_over(self.lora), tokenized, self.virtual_options, options)
         record = ModelRecord(
             base_model=self.base_model,
-            adapter_sha256=self.adapter_hash(virtual),
+            fingerprint=self.fingerprint(virtual),
             include_head=options.include_head,
             output_weights=self.output_weights.tolist(),
             max_length=self.encoder.max_length,
         )
         passes = self.passes_over(self.taps(virtual, options.include_head))
-        self.posterior = fit_posterior(
+        return virtual, fit_posterior(
             passes, tokenized, validation, options, record, is_labelled=is_labelled, progress=progress
         )
-        self.virtual = virtual
-        return self
 
     @outside_inference_mode
     def calibrate(

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from bayesrm_fast.errors import InputError
+from bayesrm_fast.model.fingerprint import model_fingerprint
 from bayesrm_fast.model.forward import Forward, text_config
-from bayesrm_fast.model.hashes import adapter_hash
-from bayesrm_fast.model.head import find_head, find_head_tap
+from bayesrm_fast.model.head import find_head_tap
 from bayesrm_fast.model.layers import has_adapter
 from bayesrm_fast.model.lora import LoraTap, find_lora_taps
 from bayesrm_fast.model.passes import Passes, measured_budget
@@ -64,7 +64,7 @@ class RewardModel:
         max_length: int | None = None,
         max_batch_tokens: int | None = None,
     ) -> None:
-        self.model = model
+        self.model: nn.Module = getattr(model, "_orig_mod", model)  # of torch.compile, whose graph has no taps
         self.tokenizer = tokenizer
         self.virtual_options = None if virtual_rank is None else VirtualOptions(virtual_rank, virtual_targets)
         self.virtual: VirtualAdapter | None = None
@@ -169,7 +169,7 @@ class RewardModel:
             self._budget = budget if taps else None  # a pass without taps keeps nothing, and says nothing of one with
         return Passes(tapped, self.collator, budget)
 
-    def adapter_hash(self, virtual: VirtualAdapter | None) -> str:
-        """`hashes.adapter_hash` of LoRA, these virtual adapters and the head."""
-        head = find_head(self.model)
-        return adapter_hash([*self.taps(virtual), *([head] if head else [])])
+    def fingerprint(self, virtual: VirtualAdapter | None) -> dict[str, str]:
+        """`model_fingerprint` of the model as it is, with these virtual adapters; reads every weight once."""
+        adapters = [*self.lora, *(virtual.taps if virtual else ())]
+        return model_fingerprint(self.model, self.tokenizer, adapters, self.collator.pad_token_id)
