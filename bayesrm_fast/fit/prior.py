@@ -87,7 +87,7 @@ class _SquaredNorms:
     gradients_alone = True
 
     def __init__(self) -> None:
-        self.total = torch.zeros(())  # shape: (N,) once there is a site
+        self.total = torch.zeros((), dtype=torch.float64, device="cpu")  # shape: (N,) once there is a site
 
     def consume(self, site: Site, p: Tensor, q: Tensor, offsets: Tensor) -> None:
         gradient = segment_outer(p, q, offsets)
@@ -96,7 +96,7 @@ class _SquaredNorms:
 
 def margins_and_norms(passes: Passes, pairs: Sequence[TokenizedPair]) -> tuple[Tensor, Tensor]:  # shapes: (M,), (M,)
     """Reward differences of pairs and the squared norms of their gradients, float64."""
-    margins, norms = torch.zeros(len(pairs), dtype=torch.float64), torch.zeros(len(pairs), dtype=torch.float64)
+    margins, norms = torch.zeros(2, len(pairs), dtype=torch.float64, device="cpu")
     for batch in passes.over(pairs, unit_cotangent, _SquaredNorms):
         margins[batch.positions] = batch.rewards.double().cpu()
         norms[batch.positions] = batch.consumer.total.cpu()
@@ -111,8 +111,8 @@ def variance_curve(
     progress: Progress | None,
 ) -> tuple[Tensor, Tensor]:  # shapes: (M,), (L, M)
     """Reward differences of pairs, and their variances at every λ of a list, float64."""
-    difference = torch.zeros(len(pairs), dtype=torch.float64)
-    variance = torch.zeros(len(precisions), len(pairs), dtype=torch.float64)
+    difference = torch.zeros(len(pairs), dtype=torch.float64, device="cpu")
+    variance = torch.zeros(len(precisions), len(pairs), dtype=torch.float64, device="cpu")
     make_consumer = partial(posterior.variance_curve_consumer, precisions)
     for batch in passes.over(pairs, unit_cotangent, make_consumer, progress):
         difference[batch.positions] = batch.rewards.double().cpu()

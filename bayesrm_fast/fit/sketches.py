@@ -130,10 +130,12 @@ def _orthonormal_rows(
 ) -> dict[str, Tensor]:
     """A random matrix `[M, r · d]` for each site, with orthonormal rows over all of them; the same in every shard."""
     generator = torch.Generator().manual_seed(columns)
-    rows = {
-        site.name: torch.randn(columns, site.r * site.d, generator=generator, dtype=torch.float32).to(device, dtype)
-        for site in sites
-    }
+
+    def gaussian(site: Site) -> Tensor:
+        shape = (columns, site.r * site.d)
+        return torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu").to(device, dtype)
+
+    rows = {site.name: gaussian(site) for site in sites}
     factor = torch.linalg.cholesky(gram(rows.values()))
     mixing = torch.linalg.inv(factor).to(dtype)
     return {name: mixing @ block for name, block in rows.items()}

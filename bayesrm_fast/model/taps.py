@@ -174,7 +174,7 @@ class _Pass:
 
     batch: TokenBatch
     drops_padding: bool
-    root: Tensor = field(default_factory=lambda: torch.zeros((), requires_grad=True))
+    root: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float32, device="cpu", requires_grad=True))
     receive: Callable[[_Seen], None] = field(default=lambda seen: None)
     calls: dict[str, int] = field(default_factory=dict)
     first_on_input: dict[str, str] = field(default_factory=dict)
@@ -190,7 +190,9 @@ class _Pass:
         rows, length = mask.shape
         step = len(self.batch.signs)
         self.mask = mask if self.drops_padding and not bool(mask.all()) else None
-        lengths = torch.full((rows,), length, device=mask.device) if self.mask is None else mask.sum(1)
+        lengths = (
+            torch.full((rows,), length, dtype=torch.int64, device=mask.device) if self.mask is None else mask.sum(1)
+        )
         self.token_offsets = _offsets(lengths)[::step]
         self.row_offsets = _offsets(torch.ones_like(lengths))[::step]
 
@@ -300,11 +302,13 @@ class _Pass:
         KFAC's input factor tokens that the head's gradient never sees.
         """
         lengths = self.batch.attention_mask.sum(1)
-        row = torch.repeat_interleave(torch.arange(len(lengths), device=a.device), lengths.to(a.device))
+        row = torch.repeat_interleave(
+            torch.arange(len(lengths), dtype=torch.int64, device=a.device), lengths.to(a.device)
+        )
         starts = _offsets(lengths)[:-1].to(a.device)
         size = g.abs().sum(-1)
         peak = torch.zeros(len(lengths), dtype=size.dtype, device=a.device).scatter_reduce(0, row, size, "amax")
-        position = torch.arange(len(row), device=a.device)
+        position = torch.arange(len(row), dtype=torch.int64, device=a.device)
         at_peak = torch.where(size == peak[row], position, len(row))
         chosen = torch.full_like(starts, len(row)).scatter_reduce(0, row, at_peak, "amin")
         return a[chosen], g[chosen]

@@ -67,7 +67,7 @@ def bounded_rewards(
         found.update(zip(here, rewards_in(scalars), strict=True))
         if progress is not None:
             progress(len(found), len(unique))
-    nothing = torch.zeros(())
+    nothing = torch.zeros((), dtype=torch.float32, device="cpu")
     return (
         torch.stack([found[i] for i in where]),
         torch.stack([floors.get(i, nothing).to(found[i]) for i in where]),
@@ -85,7 +85,7 @@ def _of_whole_rows(
         chosen = [rows[i] for i in positions]
         if last is None or conditional is None:
             scalars = passes.forward.scalars(passes.collate(chosen))
-            floor = torch.zeros(len(chosen))
+            floor = torch.zeros(len(chosen), dtype=torch.float32, device="cpu")
         else:
             scalars, (consumer,) = last.run(
                 passes.collate(chosen), of_finite(unit_cotangent, chosen), conditional.variance_consumer

@@ -87,5 +87,5 @@ def score_examples(
         order += batch.positions
         means.append(batch.rewards.cpu())
         variances.append(batch.consumer.variance.cpu().expand(len(batch.positions)))
-    back = torch.tensor(order).argsort()[where]
+    back = torch.tensor(order, dtype=torch.int64, device="cpu").argsort()[where]
     return torch.cat(means)[back], torch.cat(variances)[back]

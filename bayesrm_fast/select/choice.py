@@ -137,7 +137,8 @@ def choose_each(
             log_probabilities=_tensor(one.log_probabilities, mean),
             similarities=_tensor(one.similarities, mean),
         )
-        best = chosen(rule, one, known, torch.tensor([row.truncated for row in own]))
+        truncated = torch.tensor([row.truncated for row in own], dtype=torch.bool, device="cpu")
+        best = chosen(rule, one, known, truncated)
         results.append(replace(best, baseline=baseline))
     return _with_winners_variances(passes, sets, posterior, results)
 
@@ -192,7 +193,7 @@ def _by_sets(sets: Sequence[Sequence[TokenizedRow]], *values: Tensor) -> tuple[l
 
 
 def _has_ceilings(rule: Rule) -> bool:
-    nothing = torch.zeros(1)
+    nothing = torch.zeros(1, dtype=torch.float32, device="cpu")
     if set(rule.needs) == {Need.VARIANCE} and rule.ceilings(nothing, nothing) is not None:
         return True
     warnings.warn(f"{type(rule).__name__} has no ceilings, so every variance is computed", stacklevel=2)
@@ -200,4 +201,4 @@ def _has_ceilings(rule: Rule) -> bool:
 
 
 def _tensor(values: Sequence[float] | Sequence[Sequence[float]] | None, like: Tensor) -> Tensor | None:
-    return None if values is None else torch.tensor(values, dtype=like.dtype)
+    return None if values is None else torch.tensor(values, dtype=like.dtype, device="cpu")

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from bayesrm_fast.errors import InputError
+from bayesrm_fast.locks import lock_of
 from bayesrm_fast.text.examples import TokenizedPair, TokenizedRow
 from bayesrm_fast.text.records import PreferencePair, Text
 
@@ -91,9 +92,11 @@ class TextEncoder:
         ]
 
     def _tokenize(self, texts: list[str], partners: list[str] | None = None, add_special_tokens: bool = True) -> Any:
-        return self.tokenizer(
-            texts, partners, add_special_tokens=add_special_tokens, truncation=False, padding=False, verbose=False
-        )
+        # A fast tokenizer that another thread sets to truncate or to pad meanwhile raises "Already borrowed".
+        with lock_of(self.tokenizer):
+            return self.tokenizer(
+                texts, partners, add_special_tokens=add_special_tokens, truncation=False, padding=False, verbose=False
+            )
 
     def _render(self, prompt: Text, response: Text) -> tuple[int, str]:
         """Where in the rendered text the response starts, and the text."""
