@@ -15,7 +15,7 @@ from bayesrm_fast.fit.options import FitOptions, Precision
 from bayesrm_fast.fit.prior import NO_EVIDENCE
 from bayesrm_fast.fit.virtual import make_virtual_adapter
 from bayesrm_fast.fitted_model import FittedRewardModel
-from bayesrm_fast.model.exclusive import exclusive
+from bayesrm_fast.model.exclusive import exclusive, in_own_state
 from bayesrm_fast.model.passes import Progress
 from bayesrm_fast.model.readout import PooledReadout
 from bayesrm_fast.model.virtual import Targets
@@ -40,6 +40,7 @@ class BayesianRewardModel(FittedRewardModel):
     """
 
     @classmethod
+    @in_own_state()
     def from_pretrained(
         cls,
         path: str | os.PathLike[str],

@@ -24,23 +24,33 @@ O = TypeVar("O", bound=HasModel)  # noqa: E741
 
 
 @contextlib.contextmanager
-def exclusively(model: nn.Module) -> Iterator[None]:
-    """Have a model to oneself: other threads wait, this one may ask again.
-
-    The lock goes by the model's first weight, which models on one base share, whatever wraps it.
+def in_own_state(device_type: str = "cpu") -> Iterator[None]:
+    """Torch as it is by default, but for the default dtype.
 
     A caller's inference mode, which forbids a backward pass, its autocast and its default device, which change numbers,
-    do not reach inside. They belong to the thread; the default dtype belongs to the process and stays.
+    do not reach inside. They belong to the thread; the default dtype belongs to the process, and is not touched.
+
+    Args:
+        device_type: whose autocast is left, beside the CPU's.
     """
-    weight = next(model.parameters())
     with contextlib.ExitStack() as stack:
-        stack.enter_context(lock_of(weight))
         stack.enter_context(torch.inference_mode(mode=False))
-        for device_type in {"cpu", weight.device.type}:
-            if torch.is_autocast_enabled(device_type):
-                stack.enter_context(torch.autocast(device_type, enabled=False))
+        for name in {"cpu", device_type}:
+            if torch.is_autocast_enabled(name):
+                stack.enter_context(torch.autocast(name, enabled=False))
         if torch.get_default_device().type != "cpu":
             stack.enter_context(torch.device("cpu"))
+        yield
+
+
+@contextlib.contextmanager
+def exclusively(model: nn.Module) -> Iterator[None]:
+    """Have a model to oneself, `in_own_state`: other threads wait, this one may ask again.
+
+    The lock goes by the model's first weight, which models on one base share, whatever wraps it.
+    """
+    weight = next(model.parameters())
+    with lock_of(weight), in_own_state(weight.device.type):
         yield
 
 

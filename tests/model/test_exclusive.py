@@ -10,7 +10,7 @@ import torch
 from tiny import tiny_adapter, tiny_base, tiny_pairs, tiny_tokenizer
 from torch_states import STATES, default_dtype
 
-from bayesrm_fast import BayesianRewardModel, RewardEnsemble
+from bayesrm_fast import BayesianRewardModel, InputError, RewardEnsemble
 from bayesrm_fast.model.exclusive import exclusively
 
 PAIRS, MORE_PAIRS = tiny_pairs(8), tiny_pairs(50)
@@ -121,6 +121,22 @@ def test_a_model_of_another_dtype_keeps_the_dtype_that_is_promised(dtype):
     for other in (torch.float64, torch.bfloat16):
         with default_dtype(other):
             assert_equal(scored(rm.score(PROMPTS, RESPONSES)), expected)
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_no_state_of_torch_changes_what_is_loaded_or_saved(model_folder, tmp_path, state):
+    expected = scored(BayesianRewardModel.from_pretrained(model_folder, device="cpu").score(PROMPTS, RESPONSES))
+    with STATES[state]():
+        BayesianRewardModel.from_pretrained(model_folder, device="cpu").save_pretrained(tmp_path)
+        loaded = BayesianRewardModel.from_pretrained(tmp_path, device="cpu")
+    assert_equal(scored(loaded.score(PROMPTS, RESPONSES)), expected)
+
+
+def test_a_model_made_under_inference_mode_is_refused():
+    with torch.inference_mode():
+        made = tiny_adapter("llama")
+    with pytest.raises(InputError, match=r"made under torch.inference_mode, .*: load it outside"):
+        BayesianRewardModel(made, tiny_tokenizer("llama"))
 
 
 def hooks_and_gradients(module):
