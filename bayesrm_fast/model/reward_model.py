@@ -63,6 +63,8 @@ class RewardModel:
         max_length: int | None = None,
         max_batch_tokens: int | None = None,
     ) -> None:
+        if any(parameter.is_inference() for parameter in model.parameters()):
+            raise InputError("the model was made under torch.inference_mode: load it outside, where it has gradients")
         self.model = model
         self.tokenizer = tokenizer
         self.virtual_options = None if virtual_rank is None else VirtualOptions(virtual_rank, virtual_targets)
@@ -83,10 +85,6 @@ class RewardModel:
         self.encoder = TextEncoder(tokenizer, longest)
         if max_batch_tokens is not None and max_batch_tokens < 1:
             raise InputError(f"max_batch_tokens must be positive, not {max_batch_tokens}")
-        if any(parameter.is_inference() for parameter in model.parameters()):
-            raise InputError(
-                "the model was made under torch.inference_mode, which rules out gradients: load it outside"
-            )
         device = next(model.parameters()).device
         padding = getattr(config, "pad_token_id", None)
         self.collator = Collator(

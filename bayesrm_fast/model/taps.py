@@ -130,16 +130,16 @@ def _of_examples(scalars: Tensor, signs: Sequence[float]) -> Tensor:  # (B, S) -
 
 def _backward(run: "_Pass", scalars: Tensor, cotangents: Tensor, consumer: Consumer, is_last: bool) -> None:
     if not run.has_half_outputs:
-        run.receive = lambda seen: run.feed(consumer, seen, 1.0)
-        torch.autograd.grad(scalars, run.root, cotangents, allow_unused=True, retain_graph=not is_last)
+        with run.receiving(lambda seen: run.feed(consumer, seen, 1.0)):
+            torch.autograd.grad(scalars, run.root, cotangents, allow_unused=True, retain_graph=not is_last)
         return
     # float16 gradients underflow unscaled and overflow scaled too far, which shows only once it has happened: nothing
     # reaches the consumer before the whole backward pass is known to be finite.
     scale = FIRST_FP16_SCALE
     while scale >= SMALLEST_FP16_SCALE:
         held: list[_Seen] = []
-        run.receive = held.append
-        torch.autograd.grad(scalars, run.root, cotangents * scale, allow_unused=True, retain_graph=True)
+        with run.receiving(held.append):
+            torch.autograd.grad(scalars, run.root, cotangents * scale, allow_unused=True, retain_graph=True)
         if all(seen.is_finite() for seen in held):
             with torch.no_grad():  # what a consumer keeps would keep the whole pass, as in a backward pass it does not
                 for seen in held:
@@ -175,7 +175,7 @@ class _Pass:
     batch: TokenBatch
     drops_padding: bool
     root: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float32, device="cpu", requires_grad=True))
-    receive: Callable[[_Seen], None] = field(default=lambda seen: None)
+    receive: Callable[[_Seen], None] | None = None
     calls: dict[str, int] = field(default_factory=dict)
     first_on_input: dict[str, str] = field(default_factory=dict)
     cotangents: dict[str, Tensor] = field(default_factory=dict)
@@ -209,6 +209,24 @@ class _Pass:
         finally:
             for handle in handles:
                 handle.remove()
+            self._let_go_of_inputs()
+
+    @contextlib.contextmanager
+    def receiving(self, receive: Callable[[_Seen], None]) -> Iterator[None]:
+        """Hand what the taps see to `receive`, and forget it: it knows this pass and the consumer, which a cycle of
+        references would keep alive.
+        """
+        self.receive = receive
+        try:
+            yield
+        finally:
+            self.receive = None
+
+    def _let_go_of_inputs(self) -> None:
+        """They know their graph, which knows this pass."""
+        self._inputs.clear()
+        self._called_on.clear()
+        self._projected.clear()
 
     def _entering(self, tap: Tap) -> Callable[[nn.Module, tuple[Any, ...]], None]:
         def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
@@ -254,8 +272,7 @@ class _Pass:
     def end_forward(self, taps: Sequence[Tap]) -> None:
         """Let go of the inputs, and refuse layers that were not called exactly once."""
         self.in_forward = False
-        self._inputs.clear()
-        self._projected.clear()
+        self._let_go_of_inputs()
         wrong = [tap.name for tap in taps if self.calls.get(tap.name, 0) != 1]
         if wrong:
             raise InputError(

@@ -103,7 +103,10 @@ def expected_fits():
     return {fit: fitted_by(fit, unfitted(fit)) for fit in FITS}
 
 
-@pytest.mark.parametrize("state", STATES)
+OF_EACH_KIND = ["default dtype float64", "default dtype bfloat16", "default device", "autocast", "inference mode"]
+
+
+@pytest.mark.parametrize("state", OF_EACH_KIND)
 @pytest.mark.parametrize("fit", FITS)
 def test_no_state_of_torch_changes_a_fit_or_its_calibration(expected_fits, fit, state):
     rm = unfitted(fit)
@@ -123,7 +126,7 @@ def test_a_model_of_another_dtype_keeps_the_dtype_that_is_promised(dtype):
             assert_equal(scored(rm.score(PROMPTS, RESPONSES)), expected)
 
 
-@pytest.mark.parametrize("state", STATES)
+@pytest.mark.parametrize("state", OF_EACH_KIND)
 def test_no_state_of_torch_changes_what_is_loaded_or_saved(model_folder, tmp_path, state):
     expected = scored(BayesianRewardModel.from_pretrained(model_folder, device="cpu").score(PROMPTS, RESPONSES))
     with STATES[state]():
@@ -135,7 +138,7 @@ def test_no_state_of_torch_changes_what_is_loaded_or_saved(model_folder, tmp_pat
 def test_a_model_made_under_inference_mode_is_refused():
     with torch.inference_mode():
         made = tiny_adapter("llama")
-    with pytest.raises(InputError, match=r"made under torch.inference_mode, .*: load it outside"):
+    with pytest.raises(InputError, match="made under torch.inference_mode: load it outside"):
         BayesianRewardModel(made, tiny_tokenizer("llama"))
 
 
