@@ -138,7 +138,7 @@ def test_no_state_of_torch_changes_what_is_loaded_or_saved(model_folder, tmp_pat
 def test_a_model_made_under_inference_mode_is_refused():
     with torch.inference_mode():
         made = tiny_adapter("llama")
-    with pytest.raises(InputError, match="made under torch.inference_mode: load it outside"):
+    with pytest.raises(InputError, match=r"made under torch\.inference_mode: load it outside"):
         BayesianRewardModel(made, tiny_tokenizer("llama"))
 
 
