@@ -338,7 +338,17 @@ class FittedRewardModel(RewardModel):
         return self.posterior
 
     def passes(self) -> Passes:
-        """The tapped model that feeds the fitted posterior: for consumers of one's own."""
+        """The tapped model that feeds the fitted posterior: for consumers of one's own.
+
+        Raises:
+            InputError: there is no posterior, or it is on another device than the model.
+        """
+        elsewhere = {tensor.device for tensor in self.fitted.tensors().values()} - {self.collator.device}
+        if elsewhere:
+            where = ", ".join(sorted(map(str, elsewhere)))
+            raise InputError(
+                f"the posterior is on {where}, the model on {self.collator.device}: give the model posterior.to(device)"
+            )
         return self.passes_over(self.taps(self.virtual, self.fitted.record.include_head))
 
 

@@ -247,6 +247,17 @@ def check_finite(scalars: Tensor, examples: Sequence[Example]) -> None:  # shape
         raise InputError(f"{first.where}: the model's reward is NaN or infinite")
 
 
+def check_finite_variances(variances: Tensor, examples: Sequence[Example]) -> None:  # shape: (N,)
+    """Raise InputError where a variance is NaN or infinite, by its example."""
+    finite = variances.isfinite()
+    if not finite.all():
+        first = examples[int((~finite).nonzero()[0])]
+        raise InputError(
+            f"{first.where}: the variance is NaN or infinite: the prior precision is too small for gradients of this "
+            "size, or the head's weights are too large"
+        )
+
+
 def of_finite(cotangent: Callable[[Tensor], Tensor], examples: Sequence[Example]) -> Callable[[Tensor], Tensor]:
     """The same of scalars that are finite: NaN gradients would say something else, or overflow in float16."""
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from bayesrm_fast.errors import InputError
-from bayesrm_fast.model.passes import Passes, unit_cotangent
+from bayesrm_fast.model.passes import Passes, check_finite_variances, unit_cotangent
 from bayesrm_fast.model.token_budget import free_bytes
 from bayesrm_fast.posterior.base import Posterior
 from bayesrm_fast.posterior.probit import probit_probability
@@ -199,7 +199,9 @@ def joint_rewards(
     back = torch.tensor(order, dtype=torch.int64, device="cpu").argsort()
     truncated = torch.tensor([row.truncated for row in rows], dtype=torch.bool, device="cpu")
     mean = torch.cat(means)[back]
-    return JointRewards(mean, covariance[back][:, back].to(mean), truncated, error, posterior.temperature)
+    covariance = covariance[back][:, back].to(mean)
+    check_finite_variances(covariance.diagonal(), rows)
+    return JointRewards(mean, covariance, truncated, error, posterior.temperature)
 
 
 def _inner_products(batches: list[dict[str, Tensor]]) -> Tensor:  # shape: (n, n)

@@ -5,7 +5,15 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from bayesrm_fast.model.passes import Passes, Progress, check_finite, of_finite, rewards_in, unit_cotangent
+from bayesrm_fast.model.passes import (
+    Passes,
+    Progress,
+    check_finite,
+    check_finite_variances,
+    of_finite,
+    rewards_in,
+    unit_cotangent,
+)
 from bayesrm_fast.model.shared_beginnings import Group, scalars_after_beginnings, shared_beginnings
 from bayesrm_fast.posterior.base import Posterior
 from bayesrm_fast.text.examples import TokenizedRow, distinct
@@ -92,6 +100,7 @@ def _of_whole_rows(
             )
             floor = SURE_OF_A_FLOOR * consumer.variance.cpu().expand(len(chosen))
         check_finite(scalars, chosen)
+        check_finite_variances(floor, chosen)
         return rewards_in(scalars).cpu(), floor
 
     for positions, (rewards, floor) in passes.in_batches(rows, run, has_backward=False):

@@ -12,7 +12,7 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor
 
-from bayesrm_fast.model.passes import Passes, Progress, unit_cotangent
+from bayesrm_fast.model.passes import Passes, Progress, check_finite_variances, unit_cotangent
 from bayesrm_fast.model.token_budget import free_bytes, is_out_of_memory, release_memory
 from bayesrm_fast.ops import segment_outer
 from bayesrm_fast.posterior.base import Posterior
@@ -118,7 +118,9 @@ def score_differences(
         torch.cat([batch.consumer.variance.cpu().expand(len(batch.mean)) for batch in batches]),
         torch.cat([batch.baseline for batch in batches]),
     )
-    return found.at(torch.cat([batch.positions for batch in batches]).argsort())
+    found = found.at(torch.cat([batch.positions for batch in batches]).argsort())
+    check_finite_variances(found.variance, [rows[i] for one in comparisons for i in one.rows])
+    return found
 
 
 def over_differences(

@@ -185,6 +185,10 @@ def test_non_contiguous_inputs_give_the_same(backend):
         ({"basis_q": torch.zeros(32, 8)}, "basis_q"),
         ({"weight": torch.zeros(4, 7)}, "weight"),
         ({"residual": torch.zeros(5)}, "residual"),
+        ({"basis_p": torch.zeros(4, 4, device="meta")}, "basis_p must be on cpu, where p is, not on meta"),
+        ({"basis_q": torch.zeros(33, 8, device="meta")}, "basis_q must be on cpu"),
+        ({"weight": torch.zeros(4, 8, device="meta")}, "weight must be on cpu"),
+        ({"residual": torch.zeros(4, device="meta")}, "residual must be on cpu"),
     ],
 )
 def test_what_does_not_fit_is_named(change, message):
