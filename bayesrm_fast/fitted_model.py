@@ -37,7 +37,13 @@ STREAM_WINDOW = 256
 
 
 class FittedRewardModel(RewardModel):
-    """A reward model with its posterior; see `RewardModel` for what it is made of."""
+    """A reward model with its posterior; see `RewardModel` for what it is made of.
+
+    Threads may share it. A call that runs the model, a fit included, waits until no other one runs on the same base
+    model, by whatever adapter; its texts are mostly tokenized before. A stream lets others in after every window, and a
+    pass of `passes()` after every batch. A caller's inference mode, autocast, grad mode and default device or dtype
+    change no number; `torch.set_float32_matmul_precision` does, as in the model itself.
+    """
 
     posterior: Posterior | None = None
     """The fitted posterior, None before `fit`. Its `prior_precision` may be set."""
