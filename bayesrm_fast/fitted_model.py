@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from bayesrm_fast.errors import InputError
+from bayesrm_fast.model.exclusive import exclusive
 from bayesrm_fast.model.passes import Passes, Progress
 from bayesrm_fast.model.reward_model import RewardModel
 from bayesrm_fast.model.state import ModelState
@@ -33,15 +34,18 @@ from bayesrm_fast.text.records import (
 )
 from bayesrm_fast.text.texts import Text, as_list, checked_text, is_list
 
-outside_inference_mode = torch.inference_mode(mode=False)
-"""A caller's inference mode would forbid the backward pass that a variance needs."""
-
 STREAM_WINDOW = 256
 """Rows of a stream that are sorted by length together."""
 
 
 class FittedRewardModel(RewardModel):
-    """A reward model with its posterior; see `RewardModel` for what it is made of."""
+    """A reward model with its posterior; see `RewardModel` for what it is made of.
+
+    Threads may share it. A call that runs the model, a fit included, waits until no other one runs on the same base
+    model, by whatever adapter; its texts are mostly tokenized before. A stream lets others in after every window, and a
+    pass of `passes()` after every batch. A caller's inference mode, autocast, grad mode and default device or dtype
+    change no number; `torch.set_float32_matmul_precision` does, as in the model itself.
+    """
 
     _posterior: Posterior | None = None
     _state: ModelState | None = None
@@ -69,7 +73,7 @@ class FittedRewardModel(RewardModel):
         """
         return self.rewards_tokenized(self.tokenize(prompts, responses), prompts)
 
-    @outside_inference_mode
+    @exclusive
     def rewards_tokenized(self, rows: Sequence[TokenizedRow], prompts: Sequence[Text]) -> Tensor:
         """`rewards` of tokenized rows; rows of equal prompts may share their beginning."""
         numbers: dict[str, int] = {}
@@ -111,7 +115,7 @@ class FittedRewardModel(RewardModel):
         comparisons = [Comparison(own, [len(rows) + own[0]]) for own in positions_of_equals(keys)]
         return self.score_differences([*rows, *references], comparisons, progress=progress)
 
-    @outside_inference_mode
+    @exclusive
     def score_differences(
         self, rows: Sequence[TokenizedRow], comparisons: Sequence[Comparison], *, progress: Progress | None = None
     ) -> RewardScores:
@@ -126,12 +130,12 @@ class FittedRewardModel(RewardModel):
             InputError: nothing to score, or a reward that is NaN or infinite.
         """
         _refuse_nothing(rows)
-        back = torch.tensor([i for one in comparisons for i in one.rows]).argsort()
+        order = [i for one in comparisons for i in one.rows]
+        back = torch.tensor(order, dtype=torch.int64, device="cpu").argsort()
         found = score_differences(self.passes(), rows, comparisons, self.fitted, progress).at(back)
-        truncated = torch.tensor([row.is_truncated for row in rows[: len(found.mean)]])
-        return RewardScores(found.mean, found.variance, truncated, found.baseline)
+        return RewardScores(found.mean, found.variance, _truncated(rows[: len(found.mean)]), found.baseline)
 
-    @outside_inference_mode
+    @exclusive
     def score_tokenized(self, rows: Sequence[TokenizedRow], *, progress: Progress | None = None) -> RewardScores:
         """`score` of tokenized rows.
 
@@ -140,7 +144,7 @@ class FittedRewardModel(RewardModel):
         """
         _refuse_nothing(rows)
         mean, variance = score_examples(self.passes(), rows, self.fitted, progress)
-        return RewardScores(mean, variance, torch.tensor([row.is_truncated for row in rows]))
+        return RewardScores(mean, variance, _truncated(rows))
 
     def score_pairs(self, pairs: Iterable[Any], *, progress: Progress | None = None) -> PairScores:
         """Mean and variance of `r_chosen − r_rejected`, and the probability that the chosen response is preferred.
@@ -150,7 +154,7 @@ class FittedRewardModel(RewardModel):
         """
         return self.score_tokenized_pairs(self.tokenize_pairs(pairs), progress=progress)
 
-    @outside_inference_mode
+    @exclusive
     def score_tokenized_pairs(self, pairs: Sequence[TokenizedPair], *, progress: Progress | None = None) -> PairScores:
         """`score_pairs` of tokenized pairs.
 
@@ -159,10 +163,9 @@ class FittedRewardModel(RewardModel):
         """
         _refuse_nothing(pairs)
         mean, variance = score_examples(self.passes(), pairs, self.fitted, progress)
-        truncated = torch.tensor([pair.is_truncated for pair in pairs])
-        return PairScores(mean, variance, truncated, temperature=self.fitted.temperature)
+        return PairScores(mean, variance, _truncated(pairs), temperature=self.fitted.temperature)
 
-    @outside_inference_mode
+    @exclusive
     def covariance(self, prompt: Text, responses: Sequence[Text], *, outside: Outside = "auto") -> JointRewards:
         """Joint Gaussian over the rewards of one prompt's n candidates, and what follows from it for a choice.
 
@@ -211,7 +214,7 @@ class FittedRewardModel(RewardModel):
         one = Candidates(prompt, responses)
         return self.best_of_each([one], rule, k, relative=relative, exhaustive=exhaustive)[0]
 
-    @outside_inference_mode
+    @exclusive
     def best_of_each(
         self,
         candidates: Iterable[Any],
@@ -276,7 +279,7 @@ class FittedRewardModel(RewardModel):
             raise InputError("k='tuned' is of the relative std: it goes with rule='std'")
         return self.fitted.penalty.k
 
-    @outside_inference_mode
+    @exclusive
     def tune_penalty(self, judged: Iterable[Any], *, progress: Progress | None = None) -> PenaltyChoice:
         """Choose how much of the relative std a choice subtracts, by judged responses; `k="tuned"` then uses it.
 
@@ -311,7 +314,7 @@ class FittedRewardModel(RewardModel):
             raise InputError("there is nothing to tune by: no prompt has several responses")
         scored = self.best_of_each(several, "std", 0.0, progress=progress)
         prompts = [
-            JudgedPrompt(best.mean, best.variance.sqrt(), torch.tensor(one.gold, dtype=torch.float64))
+            JudgedPrompt(best.mean, best.variance.sqrt(), torch.tensor(one.gold, dtype=torch.float64, device="cpu"))
             for one, best in zip(several, scored, strict=True)
         ]
         return tuned_by_gold(prompts)
@@ -389,10 +392,17 @@ class FittedRewardModel(RewardModel):
         """The tapped model that feeds the fitted posterior: for consumers of one's own.
 
         Raises:
-            InputError: no posterior, or a model that has changed since it was fitted; the message says in what.
+            InputError: no posterior, one that is on another device than the model, or a model that has changed since it
+                was fitted; the message says in what.
         """
         fitted = self.fitted
         self.check_unchanged()
+        elsewhere = {tensor.device for tensor in fitted.tensors().values()} - {self.collator.device}
+        if elsewhere:
+            where = ", ".join(sorted(map(str, elsewhere)))
+            raise InputError(
+                f"the posterior is on {where}, the model on {self.collator.device}: give the model posterior.to(device)"
+            )
         return self.passes_over(self.taps(self.virtual, fitted.record.include_head))
 
 
@@ -418,3 +428,7 @@ def _checked_references(references: Any, where: Sequence[str]) -> list[Text]:
 def _refuse_nothing(examples: Sequence[TokenizedRow] | Sequence[TokenizedPair]) -> None:
     if not examples:
         raise InputError("there is nothing to score: the list is empty")
+
+
+def _truncated(examples: Sequence[TokenizedRow] | Sequence[TokenizedPair]) -> Tensor:  # shape: (N,), bool
+    return torch.tensor([example.is_truncated for example in examples], dtype=torch.bool, device="cpu")

@@ -14,7 +14,8 @@ from bayesrm_fast.fit.fitting import fit_posterior
 from bayesrm_fast.fit.options import FitOptions, Precision
 from bayesrm_fast.fit.prior import NO_EVIDENCE
 from bayesrm_fast.fit.virtual import make_virtual_adapter
-from bayesrm_fast.fitted_model import FittedRewardModel, outside_inference_mode
+from bayesrm_fast.fitted_model import FittedRewardModel
+from bayesrm_fast.model.exclusive import exclusive, in_own_state
 from bayesrm_fast.model.passes import Progress
 from bayesrm_fast.model.readout import PooledReadout
 from bayesrm_fast.model.virtual import Targets, VirtualAdapter
@@ -34,6 +35,7 @@ class BayesianRewardModel(FittedRewardModel):
     """
 
     @classmethod
+    @in_own_state()
     def from_pretrained(
         cls,
         path: str | os.PathLike[str],
@@ -96,6 +98,7 @@ class BayesianRewardModel(FittedRewardModel):
         loaded.virtual, loaded.posterior = saved.restored(loaded)
         return loaded
 
+    @exclusive
     def with_adapter(self, folder: Path, name: str) -> Self:
         """Another adapter, with the posterior that is saved beside it, on this one's base model; it is active then.
 
@@ -118,6 +121,7 @@ class BayesianRewardModel(FittedRewardModel):
         loaded._budget = self._budget  # of one device
         return loaded
 
+    @exclusive
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write adapters, tokenizer and posterior, not the model under them; a new folder appears whole or not at all.
 
@@ -208,7 +212,7 @@ class BayesianRewardModel(FittedRewardModel):
             raise InputError(NO_EVIDENCE)
         return options
 
-    @outside_inference_mode
+    @exclusive
     def _fit(
         self,
         pairs: Sequence[PreferencePair],
@@ -251,7 +255,7 @@ class BayesianRewardModel(FittedRewardModel):
             passes, tokenized, validation, options, record, is_labelled=is_labelled, progress=progress
         )
 
-    @outside_inference_mode
+    @exclusive
     def calibrate(
         self, pairs: Iterable[Any], prior_precision: Precision = "validation", *, progress: Progress | None = None
     ) -> Calibration:

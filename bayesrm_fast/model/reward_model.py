@@ -64,6 +64,8 @@ class RewardModel:
         max_length: int | None = None,
         max_batch_tokens: int | None = None,
     ) -> None:
+        if any(parameter.is_inference() for parameter in model.parameters()):
+            raise InputError("the model was made under torch.inference_mode: load it outside, where it has gradients")
         self.model: nn.Module = getattr(model, "_orig_mod", model)  # of torch.compile, whose graph has no taps
         self.tokenizer = tokenizer
         self.virtual_options = None if virtual_rank is None else VirtualOptions(virtual_rank, virtual_targets)

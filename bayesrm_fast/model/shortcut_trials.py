@@ -80,7 +80,9 @@ class _Trial:
         self.plain, self.collate = plain, collate
         pad_token_id, vocab_size = collate.pad_token_id, collate.vocab_size
         generator = torch.Generator().manual_seed(0)
-        ids = torch.randint(1, vocab_size, (len(LENGTHS), max(LENGTHS)), generator=generator)
+        ids = torch.randint(
+            1, vocab_size, (len(LENGTHS), max(LENGTHS)), generator=generator, dtype=torch.int64, device="cpu"
+        )
         if pad_token_id is not None:
             ids[ids == pad_token_id] = (pad_token_id + 1) % vocab_size
         ids[0::2, :SHARED] = ids[0, :SHARED]
@@ -118,6 +120,7 @@ class _Trial:
         beginnings = [SHARED, SHARED - 2]
         cache = forward.prefill(self.collate([self.rows[g].part(0, length) for g, length in enumerate(beginnings)]))
         device = self.collate.device
-        owners = torch.arange(len(self.rows), device=device) % 2
+        owners = torch.arange(len(self.rows), dtype=torch.int64, device=device) % 2
         rest = self.collate([row.part(beginnings[i % 2], None) for i, row in enumerate(self.rows)])
-        return forward.scalars_after(cache, torch.tensor(beginnings, device=device), owners, rest)
+        lengths = torch.tensor(beginnings, dtype=torch.int64, device=device)
+        return forward.scalars_after(cache, lengths, owners, rest)

@@ -130,16 +130,16 @@ def _of_examples(scalars: Tensor, signs: Sequence[float]) -> Tensor:  # (B, S) -
 
 def _backward(run: "_Pass", scalars: Tensor, cotangents: Tensor, consumer: Consumer, is_last: bool) -> None:
     if not run.has_half_outputs:
-        run.receive = lambda seen: run.feed(consumer, seen, 1.0)
-        torch.autograd.grad(scalars, run.root, cotangents, allow_unused=True, retain_graph=not is_last)
+        with run.receiving(lambda seen: run.feed(consumer, seen, 1.0)):
+            torch.autograd.grad(scalars, run.root, cotangents, allow_unused=True, retain_graph=not is_last)
         return
     # float16 gradients underflow unscaled and overflow scaled too far, which shows only once it has happened: nothing
     # reaches the consumer before the whole backward pass is known to be finite.
     scale = FIRST_FP16_SCALE
     while scale >= SMALLEST_FP16_SCALE:
         held: list[_Seen] = []
-        run.receive = held.append
-        torch.autograd.grad(scalars, run.root, cotangents * scale, allow_unused=True, retain_graph=True)
+        with run.receiving(held.append):
+            torch.autograd.grad(scalars, run.root, cotangents * scale, allow_unused=True, retain_graph=True)
         if all(seen.is_finite() for seen in held):
             with torch.no_grad():  # what a consumer keeps would keep the whole pass, as in a backward pass it does not
                 for seen in held:
@@ -174,8 +174,8 @@ class _Pass:
 
     batch: TokenBatch
     drops_padding: bool
-    root: Tensor = field(default_factory=lambda: torch.zeros((), requires_grad=True))
-    receive: Callable[[_Seen], None] = field(default=lambda seen: None)
+    root: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float32, device="cpu", requires_grad=True))
+    receive: Callable[[_Seen], None] | None = None
     calls: dict[str, int] = field(default_factory=dict)
     downs: set[str] = field(default_factory=set)
     first_on_input: dict[str, str] = field(default_factory=dict)
@@ -191,7 +191,9 @@ class _Pass:
         rows, length = mask.shape
         step = len(self.batch.signs)
         self.mask = mask if self.drops_padding and not bool(mask.all()) else None
-        lengths = torch.full((rows,), length, device=mask.device) if self.mask is None else mask.sum(1)
+        lengths = (
+            torch.full((rows,), length, dtype=torch.int64, device=mask.device) if self.mask is None else mask.sum(1)
+        )
         self.token_offsets = _offsets(lengths)[::step]
         self.row_offsets = _offsets(torch.ones_like(lengths))[::step]
 
@@ -211,6 +213,24 @@ class _Pass:
         finally:
             for handle in handles:
                 handle.remove()
+            self._let_go_of_inputs()
+
+    @contextlib.contextmanager
+    def receiving(self, receive: Callable[[_Seen], None]) -> Iterator[None]:
+        """Hand what the taps see to `receive`, and forget it: it knows this pass and the consumer, which a cycle of
+        references would keep alive.
+        """
+        self.receive = receive
+        try:
+            yield
+        finally:
+            self.receive = None
+
+    def _let_go_of_inputs(self) -> None:
+        """They know their graph, which knows this pass."""
+        self._inputs.clear()
+        self._called_on.clear()
+        self._projected.clear()
 
     def _entering(self, tap: Tap) -> Callable[[nn.Module, tuple[Any, ...]], None]:
         def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
@@ -258,8 +278,7 @@ class _Pass:
     def end_forward(self, taps: Sequence[Tap]) -> None:
         """Let go of the inputs, and refuse layers that were not called exactly once."""
         self.in_forward = False
-        self._inputs.clear()
-        self._projected.clear()
+        self._let_go_of_inputs()
         wrong = [tap.name for tap in taps if self.calls.get(tap.name, 0) != 1]
         if wrong:
             raise InputError(
@@ -312,11 +331,13 @@ class _Pass:
         KFAC's input factor tokens that the head's gradient never sees.
         """
         lengths = self.batch.attention_mask.sum(1)
-        row = torch.repeat_interleave(torch.arange(len(lengths), device=a.device), lengths.to(a.device))
+        row = torch.repeat_interleave(
+            torch.arange(len(lengths), dtype=torch.int64, device=a.device), lengths.to(a.device)
+        )
         starts = _offsets(lengths)[:-1].to(a.device)
         size = g.abs().sum(-1)
         peak = torch.zeros(len(lengths), dtype=size.dtype, device=a.device).scatter_reduce(0, row, size, "amax")
-        position = torch.arange(len(row), device=a.device)
+        position = torch.arange(len(row), dtype=torch.int64, device=a.device)
         at_peak = torch.where(size == peak[row], position, len(row))
         chosen = torch.full_like(starts, len(row)).scatter_reduce(0, row, at_peak, "amin")
         return a[chosen], g[chosen]

@@ -65,6 +65,21 @@ class FitRecord(ModelRecord):
     versions: dict[str, str]
 
 
+LEAST_PRECISION = torch.finfo(torch.float32).tiny
+"""λ and 1/λ are computed with in float32, which has neither below this."""
+
+
+def check_prior_precision(precision: float) -> None:
+    """Raise InputError unless λ is a positive number that float32 has, and its inverse too."""
+    if not (math.isfinite(precision) and precision > 0):
+        raise InputError(f"the prior precision must be a positive number, not {precision}")
+    if not LEAST_PRECISION <= precision <= 1 / LEAST_PRECISION:
+        raise InputError(
+            f"the prior precision must be between {LEAST_PRECISION:.1e} and {1 / LEAST_PRECISION:.1e}, "
+            f"which float32 can hold, not {precision}"
+        )
+
+
 @dataclass(frozen=True)
 class PriorChoice:
     """A prior precision and how it was chosen.
@@ -76,7 +91,7 @@ class PriorChoice:
         curve: `(λ, criterion)`; empty where λ follows without a search.
 
     Raises:
-        InputError: a precision that is not a positive number.
+        InputError: a precision that is not a positive number, or beyond float32.
     """
 
     precision: float
@@ -85,8 +100,7 @@ class PriorChoice:
     curve: Sequence[tuple[float, float]] = field(default=())
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.precision) and self.precision > 0):
-            raise InputError(f"the prior precision must be a positive number, not {self.precision}")
+        check_prior_precision(self.precision)
 
 
 @dataclass(frozen=True)

@@ -139,7 +139,7 @@ class KroneckerVariance:
 
     def __init__(self, posterior: KroneckerPosterior) -> None:
         self.posterior = posterior
-        self.variance = torch.zeros(1)  # shape: (N,) once there is a site
+        self.variance = torch.zeros(1, dtype=torch.float32, device="cpu")  # shape: (N,) once there is a site
 
     def consume(self, site: Site, p: Tensor, q: Tensor, offsets: Tensor) -> None:
         """Add one site's part."""
@@ -162,7 +162,9 @@ class KroneckerVarianceCurve:
     def __init__(self, posterior: KroneckerPosterior, precisions: Sequence[float]) -> None:
         self.posterior = posterior
         self.precisions = list(precisions)
-        self.variance = torch.zeros(len(self.precisions), 1)  # shape: (L, N) once there is a site
+        self.variance = torch.zeros(
+            len(self.precisions), 1, dtype=torch.float32, device="cpu"
+        )  # shape: (L, N) once there is a site
 
     def consume(self, site: Site, p: Tensor, q: Tensor, offsets: Tensor) -> None:
         """Add one site's part."""

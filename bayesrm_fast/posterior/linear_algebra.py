@@ -9,6 +9,10 @@ SMALLEST_EIGENVALUE = 1e-12
 """Of the largest: below it, an eigenvalue of a Gram matrix in float64 is its rounding."""
 
 
+COLUMNS = 1024
+"""Of a block that is copied to float64 at a time."""
+
+
 def by_columns(basis: Tensor) -> Tensor:  # shape: (d, k)
     """The same basis, laid out as the C++ operations read it, so that no call has to turn it."""
     return basis.T.contiguous().T
@@ -34,8 +38,19 @@ def random_signs(count: int) -> Tensor:  # shape: (count, 4)
 
 def gram(parts: Iterable[Tensor]) -> Tensor:  # shape of each: (M, …); result: (M, M)
     """`B Bᵀ` of rows that come in parts, float64."""
-    products = [(flat := part.flatten(1).double()) @ flat.T for part in parts]
-    return torch.stack(products).sum(0)
+    return inner_products((part, part) for part in parts)
+
+
+def inner_products(parts: Iterable[tuple[Tensor, Tensor]]) -> Tensor:  # shapes of each: (M, …), (K, …); result: (M, K)
+    """`A Bᵀ` of rows that come in parts, at least one, float64; no more than a few columns are copied to it."""
+    total: Tensor | None = None
+    for a, b in parts:
+        blocks = (rows.flatten(1).split(COLUMNS, 1) for rows in (a, b))
+        for left, right in zip(*blocks, strict=True):
+            product = left.double() @ right.double().T
+            total = product if total is None else total.add_(product)
+    assert total is not None
+    return total
 
 
 def eigenpairs_of_factor(products: Tensor, scale: Tensor | None) -> tuple[Tensor, Tensor]:

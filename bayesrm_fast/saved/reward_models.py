@@ -90,7 +90,9 @@ def read_fit(folder: Path, output_weights: Sequence[float] | None) -> SavedFit:
         return SavedFit(folder, virtual)
     posterior = load_posterior(folder)
     saved = posterior.record.output_weights
-    if output_weights is not None and torch.tensor(output_weights, dtype=torch.float32).tolist() != saved:
+    if output_weights is None:
+        return SavedFit(folder, virtual, posterior)
+    if torch.tensor(output_weights, dtype=torch.float32, device="cpu").tolist() != saved:
         raise InputError(f"the posterior in {folder} was fitted with output_weights={saved}")
     return SavedFit(folder, virtual, posterior)
 

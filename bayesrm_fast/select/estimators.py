@@ -27,7 +27,8 @@ def expected_best_of_n(
 @cache
 def _chances(count: int, n: int) -> Tensor:  # shape: (count,)
     """Of each rank to be the best of a random subset, float64."""
-    return torch.tensor([math.comb(i, n - 1) / math.comb(count, n) for i in range(count)], dtype=torch.float64)
+    chances = [math.comb(i, n - 1) / math.comb(count, n) for i in range(count)]
+    return torch.tensor(chances, dtype=torch.float64, device="cpu")
 
 
 def sizes_up_to(count: int) -> list[int]:
@@ -42,7 +43,7 @@ def best_of_n_kl(n: int) -> float:
 
 def mean_and_standard_error(values: Sequence[float]) -> tuple[float, float]:
     """Of values that were drawn independently; the error of fewer than two is infinite."""
-    held = torch.tensor(values, dtype=torch.float64)
+    held = torch.tensor(values, dtype=torch.float64, device="cpu")
     if len(held) < 2:
         return float(held.mean()), math.inf
     return float(held.mean()), float(held.std() / math.sqrt(len(held)))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from bayesrm_fast.errors import InputError
+from bayesrm_fast.locks import lock_of
 from bayesrm_fast.text.examples import TokenizedPair, TokenizedRow
 from bayesrm_fast.text.layouts import ASSISTANT, is_dialogue, turns
 from bayesrm_fast.text.records import PreferencePair, Tools
@@ -141,9 +142,7 @@ class TextEncoder:
     def encode_responses(self, responses: Sequence[Text]) -> list[list[int]]:
         """Token ids of checked responses by themselves: whole, without special tokens."""
         plain = [_as_plain(response, f"response {i + 1}") for i, response in enumerate(responses)]
-        ids: list[list[int]] = self.tokenizer(
-            plain, add_special_tokens=False, truncation=False, padding=False, verbose=False
-        )["input_ids"]
+        ids: list[list[int]] = self._called(plain, None, add_special_tokens=False)["input_ids"]
         return ids
 
     def _warn_of_rendered(self, prompts: Sequence[Text | None], where: Sequence[str]) -> None:
@@ -173,6 +172,13 @@ class TextEncoder:
             f"{own}. If it was trained on conversations, give lists of messages"
         )
 
+    def _called(self, texts: list[str], partners: list[str] | None, add_special_tokens: bool) -> Any:
+        # A fast tokenizer that another thread sets to truncate or to pad meanwhile raises "Already borrowed".
+        with lock_of(self.tokenizer):
+            return self.tokenizer(
+                texts, partners, add_special_tokens=add_special_tokens, truncation=False, padding=False, verbose=False
+            )
+
     def _join(self, prompt: Text | None, response: Text, where: str, tools: Tools | None) -> _Joined:
         if self.joining == "chat template" and prompt is not None:
             return self._render(_as_messages(prompt, response), tools, where)
@@ -196,14 +202,8 @@ class TextEncoder:
             own = [
                 i for i, row in enumerate(rows) if (row.partner is None, row.has_specials) == (is_single, has_specials)
             ]
-            encoded: Any = self.tokenizer(
-                [rows[i].text for i in own],
-                None if is_single else [rows[i].partner for i in own],
-                add_special_tokens=not has_specials,
-                truncation=False,
-                padding=False,
-                verbose=False,
-            )
+            partners = None if is_single else [str(rows[i].partner) for i in own]
+            encoded = self._called([rows[i].text for i in own], partners, add_special_tokens=not has_specials)
             for i, encoding in zip(own, encoded.encodings, strict=True):
                 found[i] = encoding
         return found

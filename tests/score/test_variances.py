@@ -103,3 +103,29 @@ def test_the_probability_of_a_pair_knows_variance_and_temperature():
     expected = 1 / (1 + math.exp(-3 / math.sqrt(4 + math.pi / 8 * 5)))
     assert float(pairs.probability) == pytest.approx(expected, rel=1e-6)
     assert list(pairs.to_pandas().columns) == ["mean", "variance", "std", "truncated", "probability"]
+
+
+@pytest.mark.parametrize("structure", ["ggn", "kfac"])
+@pytest.mark.parametrize("relative", [False, True])
+def test_a_variance_that_is_infinite_is_refused_by_its_row(structure, relative):
+    """Rewards of 10²¹ are finite, the squares of their gradients are not."""
+    rm = BayesianRewardModel(tiny_adapter("llama"), tiny_tokenizer("llama"))
+    rm.fit(tiny_pairs(), structure=structure, rank=4, prior_precision=1.0)
+    with torch.no_grad():
+        rm.model.get_base_model().score.modules_to_save["default"].weight.mul_(1e21)
+    rows = ["able", "about"]
+    for call, name in (
+        (lambda: rm.score(["a"] * 2, rows), "row 1"),
+        (lambda: rm.score(["a"] * 2, rows, relative_to="prompt"), "row 1"),
+        (lambda: rm.covariance("a", rows), "row 1"),
+        (lambda: rm.score_pairs([{"prompt": "a", "chosen": "able", "rejected": "about"}]), "pairs, row 1"),
+        (lambda: rm.best_of_n("a", rows, relative=relative), r"responses\[0\]"),
+    ):
+        with pytest.raises(InputError, match=rf"{name}: the variance is NaN or infinite: the prior precision is too"):
+            call()
+
+
+def test_a_posterior_on_another_device_is_refused(rm):
+    rm.posterior = rm.posterior.to("meta")
+    with pytest.raises(InputError, match=r"the posterior is on meta, the model on cpu: give the model posterior\.to"):
+        rm.score(["a"], ["able"])
