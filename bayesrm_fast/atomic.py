@@ -2,20 +2,11 @@
 
 import contextlib
 import os
-import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from bayesrm_fast.errors import InputError
-
-try:
-    import fcntl
-except ImportError:  # not on Windows
-    fcntl = None  # type: ignore[assignment]
-
-SCRATCH = ".saving-"
-"""In the names of folders that are written before they take their place."""
 
 
 @contextlib.contextmanager
@@ -46,8 +37,8 @@ def replaced_whole(folder: Path, owned: Iterable[str] = ()) -> Iterator[Path]:
     try:
         if folder.is_dir():
             # Inside, so that a folder which is a mount of its own can be moved into.
-            with _scratch(folder, SCRATCH) as scratch:
-                new, old = scratch / "new", scratch / "old"
+            with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as scratch:
+                new, old = Path(scratch) / "new", Path(scratch) / "old"
                 new.mkdir()
                 yield new
                 old.mkdir()
@@ -55,8 +46,8 @@ def replaced_whole(folder: Path, owned: Iterable[str] = ()) -> Iterator[Path]:
         else:
             parent = folder.absolute().parent
             parent.mkdir(parents=True, exist_ok=True)
-            with _scratch(parent, f".{folder.name}{SCRATCH}") as scratch:
-                new = scratch / "new"
+            with tempfile.TemporaryDirectory(dir=parent, prefix=f".{folder.name}-") as scratch:
+                new = Path(scratch) / "new"
                 new.mkdir()
                 yield new
                 os.rename(new, folder)
@@ -66,54 +57,6 @@ def replaced_whole(folder: Path, owned: Iterable[str] = ()) -> Iterator[Path]:
         if isinstance(error.__cause__, OSError):  # of a place in the new folder, which nobody knows
             raise cannot_write(folder, error.__cause__) from error
         raise
-
-
-@contextlib.contextmanager
-def _scratch(parent: Path, prefix: str) -> Iterator[Path]:
-    """A folder that goes afterwards; after a success, what killed processes have left of theirs goes too."""
-    with contextlib.ExitStack() as stack:
-        with _locked(parent):  # so that nobody takes the folder for one that was left before it is locked itself
-            scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=parent, prefix=prefix)))
-            stack.enter_context(_locked(scratch))
-        yield scratch
-        with _locked(parent), contextlib.suppress(OSError):
-            for left in parent.iterdir():
-                if left.name.startswith(prefix) and left != scratch and _is_left(left, parent):
-                    shutil.rmtree(left, ignore_errors=True)
-
-
-def _is_left(scratch: Path, folder: Path) -> bool:
-    """Whether a folder belongs to no process that lives, and holds no file that only it still has."""
-    try:
-        with _locked(scratch, waits=False):
-            old = scratch / "old"
-            return not old.is_dir() or all(os.path.lexists(folder / path.name) for path in old.iterdir())
-    except OSError:
-        return False
-
-
-@contextlib.contextmanager
-def _locked(folder: Path, waits: bool = True) -> Iterator[None]:
-    """A folder held against other processes that ask too; the death of this one lets go of it.
-
-    Raises:
-        OSError: this process does not wait, and another one has it, or there are no locks here to tell.
-    """
-    if fcntl is None:
-        if not waits:
-            raise OSError("there are no locks here")
-        yield
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX if waits else fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            if not waits:
-                raise
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def _exchange(folder: Path, new: Path, old: Path, owned: Iterable[str]) -> None:

@@ -1,8 +1,6 @@
 """Files and folders that appear whole or not at all."""
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -150,58 +148,3 @@ def test_an_error_names_the_folder_and_not_where_it_is_made(tmp_path):
     refused = pytest.raises(InputError, match=rf"^{folder} cannot be written: No space")
     with refused, replaced_whole(folder) as outer, replaced_whole(outer):
         raise OSError(28, "No space left on device")
-
-
-def saving(folder):
-    """A process that has begun to write a folder and waits."""
-    code = (
-        "import sys\nfrom pathlib import Path\nfrom bayesrm_fast.atomic import replaced_whole\n"
-        "with replaced_whole(Path(sys.argv[1])) as new:\n"
-        "    (new / 'half').write_text('half')\n    print('begun', flush=True)\n    sys.stdin.read()\n"
-    )
-    pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    process = subprocess.Popen([sys.executable, "-c", code, folder], **pipes)
-    assert process.stdout.readline() == "begun\n"
-    return process
-
-
-@pytest.mark.parametrize("is_there", [False, True])
-def test_what_a_killed_process_has_left_goes_with_the_next_that_is_written(tmp_path, is_there):
-    folder = tmp_path / "folder"
-    if is_there:
-        folder.mkdir()
-    foreign = (folder if is_there else tmp_path) / ".folder-of-mine"
-    foreign.mkdir()
-    killed, living = saving(folder), saving(folder)
-    killed.kill()
-    killed.wait()
-    before = content(tmp_path)
-    with pytest.raises(ValueError, match="no"), replaced_whole(folder):
-        raise ValueError("no")
-    assert content(tmp_path) == before
-    with replaced_whole(folder) as new:
-        write(new, a="1")
-    assert sum(Path(name).name == "half" for name in content(tmp_path)) == 1  # of the one that lives
-    if not is_there:
-        for path in folder.iterdir():
-            path.unlink()
-        folder.rmdir()
-    living.communicate("")
-    assert living.returncode == 0
-    expected = {"half"} | ({"a", ".folder-of-mine"} if is_there else set())
-    assert {path.name for path in folder.iterdir()} == expected
-    assert foreign.is_dir()
-    assert not [name for name in content(tmp_path) if ".saving-" in name]
-
-
-def test_old_files_that_only_a_killed_process_still_holds_are_kept(tmp_path):
-    write(tmp_path, a="1")
-    left = tmp_path / ".saving-left" / "old"
-    left.mkdir(parents=True)
-    write(left, a="old", b="old")
-    with replaced_whole(tmp_path) as new:
-        write(new, a="2")
-    assert (left / "b").read_text() == "old"
-    with replaced_whole(tmp_path) as new:
-        write(new, b="2")
-    assert content(tmp_path) == {"a": b"2", "b": b"2"}
