@@ -117,7 +117,7 @@ class GgnPosterior(Posterior):
         signs = random_signs(len(self.eigenvalues)).to(self.transform)
         inside = self.transform.T @ signs
         mapped = [basis.flatten(1).T.double() @ inside for basis in self.bases.values()]
-        products = sum((part.T @ part for part in mapped), torch.zeros(4, 4, dtype=torch.float64))
+        products = torch.stack([part.T @ part for part in mapped]).sum(0)
         if not (products - signs.T @ signs).abs().max() <= ROUNDING * max(len(signs), 1):
             return "the eigenvectors are not orthonormal"
         return None

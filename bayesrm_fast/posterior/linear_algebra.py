@@ -33,7 +33,8 @@ def is_orthonormal(basis: Tensor) -> bool:  # shape: (d, k)
 
 def random_signs(count: int) -> Tensor:  # shape: (count, 4)
     """Vectors of ±1, the same ones every time."""
-    return torch.randint(0, 2, (count, 4), generator=torch.Generator().manual_seed(0)).double() * 2 - 1
+    seeded = torch.Generator("cpu").manual_seed(0)
+    return torch.randint(0, 2, (count, 4), generator=seeded, dtype=torch.float64, device="cpu") * 2 - 1
 
 
 def gram(parts: Iterable[Tensor]) -> Tensor:  # shape of each: (M, …); result: (M, M)

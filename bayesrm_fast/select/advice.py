@@ -166,7 +166,7 @@ def advise(
         penalty: what was tuned, if anything was.
     """
     similarity, group = text_groups(tokens)
-    inside = torch.zeros(len(mean), dtype=torch.bool)
+    inside = torch.zeros(len(mean), dtype=torch.bool, device="cpu")
     inside[group] = True
     variance = std.double().square()
     ratio = float((variance[inside].mean() / variance[~inside].mean()).sqrt()) if group else math.nan
@@ -235,7 +235,7 @@ def text_groups(tokens: Sequence[Sequence[int]]) -> tuple[float, list[int]]:
 
 def _cosine_similarities(sets: Sequence[frozenset[int]]) -> Tensor:  # shape: (n, n)
     place = {token: i for i, token in enumerate(sorted(frozenset().union(*sets)))}
-    held = torch.zeros(len(sets), len(place))
+    held = torch.zeros(len(sets), len(place), dtype=torch.float32, device="cpu")
     for row, own in zip(held, sets, strict=True):
         row[[place[token] for token in own]] = 1.0
     unit = held / held.norm(dim=1, keepdim=True)
@@ -253,7 +253,7 @@ def _divided(values: Tensor) -> Tensor:  # shapes: (n,) -> (n,), bool
     """Which values are above the threshold that leaves the least variance within the two sides (Otsu, 1979)."""
     ordered = values.sort().values
     count = len(values)
-    below = torch.arange(1, count)
+    below = torch.arange(1, count, device=values.device)
     total = (ordered - ordered.mean()).cumsum(0)[:-1]
     between = total.square() * count / (below * (count - below))
     is_above: Tensor = values > ordered[int(between.argmax())]

@@ -205,6 +205,7 @@ def test_threads_may_share_an_ensemble_and_its_members(model_folder):
             member.posterior.prior_precision = 1.0 + number
             for tap in member.lora:
                 tap.up.mul_(1 + number)
+            member.posterior = member.posterior  # of the weights as they now are
 
     def score(_):
         found = ensemble.score(PROMPTS, RESPONSES)
