@@ -118,6 +118,10 @@ def find_lora_taps(model: nn.Module) -> list[LoraTap]:
     plain = [t for t in taps if all(type(side[t.adapter]) is nn.Linear for side in (t.layer.lora_A, t.layer.lora_B))]
     refuse([t.name for t in taps if t not in plain], "a kind of LoRA layer that is unknown here")
     refuse(
+        [t.name for t in taps if any(weight.is_meta for weight in t.weights)],
+        "adapters that are offloaded (load the model without offloading, on one device or on several)",
+    )
+    refuse(
         [
             site.name
             for t in taps

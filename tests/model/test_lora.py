@@ -114,3 +114,10 @@ def test_layers_that_are_saved_with_the_adapter_are_served_frozen(architecture, 
 
 def test_copied_layers_inside_of_the_backbone_are_refused():
     refused(tiny_adapter("bert", modules_to_save=["dense"], target_modules=["query"]), r"attention\.output\.dense")
+
+
+def test_an_adapter_that_is_offloaded_is_refused():
+    model = tiny_adapter("llama")
+    layer = model.get_base_model().model.layers[0].self_attn.q_proj
+    layer.lora_A["default"].to("meta")
+    refused(model, f"adapters that are offloaded .*: {Q0}$")
