@@ -253,7 +253,7 @@ def _divided(values: Tensor) -> Tensor:  # shapes: (n,) -> (n,), bool
     """Which values are above the threshold that leaves the least variance within the two sides (Otsu, 1979)."""
     ordered = values.sort().values
     count = len(values)
-    below = torch.arange(1, count, device=values.device)
+    below = torch.arange(1, count, dtype=torch.int64, device="cpu")
     total = (ordered - ordered.mean()).cumsum(0)[:-1]
     between = total.square() * count / (below * (count - below))
     is_above: Tensor = values > ordered[int(between.argmax())]

@@ -202,7 +202,7 @@ def test_progress_counts_the_differences(memory):
     [
         ("mean", "'prompt', a reference for each row or None"),
         (["able"], "5 prompts but 1 references"),
-        (np.zeros(5), "not a ndarray"),
+        (np.zeros(5), "reference 1 must be a string"),
         (iter(["able"] * 5), "a reference for each row"),
         ([3] * 5, "reference 1 must be a string"),
     ],

@@ -113,6 +113,7 @@ def test_a_variance_that_is_infinite_is_refused_by_its_row(structure, relative):
     rm.fit(tiny_pairs(), structure=structure, rank=4, prior_precision=1.0)
     with torch.no_grad():
         rm.model.get_base_model().score.modules_to_save["default"].weight.mul_(1e21)
+    rm.posterior = rm.posterior  # of the weights as they now are
     rows = ["able", "about"]
     for call, name in (
         (lambda: rm.score(["a"] * 2, rows), "row 1"),
