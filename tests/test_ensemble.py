@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from tiny import tiny_adapter, tiny_base, tiny_pairs, tiny_tokenizer, words
 
 from bayesrm_fast import BayesianRewardModel, InputError, RewardEnsemble
 from bayesrm_fast.ensemble import EnsembleScores
+from bayesrm_fast.posterior.files import FILES
 
 TEXTS = [words(3, 1)] * 5, [words(4 + i, i) for i in range(5)]
 
@@ -119,8 +121,8 @@ def test_what_makes_no_ensemble(folders, tmp_path):
         RewardEnsemble.from_pretrained([folders[0], other], device="cpu")
     if (folders[1] / "posterior.json").exists():
         weighted = shutil.copytree(folders[1], tmp_path / "weighted")
-        record = json.loads((weighted / "posterior.json").read_text())
-        (weighted / "posterior.json").write_text(json.dumps(record | {"output_weights": [2.0]}))
+        record = FILES.read_record(weighted)
+        FILES.write(weighted, replace(record, output_weights=[2.0]), FILES.read_tensors(weighted, record))
         with pytest.raises(InputError, match="output_weights="):
             RewardEnsemble.from_pretrained([folders[0], weighted], device="cpu")
     some = [BayesianRewardModel.from_pretrained(folder, device="cpu") for folder in folders[:2]]
