@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.peft_utils import find_adapter_config_file
 
-from bayesrm_fast.atomic import check_folder, replaced_whole
+from bayesrm_fast.atomic import check_folder, replaced_whole, settle
 from bayesrm_fast.errors import InputError
 from bayesrm_fast.model.virtual import VirtualAdapter
 from bayesrm_fast.posterior.base import Posterior
@@ -38,17 +38,18 @@ def hub_options(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def local_folder(path_or_name: str | os.PathLike[str], **options: Any) -> Path:
-    """The folder itself, or a hub repository's adapter files, downloaded.
+    """The folder itself, with a save that was killed in it undone or finished; or a hub repository's adapter files.
 
     Args:
         path_or_name: a folder, or a name on the hub.
         options: of `HUB_OPTIONS`, for a name on the hub.
 
     Raises:
-        InputError: neither a folder nor a repository that can be had.
+        InputError: neither a folder nor a repository that can be had, or a folder that cannot be settled.
     """
     folder = Path(path_or_name)
     if folder.is_dir():
+        settle(folder)
         return folder
     if folder.exists() or folder.is_absolute() or len(folder.parts) != 2:
         raise InputError(f"{folder} is not a folder")

@@ -117,7 +117,7 @@ def test_a_failure_at_any_step_leaves_the_folder_as_it_was(used, less, monkeypat
             break
         assert content(used) == before, f"step {steps + 1}"
         steps += 1
-    assert steps >= 12  # two files of the posterior, then more than five out and five in
+    assert steps >= 14  # two files of the posterior, then more than five out and five in, with a turn each
     torch.testing.assert_close(scores(load(used)), scores(less), rtol=0, atol=0)
     assert [path.name for path in used.parent.iterdir()] == ["used"]
 
@@ -152,7 +152,7 @@ def test_a_new_folder_appears_whole_or_not_at_all(less, tmp_path, monkeypatch, e
             break
         assert content(tmp_path) == {}, f"step {steps + 1}"
         steps += 1
-    assert steps == 3  # the posterior's two files, and the folder
+    assert steps == 4  # the posterior's two files with the turn before them, and the folder
     assert [path.name for path in tmp_path.iterdir()] == ["new"]
     torch.testing.assert_close(scores(load(tmp_path / "new")), scores(less), rtol=0, atol=0)
 
