@@ -5,9 +5,10 @@ from typing import Annotated, Any
 
 import typer
 
-from bayesrm_fast.atomic import check_folder
+from bayesrm_fast.atomic import check_folder, one_writer, settle
 from bayesrm_fast.cli.arguments import AsJson, MaxBatchTokens, MaxLength, Pairs, dtype, number, precision, whole_number
 from bayesrm_fast.cli.models import load, posterior_summary
+from bayesrm_fast.cli.places import check_input
 from bayesrm_fast.cli.terminal import progress_bar, show_summary
 from bayesrm_fast.errors import InputError
 
@@ -52,6 +53,7 @@ def fit(
     from bayesrm_fast.text.records import candidate_sets, preference_pairs
 
     folder = output or model
+    settle(model)
     if output is None and not is_saved_adapter(model):
         raise InputError("--output is needed: posterior and virtual adapters go into a folder of their own")
     virtual: dict[str, Any] = {}
@@ -69,18 +71,22 @@ def fit(
         None if basis_dtype is None else dtype("basis-dtype", basis_dtype),
     )
     weights = None if output_weights is None else [number("output-weights", w) for w in output_weights.split(",")]
+    check_input(pairs)
     check_folder(folder)
     sets = candidate_sets(read_rows(pairs), str(pairs)) if unlabelled else []
     labelled = [] if unlabelled else preference_pairs(read_rows(pairs), str(pairs))
 
-    loaded = load(model, output_weights=weights, max_length=max_length, max_batch_tokens=max_batch_tokens, **virtual)
-    check_target(folder, has_lora=loaded.adapter is not None)
-    with progress_bar("fitting") as tell:
-        if unlabelled:
-            prompts = [one.prompt for one in sets for _ in one.responses]
-            responses = [response for one in sets for response in one.responses]
-            loaded.fit_unlabelled(prompts, responses, options, progress=tell)
-        else:
-            loaded.fit(labelled, options, progress=tell)
-    loaded.save_pretrained(folder)
+    with one_writer(folder, "run"):
+        loaded = load(
+            model, output_weights=weights, max_length=max_length, max_batch_tokens=max_batch_tokens, **virtual
+        )
+        check_target(folder, None if loaded.adapter is None else loaded.base_model)
+        with progress_bar("fitting") as tell:
+            if unlabelled:
+                prompts = [one.prompt for one in sets for _ in one.responses]
+                responses = [response for one in sets for response in one.responses]
+                loaded.fit_unlabelled(prompts, responses, options, progress=tell)
+            else:
+                loaded.fit(labelled, options, progress=tell)
+        loaded.save_pretrained(folder)
     show_summary({"output": str(folder), **posterior_summary(folder)}, as_json)

@@ -5,8 +5,9 @@ from typing import Annotated
 
 import typer
 
-from bayesrm_fast.atomic import check_folder
+from bayesrm_fast.atomic import check_folder, one_writer
 from bayesrm_fast.cli.arguments import AsJson, MaxLength, Pairs
+from bayesrm_fast.cli.places import check_input
 from bayesrm_fast.cli.terminal import progress_bar, quiet_transformers, show_summary
 
 
@@ -28,13 +29,14 @@ def train(
     from bayesrm_fast.text.files import read_rows
     from bayesrm_fast.text.records import preference_pairs
 
+    check_input(pairs)
     check_folder(output)
     rows = preference_pairs(read_rows(pairs), str(pairs))
     from bayesrm_fast.train.adapter import TrainOptions, train_adapter
 
     quiet_transformers()
     options = TrainOptions(lora_rank, lora_alpha, target, epochs, learning_rate, batch_size, max_length, seed)
-    with progress_bar("training") as tell:
+    with one_writer(output, "run"), progress_bar("training") as tell:
         log = train_adapter(base, rows, output, options, tell)
     last = log[-1] if log else {}
     show_summary(

@@ -11,10 +11,9 @@ import torch
 from peft import PeftModel
 from torch import Tensor
 
-from bayesrm_fast.atomic import check_folder
 from bayesrm_fast.errors import InputError
 from bayesrm_fast.model.passes import Progress
-from bayesrm_fast.saved.folders import save_folder
+from bayesrm_fast.saved.folders import check_target, save_folder
 from bayesrm_fast.text.batches import Collator
 from bayesrm_fast.text.encoder import TextEncoder, default_max_length
 from bayesrm_fast.text.examples import TokenizedRow
@@ -78,7 +77,7 @@ def train_adapter(
     from transformers import AutoModelForSequenceClassification, AutoTokenizer, set_seed
 
     folder = Path(folder)
-    check_folder(folder)
+    check_target(folder, str(base))
     checked = preference_pairs(pairs)
     set_seed(options.seed)
     try:

@@ -12,7 +12,7 @@ import pytest
 from tiny import tiny_pairs, words
 
 from bayesrm_fast import BayesianRewardModel, InputError
-from bayesrm_fast.cli.jobs import CHUNK
+from bayesrm_fast.cli.resumable import CHUNK
 from bayesrm_fast.cli.score import score
 from bayesrm_fast.text.files import read_rows, write_rows
 
@@ -21,8 +21,7 @@ COMMAND = Path(sys.executable).with_name("bayesrm")
 
 @pytest.fixture
 def small_chunks(monkeypatch):
-    for module in ("jobs", "resumable"):
-        monkeypatch.setattr(f"bayesrm_fast.cli.{module}.CHUNK", 4)
+    monkeypatch.setattr("bayesrm_fast.cli.resumable.CHUNK", 4)
 
 
 def rows_of(count, responses=2):
@@ -104,7 +103,7 @@ def test_a_failure_in_the_middle_leaves_what_was_scored_readable(model_folder, t
     with pytest.raises(InputError, match="NaN"):
         score(model_folder, tmp_path / "many.jsonl", tmp_path / "scores.jsonl")
     partial = [json.loads(line) for line in (tmp_path / "scores.jsonl.partial").read_text().splitlines()]
-    assert [row["prompt"] for row in partial[1:]] == [row["prompt"] for row in rows[:CHUNK]]
+    assert [row["result"]["prompt"] for row in partial[1:]] == [row["prompt"] for row in rows[:CHUNK]]
     score(model_folder, tmp_path / "many.jsonl", tmp_path / "scores.jsonl", resume=True)
     assert len(read_rows(tmp_path / "scores.jsonl")) == len(rows)
 
@@ -163,7 +162,9 @@ def test_another_posterior_of_the_same_prior_precision_is_not_continued(
     before = interrupted.read_bytes()
     other = refit(model_folder, tmp_path / "other", pairs=tiny_pairs(seed=50))
     arguments = (tmp_path / "rows.jsonl", tmp_path / "out.jsonl", "--resume")
-    assert "out.jsonl.partial is of another model, input or version" in refused("score", other, *arguments)
+    assert "out.jsonl.partial is of another run (the posterior differs): remove it" in refused(
+        "score", other, *arguments
+    )
     assert interrupted.read_bytes() == before
     same = refit(model_folder, tmp_path / "same", pairs=tiny_pairs())  # fitted again, to the same numbers
     assert summary("score", same, *arguments)["rows"] == 10
@@ -174,9 +175,10 @@ def test_another_posterior_of_the_same_prior_precision_is_not_continued(
 def test_another_input_or_another_budget_is_not_continued(model_folder, tmp_path, interrupted, refused, summary):
     write_rows(tmp_path / "rows.jsonl", [*rows_of(9), *rows_of(1)])
     arguments = (model_folder, tmp_path / "rows.jsonl", tmp_path / "out.jsonl")
-    assert "another model, input or version" in refused("score", *arguments, "--resume")
+    assert "(the input differs)" in refused("score", *arguments, "--resume")
     write_rows(tmp_path / "rows.jsonl", rows_of(10))
-    assert "another model, input or version" in refused("score", *arguments, "--resume", "--max-batch-tokens", "99")
+    line = refused("score", *arguments, "--resume", "--max-batch-tokens", "99")
+    assert "(the max_batch_tokens differs)" in line
     moved = shutil.copy(tmp_path / "rows.jsonl", tmp_path / "moved.jsonl")  # the same rows
     assert summary("score", model_folder, moved, tmp_path / "out.jsonl", "--resume")["rows"] == 10
 
