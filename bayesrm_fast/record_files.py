@@ -64,7 +64,7 @@ class RecordFiles:
             record = json.loads(path.read_text(encoding="utf-8"))
         except OSError as error:
             raise InputError(f"{path} cannot be read: {error.strerror}") from error
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:  # nested more deeply than it can be read
             raise InputError(f"{path} is not valid JSON: {error}") from error
         if not isinstance(record, dict) or record.get("format") != self.format or "tensors_sha256" not in record:
             raise InputError(f"{path} does not hold {self.what} of format {self.format}")

@@ -1,5 +1,7 @@
 """Models and adapters loaded from disk or from the hub."""
 
+import contextlib
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +10,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from bayesrm_fast.errors import InputError
+from bayesrm_fast.saved.damage import ADAPTER_FILES, MODEL_FILES, TOKENIZER_FILES, cannot_load
 from bayesrm_fast.saved.folders import (
     ADAPTER_CONFIG,
     ADAPTER_TENSORS,
@@ -49,7 +52,9 @@ def load_adapter(folder: Path, **model_options: Any) -> tuple[PeftModel, PreTrai
             neither adapter nor base model holds.
     """
     config = _adapter_config(folder)
-    base = str(config.base_model_name_or_path)
+    base = config.base_model_name_or_path
+    if not isinstance(base, str):
+        raise InputError(f"{folder / ADAPTER_CONFIG} names no base model")
     if config.revision is not None:
         model_options.setdefault("revision", config.revision)
     head_shapes = _head_shapes(folder / ADAPTER_TENSORS)
@@ -58,7 +63,8 @@ def load_adapter(folder: Path, **model_options: Any) -> tuple[PeftModel, PreTrai
     heads = [name for name in absent if name.split(".")[0] in ("score", "classifier")]
     if heads and not head_shapes:
         raise InputError(f"neither {base} nor the adapter in {folder} holds the score head {heads[0]}")
-    return PeftModel.from_pretrained(model, str(folder)).eval(), tokenizer
+    with _named(f"the adapter in {folder}", folder, ADAPTER_FILES):
+        return PeftModel.from_pretrained(model, str(folder)).eval(), tokenizer
 
 
 def add_adapter(model: PeftModel, folder: Path, name: str) -> None:
@@ -75,7 +81,8 @@ def add_adapter(model: PeftModel, folder: Path, name: str) -> None:
     if base != own:
         raise InputError(f"the adapter in {folder} is of the base model {base}, not of {own}")
     _head_shapes(folder / ADAPTER_TENSORS)
-    model.load_adapter(str(folder), adapter_name=name)
+    with _named(f"the adapter in {folder}", folder, ADAPTER_FILES):
+        model.load_adapter(str(folder), adapter_name=name)
     model.set_adapter(name, inference_mode=True)
 
 
@@ -85,27 +92,35 @@ def _loaded(
     """A model, its tokenizer, and the names of those weights that were not there and are random."""
     trusted = options.setdefault("trust_remote_code", False)  # None would ask on the terminal
     found = {**hub_options(options), "trust_remote_code": trusted}
-    has_tokenizer = tokenizer_folder is not None and (tokenizer_folder / TOKENIZER_CONFIG).is_file()
-    try:
+    with _named(what, name, MODEL_FILES):
         model, loading = AutoModelForSequenceClassification.from_pretrained(
             name, output_loading_info=True, **options, **({} if labels is None else {"num_labels": labels})
         )
-        if has_tokenizer:
-            tokenizer = AutoTokenizer.from_pretrained(str(tokenizer_folder), trust_remote_code=trusted)
-        else:
-            tokenizer = AutoTokenizer.from_pretrained(name, **found)
-    except (OSError, ValueError) as error:
+    place, options_there = name, found
+    if tokenizer_folder is not None and (tokenizer_folder / TOKENIZER_CONFIG).is_file():
+        place, options_there = str(tokenizer_folder), {"trust_remote_code": trusted}
+    with _named(f"the tokenizer of {what}" if place == name else f"the tokenizer in {place}", place, TOKENIZER_FILES):
+        tokenizer = AutoTokenizer.from_pretrained(place, **options_there)
+        tokenizer("a")  # a tokenizer without a token for what it does not know says so now
+    return model, tokenizer, sorted(loading["missing_keys"])
+
+
+@contextlib.contextmanager
+def _named(what: str, folder: Path | str, patterns: Iterable[str]) -> Iterator[None]:
+    """Turn whatever a library raises while it loads into an InputError that names the file."""
+    try:
+        yield
+    except Exception as error:
         if "trust_remote_code" in str(error):
             raise InputError(f"{what} brings code of its own: pass trust_remote_code=True to run it") from error
-        raise InputError(f"{what} cannot be loaded: {str(error).splitlines()[0]}") from error
-    return model, tokenizer, sorted(loading["missing_keys"])
+        raise cannot_load(what, folder, patterns, error) from error
 
 
 def _adapter_config(folder: Path) -> PeftConfig:
     try:
         config: PeftConfig = PeftConfig.from_pretrained(str(folder))
         return config
-    except (ValueError, TypeError, KeyError) as error:
+    except Exception as error:
         raise InputError(f"{folder / ADAPTER_CONFIG} cannot be read: {error}") from error
 
 

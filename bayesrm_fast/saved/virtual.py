@@ -43,9 +43,27 @@ def read_virtual_record(folder: Path) -> dict[str, Any] | None:
     """The readable half of saved virtual adapters; None where the folder has none.
 
     Raises:
-        InputError: the file cannot be read, is no JSON object, or is of another format.
+        InputError: the file cannot be read, is no JSON object, is of another format, or lacks a part.
     """
-    return FILES.read_record(folder) if FILES.are_in(folder) else None
+    if not FILES.are_in(folder):
+        return None
+    record = FILES.read_record(folder)
+    rank, targets, layers = (record.get(name) for name in ("virtual_rank", "virtual_targets", "layers"))
+    expected = {
+        "model": _is_name(record.get("model")),
+        "model_sha256": _is_name(record.get("model_sha256")),
+        "virtual_rank": type(rank) is int and rank > 0,
+        "virtual_targets": _is_name(targets) or (isinstance(targets, list) and all(map(_is_name, targets))),
+        "layers": isinstance(layers, dict) and bool(layers) and all(map(_is_name, layers.values())),
+    }
+    for name, is_right in expected.items():
+        if not is_right:
+            raise InputError(f"{folder / FILES.record}: {name} is missing or not what was saved")
+    return record
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and value != ""
 
 
 def load_virtual(folder: Path, record: dict[str, Any], model: nn.Module) -> VirtualAdapter:
@@ -56,24 +74,23 @@ def load_virtual(folder: Path, record: dict[str, Any], model: nn.Module) -> Virt
     """
     saved = FILES.read_tensors(folder, record)
     found = model_hash(model)
-    try:
-        if found != record["model_sha256"]:
-            raise InputError(
-                f"the virtual adapters in {folder} were made for other weights of {record['model']}, "
-                "or for weights held in other numbers (quantised or float16)"
-            )
-        device = next(model.parameters()).device
-        tensors = {name: a.to(device) for name, a in saved.items()}
-        taps = []
-        layers = linear_modules(model)
-        for name, owner in record["layers"].items():
-            if name not in layers:
-                raise InputError(f"{folder}: {record['model']} has no linear layer {name}")
-            module, d_in, d_out = layers[name]
-            if tensors[owner].shape != (record["virtual_rank"], d_in):
-                shape = list(tensors[owner].shape)
-                raise InputError(f"{folder / FILES.tensors}: A of {owner} is {shape}, not of {name}'s input")
-            taps.append(VirtualTap(name, module, tensors[owner], d_out))
-        return VirtualAdapter(VirtualOptions(record["virtual_rank"], record["virtual_targets"]), taps, found)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{folder} holds no readable virtual adapters: {error}") from error
+    if found != record["model_sha256"]:
+        raise InputError(
+            f"the virtual adapters in {folder} were made for other weights of {record['model']}, "
+            "or for weights held in other numbers (quantised or float16)"
+        )
+    device = next(model.parameters()).device
+    tensors = {name: a.to(device) for name, a in saved.items()}
+    taps = []
+    layers = linear_modules(model)
+    for name, owner in record["layers"].items():
+        if name not in layers:
+            raise InputError(f"{folder / FILES.record}: {record['model']} has no linear layer {name}")
+        if owner not in tensors:
+            raise InputError(f"{folder / FILES.record}: {FILES.tensors} has no A of {owner}")
+        module, d_in, d_out = layers[name]
+        if tensors[owner].shape != (record["virtual_rank"], d_in):
+            shape = list(tensors[owner].shape)
+            raise InputError(f"{folder / FILES.tensors}: A of {owner} is {shape}, not of {name}'s input")
+        taps.append(VirtualTap(name, module, tensors[owner], d_out))
+    return VirtualAdapter(VirtualOptions(record["virtual_rank"], record["virtual_targets"]), taps, found)

@@ -1,8 +1,7 @@
 """`bayesrm best-of-n`."""
 
-import resource
-
 import pytest
+from full_disk import full_disk
 from tiny import words
 
 from bayesrm_fast import BayesianRewardModel
@@ -50,14 +49,10 @@ def test_variances_are_counted_and_a_run_is_resumed(model_folder, tmp_path, summ
     assert (told["prompts"], told["candidates"]) == (70, 840)
     assert 70 <= told["variances_computed"] < 840
     again = tmp_path / "again.jsonl"
-    full = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, full[1]))  # a disk that is full before the last rows
-    try:
+    with full_disk(10_000):  # before the last rows
         assert "cannot be written: File too large" in refused(
             "best-of-n", *arguments, again, "--k", "0.1", "--absolute"
         )
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, full)
     assert summary("best-of-n", *arguments, again, "--k", "0.1", "--absolute", "--resume") == told | {
         "output": str(again)
     }

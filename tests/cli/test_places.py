@@ -1,11 +1,13 @@
 """What a command reads and writes, before the work."""
 
 import os
+import shutil
 
 import pytest
 from tiny import tiny_pairs
 
 from bayesrm_fast import InputError
+from bayesrm_fast.atomic import one_writer
 from bayesrm_fast.cli.places import check_apart, check_input, check_output, files_in, partial_of
 from bayesrm_fast.text.files import write_rows
 
@@ -122,3 +124,21 @@ def test_an_input_that_is_no_file(tmp_path, name, message):
     (tmp_path / "folder.jsonl").mkdir()
     with pytest.raises(InputError, match=message):
         check_input(tmp_path / name)
+
+
+@pytest.mark.parametrize("command", ["fit", "fit to a new folder", "calibrate", "train"])
+def test_two_runs_do_not_write_one_folder(tmp_path, model_folder, pairs_file, command, refused, no_model):
+    """The second is told before it has loaded anything."""
+    folder = tmp_path / "new" if command.endswith("new folder") else shutil.copytree(model_folder, tmp_path / "rm")
+    arguments = {"calibrate": (folder, pairs_file), "train": (pairs_file, folder, "--base", "org/base")}
+    command = command.split()[0]
+    with one_writer(folder, "run"):
+        line = refused(command, *arguments.get(command, (model_folder, pairs_file, "--output", folder)))
+    assert line == f"bayesrm: {folder} is being written by another run"
+
+
+def test_a_plot_is_neither_the_input_nor_a_file_of_the_model(tmp_path, model_folder, pairs_file, refused, no_model):
+    (tmp_path / "input.png").symlink_to(pairs_file)
+    (tmp_path / "model.png").symlink_to(model_folder / "posterior.json")
+    for name, what in (("input.png", "the input"), ("model.png", "a file of the model")):
+        assert f"{name} is {what}" in refused("calibrate", model_folder, pairs_file, "--plot", tmp_path / name)

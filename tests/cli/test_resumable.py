@@ -3,12 +3,12 @@
 import contextlib
 import os
 import random
-import resource
 import signal
 import time
 from dataclasses import dataclass, field
 
 import pytest
+from full_disk import full_disk
 
 from bayesrm_fast import InputError
 from bayesrm_fast.cli.resumable import ResumableOutput
@@ -267,16 +267,11 @@ def test_what_cannot_be_written_is_told_and_what_was_there_is_kept(tmp_path, mon
 @pytest.mark.parametrize("name", ["out.jsonl", "out.jsonl.gz", "out.parquet"])
 def test_a_run_goes_on_wherever_the_disk_was_full(tmp_path, name):
     path = tmp_path / name
-    unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
     whole = begin(path, chunks=4).stat().st_size
     for limit in [*range(0, whole, 97), whole]:
         begin(path, chunks=0).unlink()
-        try:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, unlimited[1]))
-            with contextlib.suppress(InputError):
-                complete(path)
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+        with full_disk(limit), contextlib.suppress(InputError):
+            complete(path)
         assert complete(path)[1] == RESULTS
         path.unlink()
 

@@ -184,6 +184,33 @@ def test_another_input_or_another_budget_is_not_continued(model_folder, tmp_path
 
 
 @pytest.mark.parametrize("command", ["score", "best-of-n"])
+@pytest.mark.parametrize("change", ["grows", "shrinks", "other rows"])
+def test_an_input_that_changes_meanwhile_becomes_no_output(
+    model_folder, tmp_path, monkeypatch, refused, summary, command, change
+):
+    path, out = tmp_path / "rows.jsonl", tmp_path / "out.jsonl"
+    write_rows(path, rows_of(6))
+    load = BayesianRewardModel.from_pretrained
+
+    def meanwhile(*args, **options):
+        write_rows(path, {"grows": rows_of(7), "shrinks": rows_of(5), "other rows": rows_of(7)[1:]}[change])
+        return load(*args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(BayesianRewardModel, "from_pretrained", meanwhile)
+        line = refused(command, model_folder, path, out)
+    assert "rows.jsonl has changed while it was read: nothing is written, run again" in line
+    assert not out.exists()
+    assert f"{out}.partial is of another run (the input differs)" in refused(
+        command, model_folder, path, out, "--resume"
+    )
+    write_rows(path, rows_of(6))  # as it was: what was scored of other rows is not taken
+    summary(command, model_folder, path, out, "--resume")
+    summary(command, model_folder, path, tmp_path / "unbroken.jsonl")
+    assert out.read_bytes() == (tmp_path / "unbroken.jsonl").read_bytes()
+
+
+@pytest.mark.parametrize("command", ["score", "best-of-n"])
 def test_an_output_that_cannot_be_written_is_told_before_the_work(
     candidates_file, tmp_path, command, refused, no_model
 ):

@@ -100,13 +100,41 @@ def test_other_weights_are_refused(base_folder, copied, tmp_path):
         (lambda f: (f / "virtual_adapter.json").write_text("{"), "not valid JSON"),
         (lambda f: edit(f, format=99), "of format 1"),
         (lambda f: edit(f, model="no/such-model"), "cannot be loaded"),
-        (lambda f: edit(f, layers={"model.nothing": "model.nothing"}), "no linear layer model.nothing|no readable"),
+        (
+            lambda f: edit(f, layers={"model.nothing": "model.nothing"}),
+            r"virtual_adapter\.json: .* no linear layer model.nothing",
+        ),
         (lambda f: edit(f, virtual_rank=7), "is \\[2, "),
     ],
 )
 def test_damaged_folders_are_named(copied, damage, message):
     damage(copied)
     with pytest.raises(InputError, match=message):
+        load(copied)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("model", None),
+        ("model", 3),
+        ("model_sha256", None),
+        ("virtual_rank", None),
+        ("virtual_rank", True),
+        ("virtual_rank", 0),
+        ("virtual_rank", "2"),
+        ("virtual_targets", None),
+        ("virtual_targets", [3]),
+        ("layers", None),
+        ("layers", []),
+        ("layers", {}),
+        ("layers", {"model.layers.0.mlp.up_proj": 3}),
+        ("layers", {"model.layers.0.mlp.up_proj": "nothing"}),
+    ],
+)
+def test_a_part_of_the_record_that_is_not_what_was_saved_is_named(copied, name, value):
+    edit(copied, **{name: value})
+    with pytest.raises(InputError, match=rf"{copied}/virtual_adapter\.json: ({name} is missing|.* no A of nothing)"):
         load(copied)
 
 
