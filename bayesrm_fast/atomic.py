@@ -211,6 +211,19 @@ def check_place(path: Path, parent: Path) -> None:
         raise cannot_write(path, error) from error
 
 
+def check_regular(path: Path, advice: str = "") -> None:
+    """Raise InputError where there is something that is no regular file: opening a pipe waits for whoever writes to it.
+
+    Args:
+        path: what is read; nothing need be there.
+        advice: for whoever gave a pipe.
+    """
+    if path.is_dir():
+        raise InputError(f"{path} is a folder, not a file")
+    if path.exists() and not path.is_file():
+        raise InputError(f"{path} is no regular file{advice and ': '}{advice}")
+
+
 def cannot_write(path: Path, error: OSError) -> InputError:
     """What a caller is told of an error of the file system."""
     return InputError(f"{path} cannot be written: {error.strerror or error}")

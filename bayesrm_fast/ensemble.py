@@ -17,7 +17,8 @@ from bayesrm_fast.score.relative import positions_of_equals
 from bayesrm_fast.score.variances import RewardScores
 from bayesrm_fast.select.choice import BestOfN, chosen
 from bayesrm_fast.select.rules import KnownCandidates, Need, Rule, rule_of
-from bayesrm_fast.text.records import Candidates, Text
+from bayesrm_fast.text.records import Candidates
+from bayesrm_fast.text.texts import Text
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,13 @@ from torch import Tensor
 from bayesrm_fast.errors import InputError
 from bayesrm_fast.model.passes import Passes, Progress
 from bayesrm_fast.model.reward_model import RewardModel
+from bayesrm_fast.model.state import ModelState
 from bayesrm_fast.posterior.base import PenaltyChoice, Posterior
 from bayesrm_fast.score.joint import JointRewards, Outside, joint_rewards
 from bayesrm_fast.score.means import rewards_of
 from bayesrm_fast.score.relative import Comparison, positions_of_equals, score_differences, within_prompts
 from bayesrm_fast.score.variances import PairScores, RewardScores, score_examples
+from bayesrm_fast.select.advice import Advice, advise
 from bayesrm_fast.select.choice import BestOfN, check_needs, choose_each
 from bayesrm_fast.select.rules import Rule, rule_of
 from bayesrm_fast.select.tuning import JudgedPrompt, tuned_by_gold, tuned_by_pairs
@@ -24,12 +26,12 @@ from bayesrm_fast.text.prefetching import prefetched
 from bayesrm_fast.text.records import (
     Candidates,
     PreferencePair,
-    Text,
+    as_rows,
     candidate_sets,
-    check_text,
     preference_pairs,
-    prompt_and_response,
+    single_responses,
 )
+from bayesrm_fast.text.texts import Text, as_list, checked_text, is_list
 
 outside_inference_mode = torch.inference_mode(mode=False)
 """A caller's inference mode would forbid the backward pass that a variance needs."""
@@ -41,8 +43,23 @@ STREAM_WINDOW = 256
 class FittedRewardModel(RewardModel):
     """A reward model with its posterior; see `RewardModel` for what it is made of."""
 
-    posterior: Posterior | None = None
-    """The fitted posterior, None before `fit`. Its `prior_precision` may be set."""
+    _posterior: Posterior | None = None
+    _state: ModelState | None = None
+
+    @property
+    def posterior(self) -> Posterior | None:
+        """The fitted posterior, None before `fit`. Its `prior_precision` may be set.
+
+        One that is set is that of the model as it then is: a model that is changed later is refused at the next call.
+        """
+        return self._posterior
+
+    @posterior.setter
+    def posterior(self, value: Posterior | None) -> None:
+        self._posterior = value
+        self._state = None
+        if value is not None:
+            self._state = ModelState(self.model, self.tokenizer, self.lora, self.output_weights)
 
     def rewards(self, prompts: Sequence[Text], responses: Sequence[Text]) -> Tensor:
         """MAP rewards `[N]` by forward passes alone; needs no posterior.
@@ -57,7 +74,8 @@ class FittedRewardModel(RewardModel):
         """`rewards` of tokenized rows; rows of equal prompts may share their beginning."""
         numbers: dict[str, int] = {}
         owners = [numbers.setdefault(str(prompt), len(numbers)) for prompt in prompts]
-        return rewards_of(self.passes_over(self.taps(self.virtual)), rows, owners)
+        passes = self.passes_over(self.taps(self.virtual)) if self.posterior is None else self.passes()
+        return rewards_of(passes, rows, owners)
 
     def score(
         self,
@@ -87,7 +105,7 @@ class FittedRewardModel(RewardModel):
             comparisons = within_prompts(positions_of_equals(keys))
             return self.score_differences(rows, comparisons, progress=progress)
         where = [f"reference {i + 1}" for i in range(len(rows))]
-        _check_references(relative_to, where)
+        relative_to = _checked_references(relative_to, where)
         references = self.tokenize(prompts, relative_to, where)
         keys = [f"{key}\0{reference}" for key, reference in zip(keys, relative_to, strict=True)]
         comparisons = [Comparison(own, [len(rows) + own[0]]) for own in positions_of_equals(keys)]
@@ -222,6 +240,23 @@ class FittedRewardModel(RewardModel):
         options = {"relative": relative, "exhaustive": exhaustive}
         return choose_each(self.passes(), sets, rows, self.fitted, asked, **options, progress=progress)
 
+    def advice(self, prompt: Text, responses: Sequence[Text]) -> Advice:
+        """What the relative std can do for a choice among these candidates, and where it misleads; `str` says it.
+
+        How large the std is beside the spread of the means, who wins at which k, whether the texts fall into groups of
+        several sources, and what `tune_penalty` has found.
+
+        Args:
+            prompt: one prompt.
+            responses: its candidates.
+
+        Raises:
+            InputError: no candidates, or text that cannot be read.
+        """
+        best = self.best_of_n(prompt, responses, "std", 0.0)
+        tokens = self.encoder.encode_responses(responses)
+        return advise(best.mean, best.variance.sqrt(), tokens, self.fitted.penalty)
+
     def penalty_weight(self, k: float | str, relative: bool = True, rule: str | Rule = "std") -> float:
         """k as a number.
 
@@ -258,7 +293,7 @@ class FittedRewardModel(RewardModel):
         Raises:
             InputError: rows that cannot be read, or that hold nothing to tune by.
         """
-        rows = list(judged)
+        rows = list(as_rows(judged, "judged"))
         is_paired = bool(rows) and all(_has(row, "chosen") and not _has(row, "responses") for row in rows)
         if is_paired:
             chosen = self._tuned_by_pairs(preference_pairs(rows, "judged"), progress)
@@ -284,14 +319,15 @@ class FittedRewardModel(RewardModel):
     def _tuned_by_pairs(self, pairs: Sequence[PreferencePair], progress: Progress | None) -> PenaltyChoice:
         by_prompt: dict[str, list[PreferencePair]] = {}
         for pair in pairs:
-            by_prompt.setdefault(str(pair.prompt), []).append(pair)
+            if pair.prompt is not None:
+                by_prompt.setdefault(str(pair.prompt), []).append(pair)
         means, stds = [], []
         pools = [_pool(own) for own in by_prompt.values()]
         # The two of a single pair are equally far from their mean, which says nothing of k.
         several = [(own, pool) for own, pool in zip(by_prompt.values(), pools, strict=True) if len(pool) > 2]
         if not several:
             raise InputError("there is nothing to tune by: pairs need prompts with three or more different responses")
-        sets = [Candidates(own[0].prompt, list(pool.values())) for own, pool in several]
+        sets = [Candidates(own[0].prompt or "", list(pool.values()), tools=own[0].tools) for own, pool in several]
         for (own, pool), best in zip(several, self.best_of_each(sets, "std", 0.0, progress=progress), strict=True):
             place = {key: i for i, key in enumerate(pool)}
             std = best.variance.sqrt()
@@ -325,9 +361,13 @@ class FittedRewardModel(RewardModel):
         def tokenized() -> Iterator[list[TokenizedRow]]:
             numbered = enumerate(rows, start=1)
             while chunk := list(itertools.islice(numbered, window)):
-                where = [f"row {number}" for number, _ in chunk]
-                texts = [prompt_and_response(row, name) for name, (_, row) in zip(where, chunk, strict=True)]
-                yield self.tokenize([prompt for prompt, _ in texts], [response for _, response in texts], where)
+                sets = single_responses(chunk)
+                yield self.encoder.encode(
+                    [one.prompt for one in sets],
+                    [one.responses[0] for one in sets],
+                    [one.where for one in sets],
+                    [one.tools for one in sets],
+                )
 
         for waiting in prefetched(tokenized()):
             scores = self.score_tokenized(waiting)
@@ -340,9 +380,20 @@ class FittedRewardModel(RewardModel):
             raise InputError("there is no posterior: call fit, or load a folder that holds one")
         return self.posterior
 
+    def check_unchanged(self) -> None:
+        """Raise InputError where the model has changed since its posterior was fitted, and say in what."""
+        if self._state is not None:
+            self._state.check()
+
     def passes(self) -> Passes:
-        """The tapped model that feeds the fitted posterior: for consumers of one's own."""
-        return self.passes_over(self.taps(self.virtual, self.fitted.record.include_head))
+        """The tapped model that feeds the fitted posterior: for consumers of one's own.
+
+        Raises:
+            InputError: no posterior, or a model that has changed since it was fitted; the message says in what.
+        """
+        fitted = self.fitted
+        self.check_unchanged()
+        return self.passes_over(self.taps(self.virtual, fitted.record.include_head))
 
 
 def _has(row: Any, name: str) -> bool:
@@ -354,14 +405,14 @@ def _pool(pairs: Sequence[PreferencePair]) -> dict[str, Text]:
     return {str(text): text for pair in pairs for text in (pair.chosen, pair.rejected)}
 
 
-def _check_references(references: Any, where: Sequence[str]) -> None:
-    if isinstance(references, str) or not isinstance(references, Sequence):
+def _checked_references(references: Any, where: Sequence[str]) -> list[Text]:
+    references = as_list(references)
+    if not is_list(references):
         what = repr(references) if isinstance(references, str) else f"a {type(references).__name__}"
         raise InputError(f"relative_to must be 'prompt', a reference for each row or None, not {what}")
     if len(references) != len(where):
         raise InputError(f"there are {len(where)} prompts but {len(references)} references")
-    for name, reference in zip(where, references, strict=True):
-        check_text(reference, name)
+    return [checked_text(reference, name) for name, reference in zip(where, references, strict=True)]
 
 
 def _refuse_nothing(examples: Sequence[TokenizedRow] | Sequence[TokenizedPair]) -> None:

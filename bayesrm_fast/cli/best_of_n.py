@@ -8,11 +8,13 @@ import typer
 from bayesrm_fast.cli.arguments import AsJson, MaxBatchTokens, Model, Output, Relative, Resume, number
 from bayesrm_fast.cli.jobs import check_unchanged, file_sha256, job_of
 from bayesrm_fast.cli.models import load_fitted
-from bayesrm_fast.cli.places import check_input, check_output
+from bayesrm_fast.cli.places import check_output
 from bayesrm_fast.cli.resumable import ResumableOutput
 from bayesrm_fast.cli.terminal import progress_bar, show_summary
+from bayesrm_fast.errors import InputError
 
 if TYPE_CHECKING:
+    from bayesrm_fast.reward_model import BayesianRewardModel
     from bayesrm_fast.select.choice import BestOfN
     from bayesrm_fast.text.records import Candidates
 
@@ -24,6 +26,7 @@ def best_of_n(
     rule: Annotated[str, typer.Option(help="mean, std or variance.")] = "std",
     k: Annotated[str, typer.Option("--k", help="Weight of the rule's penalty: a number, or tuned.")] = "1",
     relative: Relative = True,
+    explain: Annotated[bool, typer.Option("--explain", help="Add to every row what the penalty does there.")] = False,
     resume: Resume = False,
     max_batch_tokens: MaxBatchTokens = None,
     as_json: AsJson = False,
@@ -35,31 +38,39 @@ def best_of_n(
     from bayesrm_fast.text.prefetching import prefetched
     from bayesrm_fast.text.records import iter_candidate_sets
 
+    if explain and not (relative and rule == "std"):
+        raise InputError("--explain is about the relative std: it goes with --rule std and --relative")
     weight = k if k == "tuned" else number("k", k)
     asked = rule_of(rule, 1.0 if isinstance(weight, str) else weight)
     check_needs(asked, [])
-    check_input(input_file)
     check_output(output, input_file, model)
     sha256 = file_sha256(input_file)
     total = sum(1 for _ in iter_candidate_sets(iter_rows(input_file), str(input_file)))
     loaded = load_fitted(model, max_batch_tokens)
     used = loaded.penalty_weight(weight, relative, rule)
-    options = {"max_batch_tokens": max_batch_tokens, "rule": rule, "k": used, "relative": relative}
+    options = {"max_batch_tokens": max_batch_tokens, "rule": rule, "k": used, "relative": relative, "explain": explain}
     job = job_of(loaded, sha256, {"command": "best-of-n", **options})
     tally = dict.fromkeys(("candidates", "variances_computed", "choices_changed_by_the_penalty"), 0)
+    warned = 0
     sets = iter_candidate_sets(iter_rows(input_file), str(input_file))
     with ResumableOutput(output, job, sets, resume) as results, progress_bar("choosing") as tell:
         for chunk in prefetched(results.chunks()):
             best = loaded.best_of_each(chunk, rule, used, relative=relative)
-            results.add(chunk, (_chosen_row(one, found) for one, found in zip(chunk, best, strict=True)))
+            rows = [_chosen_row(one, found) for one, found in zip(chunk, best, strict=True)]
+            if explain:
+                for row, one, found in zip(rows, chunk, best, strict=True):
+                    row["advice"] = _advice(loaded, one, found)
+            results.add(chunk, rows)
             tell(results.count, total)
         check_unchanged(input_file, sha256)
         for row in results.rows():
             tally["candidates"] += row["candidates"]
             tally["variances_computed"] += row["variances_computed"]
             tally["choices_changed_by_the_penalty"] += row["index"] != row["index_by_mean"]
+            warned += explain and bool(row["advice"]["warnings"])
         results.finish(total)
-    show_summary({"output": str(output), "prompts": results.count, **tally}, as_json)
+    told = {"prompts_with_warnings": warned, "k_by_tuning": _tuned(loaded)} if explain else {}
+    show_summary({"output": str(output), "prompts": results.count, **tally, **told}, as_json)
 
 
 def _chosen_row(one: "Candidates", best: "BestOfN") -> dict[str, Any]:
@@ -78,3 +89,15 @@ def _chosen_row(one: "Candidates", best: "BestOfN") -> dict[str, Any]:
         "candidates": len(one.responses),
         "variances_computed": best.variances_computed,
     }
+
+
+def _advice(loaded: "BayesianRewardModel", one: "Candidates", best: "BestOfN") -> dict[str, Any]:
+    from bayesrm_fast.select.advice import advise
+
+    tokens = loaded.encoder.encode_responses(one.responses)
+    return advise(best.mean, best.variance.sqrt(), tokens).columns()
+
+
+def _tuned(loaded: "BayesianRewardModel") -> float | str:
+    penalty = loaded.fitted.penalty
+    return "not tuned" if penalty is None else penalty.k

@@ -8,7 +8,7 @@ import typer
 from bayesrm_fast.atomic import check_folder, one_writer
 from bayesrm_fast.cli.arguments import AsJson, MaxBatchTokens, Model, Pairs, precision
 from bayesrm_fast.cli.models import load_fitted
-from bayesrm_fast.cli.places import check_apart, check_input, files_in
+from bayesrm_fast.cli.places import check_apart, files_in
 from bayesrm_fast.cli.terminal import progress_bar, show_summary
 
 
@@ -29,7 +29,6 @@ def calibrate(
 
     chosen = precision(prior_precision)
     folder = local_folder(model)
-    check_input(pairs)
     check_folder(folder)
     if plot is not None:
         check_plot(plot)

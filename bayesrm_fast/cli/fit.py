@@ -8,7 +8,6 @@ import typer
 from bayesrm_fast.atomic import check_folder, one_writer, settle
 from bayesrm_fast.cli.arguments import AsJson, MaxBatchTokens, MaxLength, Pairs, dtype, number, precision, whole_number
 from bayesrm_fast.cli.models import load, posterior_summary
-from bayesrm_fast.cli.places import check_input
 from bayesrm_fast.cli.terminal import progress_bar, show_summary
 from bayesrm_fast.errors import InputError
 
@@ -71,9 +70,10 @@ def fit(
         None if basis_dtype is None else dtype("basis-dtype", basis_dtype),
     )
     weights = None if output_weights is None else [number("output-weights", w) for w in output_weights.split(",")]
-    check_input(pairs)
     check_folder(folder)
     sets = candidate_sets(read_rows(pairs), str(pairs)) if unlabelled else []
+    if any(one.tools for one in sets):
+        raise InputError(f"{pairs} has tools, which go with labelled pairs: leave out --unlabelled")
     labelled = [] if unlabelled else preference_pairs(read_rows(pairs), str(pairs))
 
     with one_writer(folder, "run"):

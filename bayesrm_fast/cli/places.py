@@ -4,18 +4,8 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from bayesrm_fast.atomic import check_place, unfinished
+from bayesrm_fast.atomic import check_place, check_regular, unfinished
 from bayesrm_fast.errors import InputError
-
-
-def check_input(path: Path) -> None:
-    """Raise InputError unless an input is a regular file: a pipe would keep whoever opens it twice waiting forever."""
-    if not path.exists():
-        raise InputError(f"{path} does not exist")
-    if path.is_dir():
-        raise InputError(f"{path} is a folder, not a file of rows")
-    if not path.is_file():
-        raise InputError(f"{path} is no regular file: rows are read more than once, so write them to a file first")
 
 
 def partial_of(output: Path) -> Path:
@@ -33,15 +23,12 @@ def check_output(output: Path, input_file: Path, model: Path) -> None:
 
     kind_of(output)
     folder = output.absolute().parent
-    if output.is_dir():
-        raise InputError(f"{output} is a folder")
     if not folder.is_dir():
         raise InputError(f"{output} cannot be written: the folder {folder} does not exist")
     if model.is_dir() and any(parent.samefile(model) for parent in (folder.resolve(), *folder.resolve().parents)):
         raise InputError(f"{output} is in the model's folder: give a place outside it")
     for path in (output, partial_of(output), unfinished(output)):
-        if path.exists() and not path.is_file() and not path.is_dir():
-            raise InputError(f"{path} is no regular file")
+        check_regular(path)
         check_apart(path, [input_file], "the input")
         check_apart(path, files_in(model), "a file of the model")
     check_place(output, folder)

@@ -98,8 +98,10 @@ class ResumableOutput(Generic[T]):
         except (ValueError, TypeError, KeyError, RecursionError):
             return
         if other:
-            told = " and ".join(f"the {name} differs" for name in other)
-            raise InputError(f"{self.partial} is of another run ({told}): remove it or run without --resume")
+            raise InputError(
+                f"{self.partial} is of another run (what differs: {', '.join(other)}): "
+                "remove it or run without --resume"
+            )
 
     def _next_chunk(self) -> list[T]:
         return list(itertools.islice(self._records, CHUNK))

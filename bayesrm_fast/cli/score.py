@@ -10,7 +10,7 @@ import typer
 from bayesrm_fast.cli.arguments import AsJson, MaxBatchTokens, Model, Output, Relative, Resume
 from bayesrm_fast.cli.jobs import check_unchanged, file_sha256, job_of
 from bayesrm_fast.cli.models import load_fitted
-from bayesrm_fast.cli.places import check_input, check_output
+from bayesrm_fast.cli.places import check_output
 from bayesrm_fast.cli.resumable import ResumableOutput
 from bayesrm_fast.cli.terminal import progress_bar, show_summary
 from bayesrm_fast.errors import InputError
@@ -34,7 +34,6 @@ def score(
     from bayesrm_fast.text.files import iter_rows
     from bayesrm_fast.text.records import iter_candidate_sets, iter_preference_pairs
 
-    check_input(input_file)
     check_output(output, input_file, model)
     first = next(iter_rows(input_file))
     sha256 = file_sha256(input_file)

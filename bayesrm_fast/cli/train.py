@@ -7,7 +7,6 @@ import typer
 
 from bayesrm_fast.atomic import check_folder, one_writer
 from bayesrm_fast.cli.arguments import AsJson, MaxLength, Pairs
-from bayesrm_fast.cli.places import check_input
 from bayesrm_fast.cli.terminal import progress_bar, quiet_transformers, show_summary
 
 
@@ -29,7 +28,6 @@ def train(
     from bayesrm_fast.text.files import read_rows
     from bayesrm_fast.text.records import preference_pairs
 
-    check_input(pairs)
     check_folder(output)
     rows = preference_pairs(read_rows(pairs), str(pairs))
     from bayesrm_fast.train.adapter import TrainOptions, train_adapter

@@ -68,8 +68,7 @@ def scored_token_alone(model: nn.Module, batch: TokenBatch, token: ScoredToken) 
         block = feed_forward(layer)
         if block is not None:
             owner, name = block
-            setattr(owner, name, _at_scored_tokens(getattr(owner, name), rows, at))
-            stack.callback(delattr, owner, name)
+            stack.enter_context(_replaced(owner, name, _at_scored_tokens(getattr(owner, name), rows, at)))
         queried = attentions(layer)
         if queried:
             name = f"{PREFIX}{next(_numbers)}"
@@ -81,6 +80,18 @@ def scored_token_alone(model: nn.Module, batch: TokenBatch, token: ScoredToken) 
             config._attn_implementation_internal = name  # the setter would change sub-configs that are not copied
             module.config = config
         yield
+
+
+@contextlib.contextmanager
+def _replaced(owner: nn.Module, name: str, method: Callable[..., Any]) -> Iterator[None]:
+    """A module with another method; one that others have put on this very module, not on its class, is so again."""
+    own = {name: vars(owner)[name]} if name in vars(owner) else {}
+    vars(owner)[name] = method
+    try:
+        yield
+    finally:
+        del vars(owner)[name]
+        vars(owner).update(own)
 
 
 def _scatter(computed: Tensor, length: int, rows: Tensor, at: Tensor) -> Tensor:  # (B, …) -> (B, length, …)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from bayesrm_fast.errors import InputError
 from bayesrm_fast.model.forward import Forward
 from bayesrm_fast.model.head import HeadTap
-from bayesrm_fast.model.layers import last_layer
+from bayesrm_fast.model.layers import last_layer, refuse
 from bayesrm_fast.model.lora import LoraTap
 from bayesrm_fast.model.virtual import VirtualTap
 from bayesrm_fast.sites import Consumer, Site
@@ -177,6 +177,7 @@ class _Pass:
     root: Tensor = field(default_factory=lambda: torch.zeros((), requires_grad=True))
     receive: Callable[[_Seen], None] = field(default=lambda seen: None)
     calls: dict[str, int] = field(default_factory=dict)
+    downs: set[str] = field(default_factory=set)
     first_on_input: dict[str, str] = field(default_factory=dict)
     cotangents: dict[str, Tensor] = field(default_factory=dict)
     has_half_outputs: bool = False
@@ -196,13 +197,16 @@ class _Pass:
 
     @contextlib.contextmanager
     def tapping(self, taps: Sequence[Tap]) -> Iterator[None]:
+        lora = [tap for tap in taps if isinstance(tap, LoraTap)]
+        refuse([tap.name for tap in lora if tap.has_hooks], "hooks of others on the two matrices of LoRA")
         handles = []
         try:
             for tap in taps:
                 handles.append(tap.module.register_forward_pre_hook(self._entering(tap)))
                 if isinstance(tap, LoraTap):
-                    handles.append(tap.down_module.register_forward_hook(self._leaving_down(tap)))
-                handles.append(tap.module.register_forward_hook(self._leaving(tap)))
+                    handles.append(tap.down_module.register_forward_hook(self._leaving_down(tap), prepend=True))
+                # Before hooks of others, which may change the output: B's gradient is with what the layer itself gave.
+                handles.append(tap.module.register_forward_hook(self._leaving(tap), prepend=True))
             yield
         finally:
             for handle in handles:
@@ -221,6 +225,8 @@ class _Pass:
 
     def _leaving_down(self, tap: LoraTap) -> Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor]:
         def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+            if self.in_forward:
+                self.downs.add(tap.name)
             if not torch.is_grad_enabled():
                 return output
             return _DownTap.apply(output, self._called_on[tap.name], self.root, self, tap)  # type: ignore[no-any-return]
@@ -259,6 +265,10 @@ class _Pass:
             raise InputError(
                 f"cannot serve layers that a forward pass does not call exactly once: {', '.join(wrong[:8])}"
             )
+        refuse(
+            [tap.name for tap in taps if isinstance(tap, LoraTap) and tap.name not in self.downs],
+            "layers whose forward does not call their adapter",
+        )
 
     def feed(self, consumer: Consumer, seen: _Seen, scale: float) -> None:
         """Turn a layer's inputs and cotangents into its sites' `(p, q, offsets)`."""
@@ -270,6 +280,8 @@ class _Pass:
             assert seen.down_cotangent is not None
             down = _at_least_float32(self._tokens(tap, seen.down)[0])
             down_cotangent = _at_least_float32(self._tokens(tap, seen.down_cotangent, scale)[0])
+            if "forward" in vars(tap.layer):
+                _check_replaced_forward(tap, g, down_cotangent)
             site_a, site_b = tap.sites
             consumer.consume(site_a, down_cotangent, a, offsets)
             consumer.consume(site_b, down * tap.scaling, g, offsets)
@@ -348,6 +360,14 @@ class _OutputTap(torch.autograd.Function):
             (a,) = ctx.saved_tensors
             ctx.run.receive(_Seen(ctx.tap, a, grads[0]))
         return grads[0], None, None, None, None
+
+
+def _check_replaced_forward(tap: LoraTap, g: Tensor, down_cotangent: Tensor) -> None:
+    """Raise InputError where a `forward` that others have put on a layer does not give `W0 a + s B A a` as it is."""
+    expected = _at_least_float32(g) @ _at_least_float32(tap.up) * tap.scaling
+    rounding = torch.finfo(g.dtype).eps ** 0.5
+    if not (down_cotangent - expected).norm() <= rounding * expected.norm():
+        refuse([tap.name], "a layer whose replaced forward does other than add the adapter's output")
 
 
 def _offsets(lengths: Tensor) -> Tensor:

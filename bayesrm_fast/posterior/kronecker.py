@@ -8,7 +8,7 @@ from torch import Tensor
 
 from bayesrm_fast.ops import kron_project, kron_variance, segment_outer
 from bayesrm_fast.posterior.base import FitRecord, Posterior, PriorChoice
-from bayesrm_fast.posterior.linear_algebra import by_columns
+from bayesrm_fast.posterior.linear_algebra import by_columns, is_orthonormal
 from bayesrm_fast.sites import Site
 
 
@@ -107,6 +107,25 @@ class KroneckerPosterior(Posterior):
                 tail=tensors[f"{site.name}/tail"],
             )
         return cls(sites, blocks, record, prior, temperature)
+
+    def fault(self) -> str | None:
+        """See `Posterior`."""
+        return next(filter(None, (_fault(site, self.blocks[site.name]) for site in self.sites)), None)
+
+
+def _fault(site: Site, block: KroneckerBlock) -> str | None:
+    k = block.eigenvalues.shape[-1]
+    shapes = {"basis_p": (site.r, site.r), "basis_q": (site.d, k), "eigenvalues": (site.r, k), "tail": (site.r,)}
+    for part, shape in shapes.items():
+        if getattr(block, part).shape != shape:
+            return f"{part} of {site.name} is {list(getattr(block, part).shape)}, not {list(shape)}"
+    for part in ("eigenvalues", "tail"):
+        if bool((getattr(block, part) < 0).any()):
+            return f"{part} of {site.name} has numbers below zero"
+    for part in ("basis_p", "basis_q"):
+        if not is_orthonormal(getattr(block, part)):
+            return f"{part} of {site.name} is not orthonormal"
+    return None
 
 
 class KroneckerVariance:

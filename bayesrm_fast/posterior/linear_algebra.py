@@ -14,6 +14,24 @@ def by_columns(basis: Tensor) -> Tensor:  # shape: (d, k)
     return basis.T.contiguous().T
 
 
+def is_orthonormal(basis: Tensor) -> bool:  # shape: (d, k)
+    """Whether columns are, by what they make of four random vectors: as cheap as reading them.
+
+    Of k columns in d dimensions, each inner product of two errs by at most d roundings, and each entry of the result
+    is a sum of k² of them with random signs.
+    """
+    d, k = basis.shape
+    signs = random_signs(k).to(basis)
+    mapped = (basis @ signs).double()
+    error = (mapped.T @ mapped - (signs.T @ signs).double()).abs().max()
+    return bool(error <= 4 * d * k * torch.finfo(basis.dtype).eps)
+
+
+def random_signs(count: int) -> Tensor:  # shape: (count, 4)
+    """Vectors of ±1, the same ones every time."""
+    return torch.randint(0, 2, (count, 4), generator=torch.Generator().manual_seed(0)).double() * 2 - 1
+
+
 def gram(parts: Iterable[Tensor]) -> Tensor:  # shape of each: (M, …); result: (M, M)
     """`B Bᵀ` of rows that come in parts, float64."""
     products = [(flat := part.flatten(1).double()) @ flat.T for part in parts]

@@ -1,16 +1,17 @@
 """Models and adapters loaded from disk or from the hub."""
 
-import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from peft import PeftConfig, PeftModel
+from peft import PeftConfig, PeftModel, get_peft_model_state_dict
+from peft.utils.other import ModulesToSaveWrapper
 from safetensors import SafetensorError, safe_open
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from bayesrm_fast.errors import InputError
-from bayesrm_fast.saved.damage import ADAPTER_FILES, MODEL_FILES, TOKENIZER_FILES, cannot_load
+from bayesrm_fast.model.layers import plain_name
+from bayesrm_fast.saved.damage import ADAPTER_FILES, MODEL_FILES, TOKENIZER_FILES, check_files, naming_damage
 from bayesrm_fast.saved.folders import (
     ADAPTER_CONFIG,
     ADAPTER_TENSORS,
@@ -18,6 +19,9 @@ from bayesrm_fast.saved.folders import (
     has_adapter_files,
     hub_options,
 )
+
+CHANGING_KINDS = ("pissa", "olora", "loftq", "corda", "lora_ga")
+"""Values of `init_lora_weights`, or their beginnings, by which peft changes the weights under an adapter."""
 
 
 def load_model(
@@ -35,7 +39,7 @@ def load_model(
     """
     model, tokenizer, absent = _loaded(f"the model {name}", str(name), tokenizer_folder, None, model_options)
     if absent:
-        raise InputError(f"{name} is no reward model: it lacks {', '.join(absent[:4])}, which would be random")
+        raise InputError(f"{name} is no reward model: it lacks {named(absent)}, which would be random")
     return model.eval(), tokenizer
 
 
@@ -48,8 +52,8 @@ def load_adapter(folder: Path, **model_options: Any) -> tuple[PeftModel, PreTrai
             default the one that the adapter names.
 
     Raises:
-        InputError: an unreadable adapter, a base model of remote code without `trust_remote_code`, or a score head that
-            neither adapter nor base model holds.
+        InputError: an unreadable adapter, one that cannot be restored, a base model of remote code without
+            `trust_remote_code`, or layers that neither adapter nor base model holds.
     """
     config = _adapter_config(folder)
     base = config.base_model_name_or_path
@@ -57,85 +61,134 @@ def load_adapter(folder: Path, **model_options: Any) -> tuple[PeftModel, PreTrai
         raise InputError(f"{folder / ADAPTER_CONFIG} names no base model")
     if config.revision is not None:
         model_options.setdefault("revision", config.revision)
-    head_shapes = _head_shapes(folder / ADAPTER_TENSORS)
-    labels = head_shapes[-1][0] if head_shapes else None
-    model, tokenizer, absent = _loaded(f"the adapter's base model {base}", base, folder, labels, model_options)
-    heads = [name for name in absent if name.split(".")[0] in ("score", "classifier")]
-    if heads and not head_shapes:
-        raise InputError(f"neither {base} nor the adapter in {folder} holds the score head {heads[0]}")
-    with _named(f"the adapter in {folder}", folder, ADAPTER_FILES):
-        return PeftModel.from_pretrained(model, str(folder)).eval(), tokenizer
+    shapes = _shapes(folder / ADAPTER_TENSORS)
+    model, tokenizer, absent = _loaded(f"the adapter's base model {base}", base, folder, _labels(shapes), model_options)
+    random = [name for name in absent if name not in shapes]
+    if random:
+        raise InputError(
+            f"neither {base} nor the adapter in {folder} holds {named(random)}, which would be random at every load: "
+            "train the adapter with modules_to_save for them"
+        )
+    with naming_damage(f"the adapter in {folder}", folder, ADAPTER_FILES, "cannot be put on its base model"):
+        adapted = PeftModel.from_pretrained(model, str(folder))
+    _check_all_loaded(adapted, "default", folder, shapes)
+    return adapted.eval(), tokenizer
 
 
 def add_adapter(model: PeftModel, folder: Path, name: str) -> None:
     """Load another adapter of the same base model beside those that a model has, and make it active.
 
     Raises:
-        InputError: no adapter, an unreadable one, one of another base model, or a name that is in use.
+        InputError: no adapter, an unreadable one, one of another base model, one that changes the base model or lacks
+            layers that the others hold, or a name that is in use.
     """
     has_adapter_files(folder, or_fail=True)
     if name in model.peft_config:
         raise InputError(f"the model has an adapter {name!r} already")
-    base = _adapter_config(folder).base_model_name_or_path
-    own = next(iter(model.peft_config.values())).base_model_name_or_path
-    if base != own:
-        raise InputError(f"the adapter in {folder} is of the base model {base}, not of {own}")
-    _head_shapes(folder / ADAPTER_TENSORS)
-    with _named(f"the adapter in {folder}", folder, ADAPTER_FILES):
+    config = _adapter_config(folder)
+    base = config.base_model_name_or_path
+    first = next(iter(model.peft_config.values()))
+    if base != first.base_model_name_or_path:
+        raise InputError(f"the adapter in {folder} is of the base model {base}, not of {first.base_model_name_or_path}")
+    changing = next((kind for kind in map(_changes_base, (config, first)) if kind is not None), None)
+    if changing is not None:
+        raise InputError(f"adapters initialised by {changing!r} change the base model, and cannot share it")
+    shapes = _shapes(folder / ADAPTER_TENSORS)
+    copied = [plain_name(path) for path, module in model.named_modules() if isinstance(module, ModulesToSaveWrapper)]
+    absent = [path for path in copied if not any(held.startswith(f"{path}.") for held in shapes)]
+    if absent:
+        raise InputError(f"the adapter in {folder} lacks {named(absent)}, which the adapters beside it hold")
+    with naming_damage(f"the adapter in {folder}", folder, ADAPTER_FILES, "cannot be put on its base model"):
         model.load_adapter(str(folder), adapter_name=name)
+    _check_all_loaded(model, name, folder, shapes)
     model.set_adapter(name, inference_mode=True)
+
+
+def check_restorable(config: PeftConfig, what: str) -> None:
+    """Raise InputError where no load of an adapter could give the base weights that it was trained on.
+
+    Some initialisations subtract from the base weights what they put into A and B, and peft does so again at every
+    load: by an approximation that is drawn by lot, from statistics that were not saved, or not at all.
+    """
+    kind = _changes_base(config)
+    if kind is not None and (kind.startswith("pissa_niter") or kind in ("corda", "lora_ga")):
+        raise InputError(
+            f"{what} was initialised by {kind!r}, which changes the base weights in a way that no load restores: "
+            "save it with peft's path_initial_model_for_weight_conversion, as an adapter of the unchanged base model"
+        )
+
+
+def _changes_base(config: PeftConfig) -> str | None:
+    kind = str(getattr(config, "init_lora_weights", "")).lower()
+    return kind if kind.startswith(CHANGING_KINDS) else None
+
+
+def named(names: Sequence[str]) -> str:
+    """At most four names, and how many more there are."""
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+
+
+def _check_all_loaded(model: PeftModel, name: str, folder: Path, shapes: Mapping[str, list[int]]) -> None:
+    """Raise InputError unless an adapter's file held all weights of its layers, and no other LoRA weights."""
+    own = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
+    expected = {plain_name(path) for path in own}
+    absent = sorted(expected - set(shapes))
+    if absent:
+        raise InputError(f"{folder / ADAPTER_TENSORS} lacks {named(absent)}, which would be random")
+    unused = sorted(path for path in shapes if path not in expected and ".lora_" in path)
+    if unused:
+        raise InputError(f"{folder / ADAPTER_TENSORS} holds {named(unused)}, of which {ADAPTER_CONFIG} makes no layer")
 
 
 def _loaded(
     what: str, name: str, tokenizer_folder: Path | None, labels: int | None, options: dict[str, Any]
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, list[str]]:
     """A model, its tokenizer, and the names of those weights that were not there and are random."""
+    for folder in (Path(name), tokenizer_folder):
+        if folder is not None and folder.is_dir():
+            check_files(folder)
     trusted = options.setdefault("trust_remote_code", False)  # None would ask on the terminal
     found = {**hub_options(options), "trust_remote_code": trusted}
-    with _named(what, name, MODEL_FILES):
+    with naming_damage(what, name, MODEL_FILES):
         model, loading = AutoModelForSequenceClassification.from_pretrained(
             name, output_loading_info=True, **options, **({} if labels is None else {"num_labels": labels})
         )
     place, options_there = name, found
     if tokenizer_folder is not None and (tokenizer_folder / TOKENIZER_CONFIG).is_file():
         place, options_there = str(tokenizer_folder), {"trust_remote_code": trusted}
-    with _named(f"the tokenizer of {what}" if place == name else f"the tokenizer in {place}", place, TOKENIZER_FILES):
+    whose = f"of {what}" if place == name else f"in {place}"
+    with naming_damage(f"the tokenizer {whose}", place, TOKENIZER_FILES):
         tokenizer = AutoTokenizer.from_pretrained(place, **options_there)
         tokenizer("a")  # a tokenizer without a token for what it does not know says so now
-    return model, tokenizer, sorted(loading["missing_keys"])
-
-
-@contextlib.contextmanager
-def _named(what: str, folder: Path | str, patterns: Iterable[str]) -> Iterator[None]:
-    """Turn whatever a library raises while it loads into an InputError that names the file."""
-    try:
-        yield
-    except Exception as error:
-        if "trust_remote_code" in str(error):
-            raise InputError(f"{what} brings code of its own: pass trust_remote_code=True to run it") from error
-        raise cannot_load(what, folder, patterns, error) from error
+    reshaped = [key for key, *_ in loading["mismatched_keys"]]
+    return model, tokenizer, sorted({*loading["missing_keys"], *reshaped})
 
 
 def _adapter_config(folder: Path) -> PeftConfig:
     try:
         config: PeftConfig = PeftConfig.from_pretrained(str(folder))
-        return config
     except Exception as error:
         raise InputError(f"{folder / ADAPTER_CONFIG} cannot be read: {error}") from error
+    check_restorable(config, f"the adapter in {folder}")
+    return config
 
 
-def _head_shapes(path: Path) -> list[list[int]]:
-    """Shapes of the score head's weights in an adapter's file, in the file's order; empty where it has none."""
+def _shapes(path: Path) -> dict[str, list[int]]:
+    """Shapes of the weights in an adapter's file, by the names that they have in the model."""
     try:
         with safe_open(path, framework="pt") as tensors:
-            names = [
-                name
-                for name in sorted(tensors.keys())
-                if name.endswith("weight") and "lora_" not in name and {"score", "classifier"} & set(name.split("."))
-            ]
-            shapes = [tensors.get_slice(name).get_shape() for name in names]
+            return {plain_name(name): tensors.get_slice(name).get_shape() for name in tensors.keys()}  # noqa: SIM118
     except FileNotFoundError as error:
         raise InputError(f"{path} is missing") from error
-    except SafetensorError as error:
+    except (OSError, SafetensorError) as error:
         raise InputError(f"{path} is truncated or not a safetensors file: {error}") from error
-    return [shape for shape in shapes if len(shape) == 2]
+
+
+def _labels(shapes: Mapping[str, list[int]]) -> int | None:
+    """Outputs of the score head that an adapter holds; None where it has none."""
+    heads = [
+        shape
+        for name, shape in sorted(shapes.items())
+        if name.endswith("weight") and "lora_" not in name and {"score", "classifier"} & set(name.split("."))
+    ]
+    return next((shape[0] for shape in reversed(heads) if len(shape) == 2), None)

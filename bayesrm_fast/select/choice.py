@@ -18,7 +18,8 @@ from bayesrm_fast.score.variances import score_examples
 from bayesrm_fast.select.rules import KnownCandidates, Need, Rule, first_best
 from bayesrm_fast.select.search import LazySearch
 from bayesrm_fast.text.examples import TokenizedRow
-from bayesrm_fast.text.records import Candidates, Text
+from bayesrm_fast.text.records import Candidates
+from bayesrm_fast.text.texts import Text
 
 CPU_WAVE = 1 / 8
 """Of a batch: what a lazy search asks for at a time on a CPU, which is as fast on few rows as on many."""

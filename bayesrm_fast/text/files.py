@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from bayesrm_fast.atomic import cannot_write, written_whole
+from bayesrm_fast.atomic import cannot_write, check_regular, written_whole
 from bayesrm_fast.errors import InputError
 
 KINDS = (".jsonl", ".jsonl.gz", ".parquet")
@@ -39,6 +39,7 @@ def iter_rows(path: Path) -> Iterator[dict[str, Any]]:
     kind = kind_of(path)
     rows = 0
     try:
+        check_regular(path, "rows are read more than once, so write them to a file first")
         for row in _iter_parquet(path) if kind == ".parquet" else _iter_json_lines(path, kind):
             rows += 1
             yield row
@@ -66,6 +67,8 @@ def _iter_json_lines(path: Path, kind: str) -> Iterator[dict[str, Any]]:
                 row = json.loads(line)
             except ValueError as error:
                 raise InputError(f"{path}, row {number} is not valid JSON: {error}") from error
+            except RecursionError as error:
+                raise InputError(f"{path}, row {number} is nested too deeply") from error
             if not isinstance(row, dict):
                 raise InputError(f"{path}, row {number} is not a JSON object")
             yield row

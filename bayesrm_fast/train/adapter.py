@@ -9,13 +9,16 @@ from typing import Any, cast
 
 import torch
 from peft import PeftModel
-from torch import Tensor
+from torch import Tensor, nn
 
 from bayesrm_fast.errors import InputError
+from bayesrm_fast.model.layers import is_after_backbone
 from bayesrm_fast.model.passes import Progress
+from bayesrm_fast.saved.damage import MODEL_FILES, TOKENIZER_FILES, cannot_load
 from bayesrm_fast.saved.folders import check_target, save_folder
+from bayesrm_fast.saved.models import named
 from bayesrm_fast.text.batches import Collator
-from bayesrm_fast.text.encoder import TextEncoder, default_max_length
+from bayesrm_fast.text.encoder import TRAINED_JOINING, TextEncoder, default_max_length
 from bayesrm_fast.text.examples import TokenizedRow
 from bayesrm_fast.text.records import preference_pairs
 
@@ -83,15 +86,20 @@ def train_adapter(
     try:
         # None would ask on the terminal.
         tokenizer = AutoTokenizer.from_pretrained(str(base), trust_remote_code=False)
-        model = AutoModelForSequenceClassification.from_pretrained(str(base), num_labels=1, trust_remote_code=False)
-    except (OSError, ValueError) as error:
+        model, loading = AutoModelForSequenceClassification.from_pretrained(
+            str(base), num_labels=1, trust_remote_code=False, output_loading_info=True
+        )
+    except Exception as error:
         if "trust_remote_code" in str(error):
             raise InputError(f"the base model {base} brings code of its own, which training does not run") from error
-        raise InputError(f"the base model {base} cannot be loaded: {str(error).splitlines()[0]}") from error
+        files = (*MODEL_FILES, *TOKENIZER_FILES)
+        raise cannot_load(f"the base model {base}", str(base), files, error) from error
+    new_layers = _new_layers(model, loading["missing_keys"], str(base))
     config = model.config.get_text_config()
     positions = getattr(config, "max_position_embeddings", None)
     longest = default_max_length(tokenizer, positions) if options.max_length is None else options.max_length
     encoder = TextEncoder(tokenizer, longest)
+    tokenizer.init_kwargs[TRAINED_JOINING] = encoder.joining
     if tokenizer.eos_token is None:  # trl asks every tokenizer for one; an encoder's rows end with its separator
         tokenizer.eos_token = tokenizer.sep_token or tokenizer.pad_token
     if tokenizer.pad_token is None:
@@ -135,6 +143,8 @@ def train_adapter(
                 r=options.lora_rank,
                 lora_alpha=options.lora_alpha,
                 target_modules=None if options.target_modules is None else list(options.target_modules),
+                modules_to_save=new_layers or None,
+                exclude_modules=new_layers or None,
             ),
         )
         trainer.remove_callback(PrinterCallback)
@@ -143,6 +153,19 @@ def train_adapter(
         trainer.train()
         save_folder(folder, cast(PeftModel, trainer.model), "default", tokenizer)
         return [entry for entry in trainer.state.log_history if "loss" in entry]
+
+
+def _new_layers(model: nn.Module, absent: Iterable[str], base: str) -> list[str]:
+    """Paths of the layers between backbone and head that a base model does not hold: trained and saved as a whole.
+
+    peft does the same for a head by itself.
+    """
+    layers = sorted({name.rpartition(".")[0] for name in absent})
+    layers = [name for name in layers if name.split(".")[0] not in ("score", "classifier")]
+    inside = [name for name in layers if not is_after_backbone(model, name)]
+    if inside:
+        raise InputError(f"the base model {base} does not hold {named(inside)}, which would be random")
+    return layers
 
 
 def _tell_steps(progress: Progress) -> Any:

@@ -8,7 +8,7 @@ from tiny import tiny_pairs
 
 from bayesrm_fast import InputError
 from bayesrm_fast.atomic import one_writer
-from bayesrm_fast.cli.places import check_apart, check_input, check_output, files_in, partial_of
+from bayesrm_fast.cli.places import check_apart, check_output, files_in, partial_of
 from bayesrm_fast.text.files import write_rows
 
 
@@ -28,7 +28,6 @@ def model(tmp_path):
 
 def test_where_a_file_could_be_written_nothing_is_left_behind(tmp_path, model, rows):
     before = sorted(tmp_path.rglob("*"))
-    check_input(rows)
     check_output(tmp_path / "out.jsonl", rows, model)
     assert sorted(tmp_path.rglob("*")) == before
 
@@ -97,8 +96,11 @@ def test_files_are_told_apart(tmp_path, model, rows):
 
 
 @pytest.mark.parametrize("command", ["score", "best-of-n", "fit", "calibrate", "train"])
-def test_every_command_refuses_a_pipe_at_once(tmp_path, model_folder, command, refused, no_model):
-    os.mkfifo(tmp_path / "rows.jsonl")
+@pytest.mark.parametrize(("make", "message"), [(os.mkfifo, "no regular file"), (os.mkdir, "a folder, not a file")])
+def test_every_command_refuses_at_once_what_is_no_file(
+    tmp_path, model_folder, command, make, message, refused, no_model
+):
+    make(tmp_path / "rows.jsonl")
     arguments = {
         "score": (model_folder, tmp_path / "rows.jsonl", tmp_path / "out.jsonl"),
         "best-of-n": (model_folder, tmp_path / "rows.jsonl", tmp_path / "out.jsonl"),
@@ -106,7 +108,7 @@ def test_every_command_refuses_a_pipe_at_once(tmp_path, model_folder, command, r
         "calibrate": (model_folder, tmp_path / "rows.jsonl"),
         "train": (tmp_path / "rows.jsonl", tmp_path / "out", "--base", "org/base"),
     }
-    assert "rows.jsonl is no regular file" in refused(command, *arguments[command])
+    assert f"rows.jsonl is {message}" in refused(command, *arguments[command])
     assert not list(tmp_path.glob("out*"))
 
 
@@ -117,13 +119,6 @@ def test_every_command_refuses_its_input_as_output(tmp_path, model_folder, candi
     for output in (candidates_file, tmp_path / "out.jsonl.gz"):
         assert "is the input" in refused(command, model_folder, candidates_file, output)
     assert candidates_file.read_bytes() == before
-
-
-@pytest.mark.parametrize(("name", "message"), [("missing.jsonl", "does not exist"), ("folder.jsonl", "is a folder")])
-def test_an_input_that_is_no_file(tmp_path, name, message):
-    (tmp_path / "folder.jsonl").mkdir()
-    with pytest.raises(InputError, match=message):
-        check_input(tmp_path / name)
 
 
 @pytest.mark.parametrize("command", ["fit", "fit to a new folder", "calibrate", "train"])

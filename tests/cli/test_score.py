@@ -56,6 +56,23 @@ def test_responses_are_scored_relative_to_their_prompt(
     assert "pairs are scored as differences already" in message
 
 
+def test_pairs_of_other_layouts_are_scored_each_in_its_row(model_folder, tmp_path, bayesrm):
+    asked = {"role": "user", "content": "above all"}
+    whole = {side: [asked, {"role": "assistant", "content": side}] for side in ("chosen", "rejected")}
+    rows = [
+        whole,
+        {"prompt": "above all", **whole, "score_chosen": 8.0},
+        {"prompt": "above all", "chosen": "act", "rejected": "act"},
+        {"chosen": "above act", "rejected": "above all"},
+    ]
+    write_rows(tmp_path / "rows.jsonl", rows)
+    bayesrm("score", model_folder, tmp_path / "rows.jsonl", tmp_path / "scores.jsonl")
+    found = read_rows(tmp_path / "scores.jsonl")
+    assert [row["prompt"] for row in found] == [[asked], [asked], "above all", None]
+    assert found[0]["mean"] == pytest.approx(found[1]["mean"], rel=1e-4)
+    assert found[2]["mean"] == 0.0
+
+
 def test_pairs_are_scored_as_differences(model_folder, pairs_file, tmp_path, bayesrm):
     bayesrm("score", model_folder, pairs_file, tmp_path / "scores.jsonl")
     rm = BayesianRewardModel.from_pretrained(model_folder, device="cpu")
@@ -162,7 +179,7 @@ def test_another_posterior_of_the_same_prior_precision_is_not_continued(
     before = interrupted.read_bytes()
     other = refit(model_folder, tmp_path / "other", pairs=tiny_pairs(seed=50))
     arguments = (tmp_path / "rows.jsonl", tmp_path / "out.jsonl", "--resume")
-    assert "out.jsonl.partial is of another run (the posterior differs): remove it" in refused(
+    assert "out.jsonl.partial is of another run (what differs: posterior): remove it" in refused(
         "score", other, *arguments
     )
     assert interrupted.read_bytes() == before
@@ -175,10 +192,10 @@ def test_another_posterior_of_the_same_prior_precision_is_not_continued(
 def test_another_input_or_another_budget_is_not_continued(model_folder, tmp_path, interrupted, refused, summary):
     write_rows(tmp_path / "rows.jsonl", [*rows_of(9), *rows_of(1)])
     arguments = (model_folder, tmp_path / "rows.jsonl", tmp_path / "out.jsonl")
-    assert "(the input differs)" in refused("score", *arguments, "--resume")
+    assert "(what differs: input)" in refused("score", *arguments, "--resume")
     write_rows(tmp_path / "rows.jsonl", rows_of(10))
     line = refused("score", *arguments, "--resume", "--max-batch-tokens", "99")
-    assert "(the max_batch_tokens differs)" in line
+    assert "(what differs: max_batch_tokens)" in line
     moved = shutil.copy(tmp_path / "rows.jsonl", tmp_path / "moved.jsonl")  # the same rows
     assert summary("score", model_folder, moved, tmp_path / "out.jsonl", "--resume")["rows"] == 10
 
@@ -201,7 +218,7 @@ def test_an_input_that_changes_meanwhile_becomes_no_output(
         line = refused(command, model_folder, path, out)
     assert "rows.jsonl has changed while it was read: nothing is written, run again" in line
     assert not out.exists()
-    assert f"{out}.partial is of another run (the input differs)" in refused(
+    assert f"{out}.partial is of another run (what differs: input)" in refused(
         command, model_folder, path, out, "--resume"
     )
     write_rows(path, rows_of(6))  # as it was: what was scored of other rows is not taken

@@ -84,12 +84,16 @@ def test_the_damaged_one_of_many_files_is_named(folders, tmp_path):
 
 @pytest.mark.parametrize(
     ("error", "line"),
-    [(OSError("no such\nthing"), "no such"), (KeyError("size"), "KeyError: 'size'"), (RuntimeError(), "RuntimeError")],
+    [
+        (OSError("no such\nthing"), "no such"),
+        (KeyError("size"), "KeyError: 'size'"),
+        (RuntimeError(), "RuntimeError"),
+        (RuntimeError("Errors in loading:\n\tsize mismatch\n\tanother"), "size mismatch"),
+    ],
 )
 def test_where_no_file_is_damaged_by_itself_all_are_named(folders, error, line):
     base = folders["base"]
     told = str(cannot_load("the model", base, MODEL_FILES, error))
-    assert told.startswith(f"the model cannot be loaded from {base}/config.json, {base}/model.safetensors: {line}")
-    assert str(cannot_load("the model", "org/name", MODEL_FILES, error)).startswith(
-        f"the model cannot be loaded: {line}"
-    )
+    assert told == f"the model cannot be loaded: {line} (from {base}/config.json, {base}/model.safetensors)"
+    told = str(cannot_load("the model", "org/name", MODEL_FILES, error, "cannot be put on its base model"))
+    assert told == f"the model cannot be put on its base model: {line}"

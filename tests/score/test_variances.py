@@ -25,6 +25,7 @@ def broken(rm):
     """Every row with "art" has a reward that is NaN."""
     with torch.no_grad():
         rm.model.get_input_embeddings().weight[rm.tokenizer("art").input_ids[1]] = float("nan")
+    rm.posterior = rm.posterior  # of the model as it is now
     return rm
 
 
@@ -33,6 +34,7 @@ def test_a_row_whose_reward_is_nan_has_its_own_number_also_after_its_equals(budg
     rm = model(max_batch_tokens=budget)
     with torch.no_grad():
         rm.model.get_input_embeddings().weight[rm.tokenizer("art").input_ids[1]] = float("nan")
+    rm.posterior = rm.posterior  # of the model as it is now
     with pytest.raises(InputError, match=r"^row 3: the model's reward is NaN or infinite"):
         rm.score(["a"] * 3, ["a", "a", "art"])
     with pytest.raises(InputError, match=r"^row 4: "):
