@@ -76,6 +76,8 @@ def tiny_base(architecture, num_labels=1, dtype=torch.float32, **overrides):
     """A base classifier whose weights are large enough that nothing is lost in rounding."""
     torch.manual_seed(0)
     options = _COMMON | _OWN.get(architecture, {}) | dict(vocab_size=len(WORDS) + 4, num_labels=num_labels)
+    if architecture == "xlnet":
+        del options["max_position_embeddings"]  # its configuration refuses one
     config = AutoConfig.for_model(architecture, **(options | dict(pad_token_id=0, bos_token_id=1) | overrides))
     model = AutoModelForSequenceClassification.from_config(config)
     with torch.no_grad():

@@ -2,8 +2,10 @@
 
 from collections.abc import Iterable
 
+from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
+from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from bayesrm_fast.errors import InputError
@@ -35,6 +37,23 @@ def last_layer(model: nn.Module) -> nn.Module | None:
 def has_adapter(model: nn.Module) -> bool:
     """Whether any layer of the model carries an adapter of peft's, of whatever kind."""
     return any(isinstance(module, BaseTunerLayer) for module in model.modules())
+
+
+def class_name(model: nn.Module) -> str:
+    """What a model is, under peft's wrapping."""
+    return type(model.get_base_model() if isinstance(model, PeftModel) else model).__name__
+
+
+def embedded_tokens(model: nn.Module) -> int | None:
+    """Token ids that a model of transformers has embeddings for; None for any other model."""
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    if not isinstance(base, PreTrainedModel):
+        return None
+    try:
+        embeddings = base.get_input_embeddings()
+    except NotImplementedError:
+        return None
+    return getattr(embeddings, "num_embeddings", None)
 
 
 def linear_modules(model: nn.Module) -> dict[str, tuple[nn.Module, int, int]]:

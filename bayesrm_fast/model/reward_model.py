@@ -11,11 +11,12 @@ from bayesrm_fast.errors import InputError
 from bayesrm_fast.model.forward import Forward, text_config
 from bayesrm_fast.model.hashes import adapter_hash
 from bayesrm_fast.model.head import find_head, find_head_tap
-from bayesrm_fast.model.layers import has_adapter
+from bayesrm_fast.model.layers import embedded_tokens, has_adapter
+from bayesrm_fast.model.lengths import check_length, most_tokens
 from bayesrm_fast.model.lora import LoraTap, find_lora_taps
 from bayesrm_fast.model.passes import Passes, measured_budget
 from bayesrm_fast.model.readout import PooledReadout, Readout, checked_output_weights
-from bayesrm_fast.model.shortcut_trials import find_shortcuts
+from bayesrm_fast.model.shortcut_trials import find_shortcuts, row_frame
 from bayesrm_fast.model.shortcuts import Shortcuts
 from bayesrm_fast.model.taps import Tap, TappedModel
 from bayesrm_fast.model.token_budget import BATCH_TOKENS, TokenBudget
@@ -78,18 +79,18 @@ class RewardModel:
             raise InputError("output_weights are for sequence classifiers; a readout of its own weighs by itself")
         self.output_weights = checked_output_weights(output_weights, labels)
         self.readout: Readout = PooledReadout(self.output_weights) if readout is None else readout
-        positions = getattr(config, "max_position_embeddings", None)
-        longest = default_max_length(tokenizer, positions) if max_length is None else max_length
+        longest = default_max_length(tokenizer, most_tokens(model)) if max_length is None else max_length
+        check_length(model, longest)
         self.encoder = TextEncoder(tokenizer, longest)
         if max_batch_tokens is not None and max_batch_tokens < 1:
             raise InputError(f"max_batch_tokens must be positive, not {max_batch_tokens}")
         device = next(model.parameters()).device
+        vocab_size = embedded_tokens(model) or getattr(config, "vocab_size", None) or len(tokenizer)
+        # The model's own alone: a row that ends in the tokenizer's padding token, because that is the eos token too, is
+        # scored at its end by a model that knows of none.
         padding = getattr(config, "pad_token_id", None)
-        self.collator = Collator(
-            pad_token_id=tokenizer.pad_token_id if padding is None else padding,
-            vocab_size=getattr(config, "vocab_size", None) or len(tokenizer),
-            device=device,
-        )
+        is_token = padding is not None and 0 <= padding < vocab_size
+        self.collator = Collator(padding if is_token else None, vocab_size, device)
         tokens = max_batch_tokens or BATCH_TOKENS.get(device.type)
         self._budget = None if tokens is None else TokenBudget(tokens)
 
@@ -131,9 +132,12 @@ class RewardModel:
     def shortcuts(self) -> Shortcuts:
         """The shortcuts that give this model's rewards exactly; tried when first asked for."""
         if self._shortcuts is None:
-            has_types = "token_type_ids" in self.tokenizer.model_input_names
             self._shortcuts = find_shortcuts(
-                self.model, self.readout, self.collator, max_length=self.encoder.max_length, has_types=has_types
+                self.model,
+                self.readout,
+                self.collator,
+                max_length=self.encoder.max_length,
+                frame=row_frame(self.encoder),
             )
         return self._shortcuts
 
