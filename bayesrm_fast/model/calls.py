@@ -77,8 +77,8 @@ def by_row(x: Tensor, batch: TokenBatch) -> Tensor | None:  # shape: (B, T, d) o
     """What a layer saw or gave in a call, by row; None where it is neither of the call's tokens nor of its rows.
 
     Args:
-        x: `[B, T', d]`, `[T', B, d]`, `[B · T, d]` or `[B, d]`, where T' is T or more, because some models pad to a
-            multiple of their attention's window.
+        x: `[B, T', d]`, `[T', B, d]`, `[B · T, d]`, or of rows `[B, d]`, `[B, 1, d]` or `[1, B, d]`, where T' is T or
+            more, because some models pad to a multiple of their attention's window.
         batch: of the call.
     """
     rows, length = batch.input_ids.shape
@@ -90,13 +90,15 @@ def by_row(x: Tensor, batch: TokenBatch) -> Tensor | None:  # shape: (B, T, d) o
         return x[:, :length]
     if x.dim() == 3 and x.shape[1] == rows and x.shape[0] >= length:
         return x[:length].transpose(0, 1)
+    if x.shape[:-1] in ((rows, 1), (1, rows)):  # Longformer's queries at its global token
+        return x.reshape(rows, -1)
     return None
 
 
 def loses(g: Tensor, batch: TokenBatch) -> bool:
     """Whether a cotangent that `by_row` takes is not zero beyond the tokens of its call."""
     length = batch.input_ids.shape[1]
-    if g.dim() < 3 or g.shape[0] * g.shape[1] == batch.input_ids.numel():
+    if g.dim() < 3 or g.shape[0] * g.shape[1] <= batch.input_ids.numel():
         return False
     beyond = g[:, length:] if g.shape[0] == batch.input_ids.shape[0] else g[length:]
     return bool(beyond.any())

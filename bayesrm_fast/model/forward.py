@@ -12,7 +12,9 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from bayesrm_fast.errors import InputError
 from bayesrm_fast.model.calls import Call, calls_of, in_order
+from bayesrm_fast.model.layers import class_name
 from bayesrm_fast.model.readout import Readout
 from bayesrm_fast.model.scored_token import scored_token_alone
 from bayesrm_fast.model.shortcuts import Shortcuts
@@ -97,7 +99,11 @@ class Forward:
     def _read(self, batch: TokenBatch, use_cache: bool, **inputs: Any) -> Tensor:
         if self._takes_cache:
             inputs["use_cache"] = use_cache
-        return self.readout.scalars(self.model(**inputs), batch)
+        output = self.model(**inputs)
+        try:
+            return self.readout.scalars(output, batch)
+        except InputError as error:
+            raise InputError(f"{class_name(self.model)}: {error}") from error
 
     @property
     def _takes_cache(self) -> bool:

@@ -35,21 +35,26 @@ class HeadTap:
         return {self.sites[0].name: self.module.weight.bfloat16()}
 
 
+HEADS = frozenset(("score", "classifier", "classification_head", "logits_proj"))
+"""What transformers' sequence classifiers call their heads."""
+
+
 def find_head(model: nn.Module) -> HeadTap | None:
-    """The linear layer that gives the model's scores, or None where there is none that can be recognised."""
+    """The linear layer that gives the model's scores, or None where there is none that can be recognised.
+
+    Of several linear layers in a head it is the last one with the outputs that the configuration says, or, where the
+    head has been replaced since, the last one.
+    """
     labels = getattr(getattr(model, "config", None), "num_labels", None)
     for name, module in model.named_modules():
-        if plain_name(name) in ("score", "classifier"):
+        if plain_name(name) in HEADS:
             if isinstance(module, ModulesToSaveWrapper):
                 active = [adapter for adapter in module.active_adapters if adapter in module.modules_to_save]
                 module = module.modules_to_save[active[0]] if active else module.original_module
-            linears = [
-                (inner, layer)
-                for inner, layer in module.named_modules()
-                if isinstance(layer, nn.Linear) and layer.out_features == labels
-            ]
+            linears = [(inner, layer) for inner, layer in module.named_modules() if isinstance(layer, nn.Linear)]
             if linears:
-                inner, layer = linears[-1]
+                as_said = [one for one in linears if one[1].out_features == labels]
+                inner, layer = (as_said or linears)[-1]
                 return HeadTap(plain_name(f"{name}.{inner}" if inner else name), layer)
     return None
 

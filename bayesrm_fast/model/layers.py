@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
@@ -39,9 +40,23 @@ def has_adapter(model: nn.Module) -> bool:
     return any(isinstance(module, BaseTunerLayer) for module in model.modules())
 
 
+def check_model(model: nn.Module) -> None:
+    """Raise InputError where a model cannot be tapped as it is: copies on several devices, weights that are absent."""
+    if isinstance(model, nn.DataParallel | DistributedDataParallel):
+        raise InputError(f"cannot serve a model within {type(model).__name__}: pass its .module")
+    absent = [plain_name(name) for name, parameter in model.named_parameters() if parameter.is_meta]
+    refuse(absent, "weights on the meta device (load the model without offloading)")
+
+
 def class_name(model: nn.Module) -> str:
     """What a model is, under peft's wrapping."""
     return type(model.get_base_model() if isinstance(model, PeftModel) else model).__name__
+
+
+def is_language_model(model: nn.Module) -> bool:
+    """Whether a model of transformers gives logits for the tokens of its vocabulary."""
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    return isinstance(base, PreTrainedModel) and base.get_output_embeddings() is not None
 
 
 def embedded_tokens(model: nn.Module) -> int | None:

@@ -11,7 +11,7 @@ from bayesrm_fast.errors import InputError
 from bayesrm_fast.model.forward import Forward, text_config
 from bayesrm_fast.model.hashes import adapter_hash
 from bayesrm_fast.model.head import find_head, find_head_tap
-from bayesrm_fast.model.layers import embedded_tokens, has_adapter
+from bayesrm_fast.model.layers import check_model, class_name, embedded_tokens, has_adapter, is_language_model
 from bayesrm_fast.model.lengths import check_length, most_tokens
 from bayesrm_fast.model.lora import LoraTap, find_lora_taps
 from bayesrm_fast.model.passes import Passes, measured_budget
@@ -64,6 +64,7 @@ class RewardModel:
         max_length: int | None = None,
         max_batch_tokens: int | None = None,
     ) -> None:
+        check_model(model)
         self.model = model
         self.tokenizer = tokenizer
         self.virtual_options = None if virtual_rank is None else VirtualOptions(virtual_rank, virtual_targets)
@@ -72,9 +73,7 @@ class RewardModel:
         self.lora = self.find_lora()
         self._shortcuts: Shortcuts | None = None
         config = text_config(model)
-        labels = 1 if readout is not None else int(getattr(getattr(model, "config", None), "num_labels", None) or 0)
-        if labels == 0:
-            raise InputError("the model is no sequence classifier: give readout=TensorReadout(), or one of your own")
+        labels = 1 if readout is not None else self._outputs()
         if readout is not None and output_weights is not None:
             raise InputError("output_weights are for sequence classifiers; a readout of its own weighs by itself")
         self.output_weights = checked_output_weights(output_weights, labels)
@@ -93,6 +92,19 @@ class RewardModel:
         self.collator = Collator(padding if is_token else None, vocab_size, device)
         tokens = max_batch_tokens or BATCH_TOKENS.get(device.type)
         self._budget = None if tokens is None else TokenBudget(tokens)
+
+    def _outputs(self) -> int:
+        """How many a sequence classifier has: those of its head, whatever its configuration says."""
+        if is_language_model(self.model):
+            raise InputError(
+                f"{class_name(self.model)} is a language model, which gives no reward: load it with "
+                "AutoModelForSequenceClassification, or pass a readout of its own"
+            )
+        head = find_head(self.model)
+        labels = getattr(getattr(self.model, "config", None), "num_labels", None)
+        if head is None and not labels:
+            raise InputError("the model is no sequence classifier: give readout=TensorReadout(), or one of your own")
+        return int(labels or 0) if head is None else head.module.out_features
 
     @property
     def adapter(self) -> str | None:

@@ -351,7 +351,7 @@ class _OutputTap(torch.autograd.Function):
         ctx.run, ctx.tap, ctx.call = run, tap, call
         if not isinstance(tap, LoraTap):
             ctx.save_for_backward(a)
-        return output.view_as(output)
+        return output.data  # unlike a view of it, may be added to in place, as Falcon does
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:

@@ -8,6 +8,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from bayesrm_fast.errors import InputError
+from bayesrm_fast.model.head import HEADS
 from bayesrm_fast.saved.folders import (
     ADAPTER_CONFIG,
     ADAPTER_TENSORS,
@@ -55,9 +56,10 @@ def load_adapter(folder: Path, **model_options: Any) -> tuple[PeftModel, PreTrai
     head_shapes = _head_shapes(folder / ADAPTER_TENSORS)
     labels = head_shapes[-1][0] if head_shapes else None
     model, tokenizer, absent = _loaded(f"the adapter's base model {base}", base, folder, labels, model_options)
-    heads = [name for name in absent if name.split(".")[0] in ("score", "classifier")]
+    heads = [name for name in absent if name.split(".")[0] in HEADS]
     if heads and not head_shapes:
         raise InputError(f"neither {base} nor the adapter in {folder} holds the score head {heads[0]}")
+    _resize_embeddings(model, folder / ADAPTER_TENSORS)
     return PeftModel.from_pretrained(model, str(folder)).eval(), tokenizer
 
 
@@ -109,6 +111,20 @@ def _adapter_config(folder: Path) -> PeftConfig:
         raise InputError(f"{folder / ADAPTER_CONFIG} cannot be read: {error}") from error
 
 
+def _resize_embeddings(model: PreTrainedModel, path: Path) -> None:
+    """As many embeddings as the adapter's file has, where it was trained with more tokens than its base model has."""
+    own = model.get_input_embeddings()
+    (name,) = (name for name, module in model.named_modules() if module is own)
+    with safe_open(path, framework="pt") as tensors:
+        held = [
+            tensors.get_slice(key).get_shape()[0]
+            for key in tensors.keys()  # noqa: SIM118
+            if key.removeprefix("base_model.model.") in (f"{name}.weight", f"{name}.base_layer.weight")
+        ]
+    if held and held[0] != own.num_embeddings:
+        model.resize_token_embeddings(held[0], mean_resizing=False)
+
+
 def _head_shapes(path: Path) -> list[list[int]]:
     """Shapes of the score head's weights in an adapter's file, in the file's order; empty where it has none."""
     try:
@@ -116,7 +132,7 @@ def _head_shapes(path: Path) -> list[list[int]]:
             names = [
                 name
                 for name in sorted(tensors.keys())
-                if name.endswith("weight") and "lora_" not in name and {"score", "classifier"} & set(name.split("."))
+                if name.endswith("weight") and "lora_" not in name and HEADS & set(name.split("."))
             ]
             shapes = [tensors.get_slice(name).get_shape() for name in names]
     except FileNotFoundError as error:

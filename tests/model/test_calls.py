@@ -40,7 +40,8 @@ def test_layouts_of_a_layer_are_put_into_the_batchs():
     for seen in (x, x.flatten(0, 1), x.transpose(0, 1), longer, longer.transpose(0, 1)):
         assert torch.equal(by_row(seen, batch), x)
         assert not loses(seen, batch)
-    assert torch.equal(by_row(x[:, 0], batch), x[:, 0])
+    for seen in (x[:, 0], x[:, :1], x[:, :1].transpose(0, 1)):
+        assert torch.equal(by_row(seen, batch), x[:, 0])
     assert by_row(x[:, :3], batch) is None
     assert loses(torch.cat([x, x], 1), batch)
 

@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 import torch
 from dense_reference import DensePosterior
+from peft import AdaLoraConfig, get_peft_model
 from tiny import tiny_adapter, tiny_base, tiny_pairs, tiny_tokenizer, words
 from tolerances import FLOAT32_INSIDE
+from transformers import LlamaForCausalLM
 
 from bayesrm_fast import BayesianRewardModel, InputError
 from bayesrm_fast.text.examples import TokenizedRow
@@ -161,3 +163,95 @@ def test_a_token_beyond_the_embeddings_is_refused_by_its_row():
     rows = [TokenizedRow([1, 5], None, False, "row 1"), TokenizedRow([1, 41], None, False, "row 2")]
     with pytest.raises(InputError, match=r"row 2: .*token 41.* 41 embeddings"):
         rm.rewards_tokenized(rows, ["a", "b"])
+
+
+def falcon():
+    return adapter("falcon", target_modules=["query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"])
+
+
+@pytest.mark.parametrize("virtual", [False, True])
+def test_a_tapped_output_that_the_model_adds_to_in_place(virtual):
+    rm = BayesianRewardModel(falcon(), tiny_tokenizer("llama"), virtual_rank=2 if virtual else None)
+    if virtual:
+        scores = rm.fit(tiny_pairs(4), rank=4, prior_precision=PRECISION).score(*RAGGED)
+        torch.testing.assert_close(scores.mean, unbatched(rm.model, rm.tokenize(*RAGGED)))
+    else:
+        assert_right(rm, tiny_pairs(4))
+
+
+WINDOW = dict(attention_window=8, max_position_embeddings=66)
+
+
+def test_a_model_that_pads_to_its_window_and_calls_its_layers_on_tokens_first():
+    model = adapter("longformer", base=WINDOW, target_modules=["query", "value", "query_global", "output.dense"])
+    rm = BayesianRewardModel(model, tiny_tokenizer("roberta"))
+    assert_right(rm, tiny_pairs(4))
+    assert rm.shortcuts.tokens_first
+
+
+ENCODER_DECODERS = {
+    "bart": dict(encoder_layers=2, decoder_layers=2, encoder_attention_heads=2, decoder_attention_heads=2, d_model=16),
+    "t5": dict(d_model=16, d_ff=24, d_kv=8, num_layers=2, num_heads=2, decoder_start_token_id=0),
+}
+
+
+@pytest.mark.parametrize("architecture", ENCODER_DECODERS)
+def test_an_encoder_decoder_is_read_at_its_eos_token(architecture):
+    targets = ["q_proj", "v_proj"] if architecture == "bart" else ["q", "v", "wo"]
+    base = ENCODER_DECODERS[architecture] | dict(eos_token_id=2)
+    rm = BayesianRewardModel(adapter(architecture, base=base, target_modules=targets), tiny_tokenizer("roberta"))
+    assert_right(rm, tiny_pairs(4))
+
+
+def test_a_head_of_one_output_counts_whatever_the_configuration_says():
+    model = tiny_base("llama", dtype=torch.float64)
+    model.config.num_labels = 2
+    rm = BayesianRewardModel(tiny_adapter("llama", base=model, dtype=torch.float64), tiny_tokenizer("llama"))
+    assert_right(rm, tiny_pairs(4))
+
+
+class Wrapped(torch.nn.Module):
+    """Gives what `read` makes of a classifier's output."""
+
+    def __init__(self, model, read):
+        super().__init__()
+        self.model, self.read, self.config = model, read, model.config
+
+    def forward(self, **inputs):
+        return self.read(self.model(**inputs))
+
+
+@pytest.mark.parametrize(
+    ("read", "told"),
+    [
+        (lambda output: output.logits, r"Wrapped: it gives a tensor \[1, 1\]: pass readout=TensorReadout\(\)"),
+        (lambda output: type(output)(logits=output.logits[:, 0]), r"gives logits \[1, 1\], and it gives .* \[1\]"),
+        (lambda output: type(output)(logits=output.logits.expand(1, 9, 1)), r"Seq.* with logits \[1, 9, 1\]: load"),
+        (lambda output: type(output)(), "without logits"),
+    ],
+)
+def test_an_output_that_is_no_sequence_classifiers_is_named(read, told):
+    rm = BayesianRewardModel(Wrapped(tiny_base("llama"), read), tiny_tokenizer("llama"), virtual_rank=2)
+    with pytest.raises(InputError, match=told):
+        rm.rewards(*RAGGED)
+
+
+def test_a_language_model_is_named():
+    model = LlamaForCausalLM(tiny_base("llama").config)
+    with pytest.raises(InputError, match="LlamaForCausalLM is a language model"):
+        BayesianRewardModel(model, tiny_tokenizer("llama"), virtual_rank=2)
+
+
+def test_copies_on_several_devices_and_absent_weights_are_refused():
+    with pytest.raises(InputError, match=r"within DataParallel: pass its \.module"):
+        BayesianRewardModel(torch.nn.DataParallel(tiny_adapter("llama")), tiny_tokenizer("llama"))
+    model = tiny_adapter("llama")
+    model.get_base_model().model.layers[1].mlp.to("meta")
+    with pytest.raises(InputError, match=r"weights on the meta device .*: model\.layers\.1\.mlp"):
+        BayesianRewardModel(model, tiny_tokenizer("llama"))
+
+
+def test_adalora_is_refused_by_name():
+    config = AdaLoraConfig(task_type="SEQ_CLS", target_modules=["q_proj"], total_step=10)
+    with pytest.raises(InputError, match=r"of the kind adalora\.layer\.SVDLinear: model\.layers\.0"):
+        BayesianRewardModel(get_peft_model(tiny_base("llama"), config), tiny_tokenizer("llama"))
