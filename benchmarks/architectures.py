@@ -16,11 +16,17 @@ from typing import Any
 import peft
 import torch
 import transformers
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor, nn
-from transformers import CONFIG_MAPPING, AutoModelForSequenceClassification, PreTrainedTokenizerFast
+from transformers import (
+    CONFIG_MAPPING,
+    AutoModelForSequenceClassification,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
+from transformers.pytorch_utils import Conv1D
 
 from bayesrm_fast import BayesianRewardModel, InputError
 from bayesrm_fast.model.layers import linear_modules
@@ -86,10 +92,14 @@ OWN: dict[str, dict[str, Any]] = {
     "funnel": {"block_sizes": [1, 1], "num_hidden_layers": None, "num_decoder_layers": 2},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]], "window_size": 8},
     "gptj": {"rotary_dim": 8},
+    "layoutlmv3": {"coordinate_size": 3, "shape_size": 2},
+    "lilt": {"hidden_size": 24},
     "longformer": {"attention_window": 8},
     "modernbert": {"local_attention": 8},
     "mistral": {"sliding_window": 8},
     "gemma3_text": {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]},
+    "qwen3_5_text": {"layer_types": ["linear_attention", "full_attention"]},
+    "qwen3_next": {"layer_types": ["linear_attention", "full_attention"]},
     "reformer": {
         "axial_pos_embds_dim": (8, 8),
         "axial_pos_shape": (8, 12),
@@ -129,7 +139,7 @@ class Outcome:
         return not self.crashed and max(self.reward_error, self.variance_error) <= TOLERANCE
 
 
-def tiny_model(name: str) -> nn.Module:
+def tiny_model(name: str) -> PreTrainedModel:
     """A float64 model of an architecture, randomly initialised.
 
     Raises:
@@ -159,13 +169,17 @@ def tiny_model(name: str) -> nn.Module:
     return model.double().eval()
 
 
-def with_lora(model: nn.Module) -> nn.Module:
+def with_lora(model: PreTrainedModel) -> PeftModel:
     """LoRA of rank 2 with weights that are not zero on the linear layers inside the transformer's layers."""
     stack = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
     inside = {module for layers in stack for module in layers.modules()}
-    targets = [name for name, (module, _, _) in linear_modules(model).items() if module in inside]
+    targets = [
+        name
+        for name, (module, _, _) in linear_modules(model).items()
+        if module in inside and type(module) in (nn.Linear, Conv1D)
+    ]
     options = LoraConfig(task_type="SEQ_CLS", r=2, lora_alpha=4, target_modules=targets, modules_to_save=[])
-    adapted = get_peft_model(model, options)  # type: ignore[arg-type]
+    adapted = get_peft_model(model, options)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for name, parameter in adapted.named_parameters():
@@ -280,13 +294,14 @@ def table(outcomes: Sequence[Outcome]) -> str:
     lines = [
         "# Architectures",
         "",
-        f"Every architecture that `AutoModelForSequenceClassification` of transformers {transformers.__version__} names, at "
-        f"tiny size in float64, with LoRA (peft {peft.__version__}) on all linear layers of the transformer: rewards of ragged "
-        "rows in batches against each row alone, and their variances under a ggn posterior against autograd's Jacobians. "
-        "Errors are relative. `python -m benchmarks.architectures` writes this table.",
+        "Every architecture that `AutoModelForSequenceClassification` of transformers "
+        f"{transformers.__version__} names, at tiny size in float64, with LoRA (peft {peft.__version__}) on all linear "
+        "layers of the transformer: rewards of ragged rows in batches against each row alone, and their variances "
+        "under a ggn posterior against autograd's Jacobians. Errors are relative. `python -m benchmarks.architectures` "
+        "writes this table.",
         "",
-        f"Of {len(outcomes)}, {len(served)} are served, {sum(not one.is_right for one in served)} of them with an error above "
-        f"{TOLERANCE:.0e}; {len(outcomes) - len(served)} are refused or cannot be made.",
+        f"Of {len(outcomes)}, {len(served)} are served, {sum(not one.is_right for one in served)} of them with an "
+        f"error above {TOLERANCE:.0e}; {len(outcomes) - len(served)} are refused or cannot be made.",
         "",
         "| architecture | reward | variance | batches and shortcuts |",
         "| --- | --- | --- | --- |",

@@ -77,11 +77,12 @@ def by_row(x: Tensor, batch: TokenBatch) -> Tensor | None:  # shape: (B, T, d) o
     """What a layer saw or gave in a call, by row; None where it is neither of the call's tokens nor of its rows.
 
     Args:
-        x: `[B, T', d]`, `[T', B, d]`, `[B · T, d]`, or of rows `[B, d]`, `[B, 1, d]` or `[1, B, d]`, where T' is T or
-            more, because some models pad to a multiple of their attention's window.
+        x: `[B, T', d]`, `[B, 1, T', d]`, `[T', B, d]`, `[B · T, d]`, or of rows `[B, d]`, `[B, 1, d]` or `[1, B, d]`,
+            where T' is T or more, because some models pad to a multiple of their attention's window.
         batch: of the call.
     """
     rows, length = batch.input_ids.shape
+    x = _without_head(x)
     if x.dim() == 2 and x.shape[0] == rows:
         return x
     if x.dim() == 2 and x.shape[0] == rows * length:
@@ -95,9 +96,15 @@ def by_row(x: Tensor, batch: TokenBatch) -> Tensor | None:  # shape: (B, T, d) o
     return None
 
 
+def _without_head(x: Tensor) -> Tensor:
+    """`[B, 1, T, d]` as `[B, T, d]`: DeepSeek's latents have one head."""
+    return x[:, 0] if x.dim() == 4 and x.shape[1] == 1 else x
+
+
 def loses(g: Tensor, batch: TokenBatch) -> bool:
     """Whether a cotangent that `by_row` takes is not zero beyond the tokens of its call."""
     length = batch.input_ids.shape[1]
+    g = _without_head(g)
     if g.dim() < 3 or g.shape[0] * g.shape[1] <= batch.input_ids.numel():
         return False
     beyond = g[:, length:] if g.shape[0] == batch.input_ids.shape[0] else g[length:]

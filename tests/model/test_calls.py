@@ -37,7 +37,7 @@ def test_layouts_of_a_layer_are_put_into_the_batchs():
     batch = TokenBatch(batch.input_ids[:, :4], batch.attention_mask[:, :4], None, 0, (1.0,))
     x = torch.randn(5, 4, 2)
     longer = torch.cat([x, torch.zeros(5, 2, 2)], 1)
-    for seen in (x, x.flatten(0, 1), x.transpose(0, 1), longer, longer.transpose(0, 1)):
+    for seen in (x, x[:, None], x.flatten(0, 1), x.transpose(0, 1), longer, longer.transpose(0, 1)):
         assert torch.equal(by_row(seen, batch), x)
         assert not loses(seen, batch)
     for seen in (x[:, 0], x[:, :1], x[:, :1].transpose(0, 1)):
