@@ -11,13 +11,15 @@ from peft import PeftModel
 from torch import Tensor
 
 from bayesrm_fast.errors import InputError
+from bayesrm_fast.model.exclusive import exclusively
 from bayesrm_fast.reward_model import BayesianRewardModel
 from bayesrm_fast.saved.folders import hub_options, local_folder
 from bayesrm_fast.score.relative import positions_of_equals
 from bayesrm_fast.score.variances import RewardScores
 from bayesrm_fast.select.choice import BestOfN, chosen
 from bayesrm_fast.select.rules import KnownCandidates, Need, Rule, rule_of
-from bayesrm_fast.text.records import Candidates, Text
+from bayesrm_fast.text.records import Candidates
+from bayesrm_fast.text.texts import Text
 
 
 @dataclass(frozen=True)
@@ -146,7 +148,7 @@ class RewardEnsemble:
             raise InputError(f"relative_to of an ensemble must be 'prompt' or None, not {relative_to!r}")
         found = []
         for member in self.members:
-            with _active(member):
+            with exclusively(member.model), _active(member):
                 found.append(_scores_of(member, prompts, responses, relative_to))
         baselines = [one.baseline for one in found if one.baseline is not None]
         return EnsembleScores(
@@ -195,7 +197,7 @@ def _scores_of(
     if relative_to is not None:
         for own in positions_of_equals([str(prompt) for prompt in prompts]):
             baseline[own] = rewards[own].mean()
-    truncated = torch.tensor([row.truncated for row in rows])
+    truncated = torch.tensor([row.truncated for row in rows], dtype=torch.bool, device="cpu")
     return RewardScores(rewards - baseline, torch.zeros_like(rewards), truncated, baseline)
 
 

@@ -9,13 +9,16 @@ import torch
 from torch import Tensor
 
 from bayesrm_fast.errors import InputError
+from bayesrm_fast.model.exclusive import exclusive
 from bayesrm_fast.model.passes import Passes, Progress
 from bayesrm_fast.model.reward_model import RewardModel
+from bayesrm_fast.model.state import ModelState
 from bayesrm_fast.posterior.base import PenaltyChoice, Posterior
 from bayesrm_fast.score.joint import JointRewards, Outside, joint_rewards
 from bayesrm_fast.score.means import rewards_of
 from bayesrm_fast.score.relative import Comparison, positions_of_equals, score_differences, within_prompts
 from bayesrm_fast.score.variances import PairScores, RewardScores, score_examples
+from bayesrm_fast.select.advice import Advice, advise
 from bayesrm_fast.select.choice import BestOfN, check_needs, choose_each
 from bayesrm_fast.select.rules import Rule, rule_of
 from bayesrm_fast.select.tuning import JudgedPrompt, tuned_by_gold, tuned_by_pairs
@@ -24,25 +27,43 @@ from bayesrm_fast.text.prefetching import prefetched
 from bayesrm_fast.text.records import (
     Candidates,
     PreferencePair,
-    Text,
+    as_rows,
     candidate_sets,
-    check_text,
     preference_pairs,
-    prompt_and_response,
+    single_responses,
 )
-
-outside_inference_mode = torch.inference_mode(mode=False)
-"""A caller's inference mode would forbid the backward pass that a variance needs."""
+from bayesrm_fast.text.texts import Text, as_list, checked_text, is_list
 
 STREAM_WINDOW = 256
 """Rows of a stream that are sorted by length together."""
 
 
 class FittedRewardModel(RewardModel):
-    """A reward model with its posterior; see `RewardModel` for what it is made of."""
+    """A reward model with its posterior; see `RewardModel` for what it is made of.
 
-    posterior: Posterior | None = None
-    """The fitted posterior, None before `fit`. Its `prior_precision` may be set."""
+    Threads may share it. A call that runs the model, a fit included, waits until no other one runs on the same base
+    model, by whatever adapter; its texts are mostly tokenized before. A stream lets others in after every window, and a
+    pass of `passes()` after every batch. A caller's inference mode, autocast, grad mode and default device or dtype
+    change no number; `torch.set_float32_matmul_precision` does, as in the model itself.
+    """
+
+    _posterior: Posterior | None = None
+    _state: ModelState | None = None
+
+    @property
+    def posterior(self) -> Posterior | None:
+        """The fitted posterior, None before `fit`. Its `prior_precision` may be set.
+
+        One that is set is that of the model as it then is: a model that is changed later is refused at the next call.
+        """
+        return self._posterior
+
+    @posterior.setter
+    def posterior(self, value: Posterior | None) -> None:
+        self._posterior = value
+        self._state = None
+        if value is not None:
+            self._state = ModelState(self.model, self.tokenizer, self.lora, self.output_weights)
 
     def rewards(self, prompts: Sequence[Text], responses: Sequence[Text]) -> Tensor:
         """MAP rewards `[N]` by forward passes alone; needs no posterior.
@@ -52,12 +73,13 @@ class FittedRewardModel(RewardModel):
         """
         return self.rewards_tokenized(self.tokenize(prompts, responses), prompts)
 
-    @outside_inference_mode
+    @exclusive
     def rewards_tokenized(self, rows: Sequence[TokenizedRow], prompts: Sequence[Text]) -> Tensor:
         """`rewards` of tokenized rows; rows of equal prompts may share their beginning."""
         numbers: dict[str, int] = {}
         owners = [numbers.setdefault(str(prompt), len(numbers)) for prompt in prompts]
-        return rewards_of(self.passes_over(self.taps(self.virtual)), rows, owners)
+        passes = self.passes_over(self.taps(self.virtual)) if self.posterior is None else self.passes()
+        return rewards_of(passes, rows, owners)
 
     def score(
         self,
@@ -87,13 +109,13 @@ class FittedRewardModel(RewardModel):
             comparisons = within_prompts(positions_of_equals(keys))
             return self.score_differences(rows, comparisons, progress=progress)
         where = [f"reference {i + 1}" for i in range(len(rows))]
-        _check_references(relative_to, where)
+        relative_to = _checked_references(relative_to, where)
         references = self.tokenize(prompts, relative_to, where)
         keys = [f"{key}\0{reference}" for key, reference in zip(keys, relative_to, strict=True)]
         comparisons = [Comparison(own, [len(rows) + own[0]]) for own in positions_of_equals(keys)]
         return self.score_differences([*rows, *references], comparisons, progress=progress)
 
-    @outside_inference_mode
+    @exclusive
     def score_differences(
         self, rows: Sequence[TokenizedRow], comparisons: Sequence[Comparison], *, progress: Progress | None = None
     ) -> RewardScores:
@@ -108,12 +130,12 @@ class FittedRewardModel(RewardModel):
             InputError: nothing to score, or a reward that is NaN or infinite.
         """
         _refuse_nothing(rows)
-        back = torch.tensor([i for one in comparisons for i in one.rows]).argsort()
+        order = [i for one in comparisons for i in one.rows]
+        back = torch.tensor(order, dtype=torch.int64, device="cpu").argsort()
         found = score_differences(self.passes(), rows, comparisons, self.fitted, progress).at(back)
-        truncated = torch.tensor([row.is_truncated for row in rows[: len(found.mean)]])
-        return RewardScores(found.mean, found.variance, truncated, found.baseline)
+        return RewardScores(found.mean, found.variance, _truncated(rows[: len(found.mean)]), found.baseline)
 
-    @outside_inference_mode
+    @exclusive
     def score_tokenized(self, rows: Sequence[TokenizedRow], *, progress: Progress | None = None) -> RewardScores:
         """`score` of tokenized rows.
 
@@ -122,7 +144,7 @@ class FittedRewardModel(RewardModel):
         """
         _refuse_nothing(rows)
         mean, variance = score_examples(self.passes(), rows, self.fitted, progress)
-        return RewardScores(mean, variance, torch.tensor([row.is_truncated for row in rows]))
+        return RewardScores(mean, variance, _truncated(rows))
 
     def score_pairs(self, pairs: Iterable[Any], *, progress: Progress | None = None) -> PairScores:
         """Mean and variance of `r_chosen − r_rejected`, and the probability that the chosen response is preferred.
@@ -132,7 +154,7 @@ class FittedRewardModel(RewardModel):
         """
         return self.score_tokenized_pairs(self.tokenize_pairs(pairs), progress=progress)
 
-    @outside_inference_mode
+    @exclusive
     def score_tokenized_pairs(self, pairs: Sequence[TokenizedPair], *, progress: Progress | None = None) -> PairScores:
         """`score_pairs` of tokenized pairs.
 
@@ -141,10 +163,9 @@ class FittedRewardModel(RewardModel):
         """
         _refuse_nothing(pairs)
         mean, variance = score_examples(self.passes(), pairs, self.fitted, progress)
-        truncated = torch.tensor([pair.is_truncated for pair in pairs])
-        return PairScores(mean, variance, truncated, temperature=self.fitted.temperature)
+        return PairScores(mean, variance, _truncated(pairs), temperature=self.fitted.temperature)
 
-    @outside_inference_mode
+    @exclusive
     def covariance(self, prompt: Text, responses: Sequence[Text], *, outside: Outside = "auto") -> JointRewards:
         """Joint Gaussian over the rewards of one prompt's n candidates, and what follows from it for a choice.
 
@@ -193,7 +214,7 @@ class FittedRewardModel(RewardModel):
         one = Candidates(prompt, responses)
         return self.best_of_each([one], rule, k, relative=relative, exhaustive=exhaustive)[0]
 
-    @outside_inference_mode
+    @exclusive
     def best_of_each(
         self,
         candidates: Iterable[Any],
@@ -222,6 +243,23 @@ class FittedRewardModel(RewardModel):
         options = {"relative": relative, "exhaustive": exhaustive}
         return choose_each(self.passes(), sets, rows, self.fitted, asked, **options, progress=progress)
 
+    def advice(self, prompt: Text, responses: Sequence[Text]) -> Advice:
+        """What the relative std can do for a choice among these candidates, and where it misleads; `str` says it.
+
+        How large the std is beside the spread of the means, who wins at which k, whether the texts fall into groups of
+        several sources, and what `tune_penalty` has found.
+
+        Args:
+            prompt: one prompt.
+            responses: its candidates.
+
+        Raises:
+            InputError: no candidates, or text that cannot be read.
+        """
+        best = self.best_of_n(prompt, responses, "std", 0.0)
+        tokens = self.encoder.encode_responses(responses)
+        return advise(best.mean, best.variance.sqrt(), tokens, self.fitted.penalty)
+
     def penalty_weight(self, k: float | str, relative: bool = True, rule: str | Rule = "std") -> float:
         """k as a number.
 
@@ -241,7 +279,7 @@ class FittedRewardModel(RewardModel):
             raise InputError("k='tuned' is of the relative std: it goes with rule='std'")
         return self.fitted.penalty.k
 
-    @outside_inference_mode
+    @exclusive
     def tune_penalty(self, judged: Iterable[Any], *, progress: Progress | None = None) -> PenaltyChoice:
         """Choose how much of the relative std a choice subtracts, by judged responses; `k="tuned"` then uses it.
 
@@ -258,7 +296,7 @@ class FittedRewardModel(RewardModel):
         Raises:
             InputError: rows that cannot be read, or that hold nothing to tune by.
         """
-        rows = list(judged)
+        rows = list(as_rows(judged, "judged"))
         is_paired = bool(rows) and all(_has(row, "chosen") and not _has(row, "responses") for row in rows)
         if is_paired:
             chosen = self._tuned_by_pairs(preference_pairs(rows, "judged"), progress)
@@ -276,7 +314,7 @@ class FittedRewardModel(RewardModel):
             raise InputError("there is nothing to tune by: no prompt has several responses")
         scored = self.best_of_each(several, "std", 0.0, progress=progress)
         prompts = [
-            JudgedPrompt(best.mean, best.variance.sqrt(), torch.tensor(one.gold, dtype=torch.float64))
+            JudgedPrompt(best.mean, best.variance.sqrt(), torch.tensor(one.gold, dtype=torch.float64, device="cpu"))
             for one, best in zip(several, scored, strict=True)
         ]
         return tuned_by_gold(prompts)
@@ -284,14 +322,15 @@ class FittedRewardModel(RewardModel):
     def _tuned_by_pairs(self, pairs: Sequence[PreferencePair], progress: Progress | None) -> PenaltyChoice:
         by_prompt: dict[str, list[PreferencePair]] = {}
         for pair in pairs:
-            by_prompt.setdefault(str(pair.prompt), []).append(pair)
+            if pair.prompt is not None:
+                by_prompt.setdefault(str(pair.prompt), []).append(pair)
         means, stds = [], []
         pools = [_pool(own) for own in by_prompt.values()]
         # The two of a single pair are equally far from their mean, which says nothing of k.
         several = [(own, pool) for own, pool in zip(by_prompt.values(), pools, strict=True) if len(pool) > 2]
         if not several:
             raise InputError("there is nothing to tune by: pairs need prompts with three or more different responses")
-        sets = [Candidates(own[0].prompt, list(pool.values())) for own, pool in several]
+        sets = [Candidates(own[0].prompt or "", list(pool.values()), tools=own[0].tools) for own, pool in several]
         for (own, pool), best in zip(several, self.best_of_each(sets, "std", 0.0, progress=progress), strict=True):
             place = {key: i for i, key in enumerate(pool)}
             std = best.variance.sqrt()
@@ -325,9 +364,13 @@ class FittedRewardModel(RewardModel):
         def tokenized() -> Iterator[list[TokenizedRow]]:
             numbered = enumerate(rows, start=1)
             while chunk := list(itertools.islice(numbered, window)):
-                where = [f"row {number}" for number, _ in chunk]
-                texts = [prompt_and_response(row, name) for name, (_, row) in zip(where, chunk, strict=True)]
-                yield self.tokenize([prompt for prompt, _ in texts], [response for _, response in texts], where)
+                sets = single_responses(chunk)
+                yield self.encoder.encode(
+                    [one.prompt for one in sets],
+                    [one.responses[0] for one in sets],
+                    [one.where for one in sets],
+                    [one.tools for one in sets],
+                )
 
         for waiting in prefetched(tokenized()):
             scores = self.score_tokenized(waiting)
@@ -340,9 +383,27 @@ class FittedRewardModel(RewardModel):
             raise InputError("there is no posterior: call fit, or load a folder that holds one")
         return self.posterior
 
+    def check_unchanged(self) -> None:
+        """Raise InputError where the model has changed since its posterior was fitted, and say in what."""
+        if self._state is not None:
+            self._state.check()
+
     def passes(self) -> Passes:
-        """The tapped model that feeds the fitted posterior: for consumers of one's own."""
-        return self.passes_over(self.taps(self.virtual, self.fitted.record.include_head))
+        """The tapped model that feeds the fitted posterior: for consumers of one's own.
+
+        Raises:
+            InputError: no posterior, one that is on another device than the model, or a model that has changed since it
+                was fitted; the message says in what.
+        """
+        fitted = self.fitted
+        self.check_unchanged()
+        elsewhere = {tensor.device for tensor in fitted.tensors().values()} - {self.collator.device}
+        if elsewhere:
+            where = ", ".join(sorted(map(str, elsewhere)))
+            raise InputError(
+                f"the posterior is on {where}, the model on {self.collator.device}: give the model posterior.to(device)"
+            )
+        return self.passes_over(self.taps(self.virtual, fitted.record.include_head))
 
 
 def _has(row: Any, name: str) -> bool:
@@ -354,16 +415,20 @@ def _pool(pairs: Sequence[PreferencePair]) -> dict[str, Text]:
     return {str(text): text for pair in pairs for text in (pair.chosen, pair.rejected)}
 
 
-def _check_references(references: Any, where: Sequence[str]) -> None:
-    if isinstance(references, str) or not isinstance(references, Sequence):
+def _checked_references(references: Any, where: Sequence[str]) -> list[Text]:
+    references = as_list(references)
+    if not is_list(references):
         what = repr(references) if isinstance(references, str) else f"a {type(references).__name__}"
         raise InputError(f"relative_to must be 'prompt', a reference for each row or None, not {what}")
     if len(references) != len(where):
         raise InputError(f"there are {len(where)} prompts but {len(references)} references")
-    for name, reference in zip(where, references, strict=True):
-        check_text(reference, name)
+    return [checked_text(reference, name) for name, reference in zip(where, references, strict=True)]
 
 
 def _refuse_nothing(examples: Sequence[TokenizedRow] | Sequence[TokenizedPair]) -> None:
     if not examples:
         raise InputError("there is nothing to score: the list is empty")
+
+
+def _truncated(examples: Sequence[TokenizedRow] | Sequence[TokenizedPair]) -> Tensor:  # shape: (N,), bool
+    return torch.tensor([example.is_truncated for example in examples], dtype=torch.bool, device="cpu")

@@ -14,22 +14,18 @@ from bayesrm_fast.fit.fitting import fit_posterior
 from bayesrm_fast.fit.options import FitOptions, Precision
 from bayesrm_fast.fit.prior import NO_EVIDENCE
 from bayesrm_fast.fit.virtual import make_virtual_adapter
-from bayesrm_fast.fitted_model import FittedRewardModel, outside_inference_mode
+from bayesrm_fast.fitted_model import FittedRewardModel
+from bayesrm_fast.model.exclusive import exclusive, in_own_state
 from bayesrm_fast.model.passes import Progress
 from bayesrm_fast.model.readout import PooledReadout
-from bayesrm_fast.model.virtual import Targets
-from bayesrm_fast.posterior.base import ModelRecord
+from bayesrm_fast.model.virtual import Targets, VirtualAdapter
+from bayesrm_fast.posterior.base import ModelRecord, Posterior
 from bayesrm_fast.saved.folders import save_folder
-from bayesrm_fast.saved.models import add_adapter
+from bayesrm_fast.saved.models import add_adapter, check_restorable
 from bayesrm_fast.saved.reward_models import SavedFit, load_reward_model, read_fit
 from bayesrm_fast.text.examples import TokenizedPair
-from bayesrm_fast.text.records import (
-    PreferencePair,
-    Text,
-    check_rows,
-    pairs_within_prompts,
-    preference_pairs,
-)
+from bayesrm_fast.text.records import PreferencePair, checked_rows, pairs_within_prompts, preference_pairs
+from bayesrm_fast.text.texts import Text
 
 
 class BayesianRewardModel(FittedRewardModel):
@@ -39,6 +35,7 @@ class BayesianRewardModel(FittedRewardModel):
     """
 
     @classmethod
+    @in_own_state()
     def from_pretrained(
         cls,
         path: str | os.PathLike[str],
@@ -90,7 +87,7 @@ class BayesianRewardModel(FittedRewardModel):
     def _with_fit(cls, saved: SavedFit, model: Any, tokenizer: Any, **options: Any) -> Self:
         """A model with what a fit has left of it; the fit's own options are taken where none are given."""
         if saved.virtual is not None:
-            options |= {name: saved.virtual[name] for name in ("virtual_rank", "virtual_targets")}
+            options |= {"virtual_rank": saved.virtual.virtual_rank, "virtual_targets": saved.virtual.virtual_targets}
         if saved.posterior is not None:
             record = saved.posterior.record
             options |= {
@@ -101,6 +98,7 @@ class BayesianRewardModel(FittedRewardModel):
         loaded.virtual, loaded.posterior = saved.restored(loaded)
         return loaded
 
+    @exclusive
     def with_adapter(self, folder: Path, name: str) -> Self:
         """Another adapter, with the posterior that is saved beside it, on this one's base model; it is active then.
 
@@ -123,6 +121,7 @@ class BayesianRewardModel(FittedRewardModel):
         loaded._budget = self._budget  # of one device
         return loaded
 
+    @exclusive
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write adapters, tokenizer and posterior, not the model under them; a new folder appears whole or not at all.
 
@@ -133,6 +132,9 @@ class BayesianRewardModel(FittedRewardModel):
             raise InputError("there is nothing to save: call fit first")
         if type(self.readout) is not PooledReadout:
             raise InputError("a model with a readout of its own cannot be saved: loading it would read it otherwise")
+        self.check_unchanged()
+        if isinstance(self.model, PeftModel) and self.adapter is not None:
+            check_restorable(self.model.peft_config[self.adapter], f"the adapter {self.adapter!r}")
         save_folder(Path(folder), self.model, self.adapter, self.tokenizer, self.virtual, self.posterior)
 
     def fit(
@@ -147,7 +149,9 @@ class BayesianRewardModel(FittedRewardModel):
         """Fit the posterior on preference pairs; an earlier one is kept until the new one is whole.
 
         Args:
-            pairs: `PreferencePair`, mappings with `prompt`, `chosen` and `rejected`, or a `datasets.Dataset`.
+            pairs: `PreferencePair`, mappings with `prompt`, `chosen` and `rejected`, a `datasets.Dataset` or a
+                `DataFrame`. Without `prompt`, it is what both conversations begin with; where they repeat it, it is
+                read once. Pairs of equal responses are left out, with a warning.
             options: structure, rank, prior precision and more.
             validation_pairs: the held-out pairs of `prior_precision="validation"`. Default: every tenth of `pairs`,
                 kept out of the fit.
@@ -161,7 +165,9 @@ class BayesianRewardModel(FittedRewardModel):
         if validation_pairs is not None and options.chosen != "validation":
             raise InputError("validation_pairs are used by prior_precision='validation' alone")
         checked = preference_pairs(pairs)
-        validation = None if validation_pairs is None else self.tokenize_pairs(validation_pairs, "validation_pairs")
+        validation = None
+        if validation_pairs is not None:
+            validation = self.encoder.encode_pairs(preference_pairs(validation_pairs, "validation_pairs"))
         return self._fit(checked, validation, options, is_labelled=True, progress=progress)
 
     def fit_unlabelled(
@@ -187,8 +193,7 @@ class BayesianRewardModel(FittedRewardModel):
             InputError: rows that cannot be read, no prompt with two responses, or options that cannot be served.
         """
         options = self._options(options, named, is_labelled=False)
-        check_rows(prompts, responses)
-        pairs = pairs_within_prompts(prompts, responses)
+        pairs = pairs_within_prompts(*checked_rows(prompts, responses))
         return self._fit(pairs, None, options, is_labelled=False, progress=progress)
 
     def _options(self, options: FitOptions | None, named: dict[str, Any], is_labelled: bool) -> FitOptions:
@@ -207,7 +212,7 @@ class BayesianRewardModel(FittedRewardModel):
             raise InputError(NO_EVIDENCE)
         return options
 
-    @outside_inference_mode
+    @exclusive
     def _fit(
         self,
         pairs: Sequence[PreferencePair],
@@ -218,25 +223,39 @@ class BayesianRewardModel(FittedRewardModel):
         progress: Progress | None,
     ) -> Self:
         tokenized = self.encoder.encode_pairs(pairs)
-        self.lora = self.find_lora()
+        lora, self.lora = self.lora, self.find_lora()
+        try:
+            virtual, posterior = self._fitted(tokenized, validation, options, is_labelled, progress)
+        except BaseException:
+            self.lora = lora  # what an earlier posterior is over
+            raise
+        self.virtual, self.posterior = virtual, posterior
+        return self
+
+    def _fitted(
+        self,
+        tokenized: list[TokenizedPair],
+        validation: list[TokenizedPair] | None,
+        options: FitOptions,
+        is_labelled: bool,
+        progress: Progress | None,
+    ) -> tuple[VirtualAdapter | None, Posterior]:
         virtual = None
         if self.virtual_options is not None:
             virtual = make_virtual_adapter(self.passes_over(self.lora), tokenized, self.virtual_options, options)
         record = ModelRecord(
             base_model=self.base_model,
-            adapter_sha256=self.adapter_hash(virtual),
+            fingerprint=self.fingerprint(virtual),
             include_head=options.include_head,
             output_weights=self.output_weights.tolist(),
             max_length=self.encoder.max_length,
         )
         passes = self.passes_over(self.taps(virtual, options.include_head))
-        self.posterior = fit_posterior(
+        return virtual, fit_posterior(
             passes, tokenized, validation, options, record, is_labelled=is_labelled, progress=progress
         )
-        self.virtual = virtual
-        return self
 
-    @outside_inference_mode
+    @exclusive
     def calibrate(
         self, pairs: Iterable[Any], prior_precision: Precision = "validation", *, progress: Progress | None = None
     ) -> Calibration:
@@ -253,5 +272,5 @@ class BayesianRewardModel(FittedRewardModel):
         Raises:
             InputError: fewer than two pairs, pairs that cannot be read, or an unknown `prior_precision`.
         """
-        tokenized = self.tokenize_pairs(pairs)
+        tokenized = self.encoder.encode_pairs(preference_pairs(pairs))
         return calibrate_posterior(self.passes(), tokenized, self.fitted, prior_precision, progress)

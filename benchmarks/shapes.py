@@ -106,7 +106,7 @@ def random_ggn(like: Posterior, rank: int) -> GgnPosterior:
 
 def fitted(passes: Passes, pairs: list[TokenizedPair], rank: int | None = 64) -> KroneckerPosterior:
     """A kfac posterior."""
-    model = ModelRecord("random", "", include_head=False, output_weights=[1.0], max_length=MAX_LENGTH)
+    model = ModelRecord("random", {}, include_head=False, output_weights=[1.0], max_length=MAX_LENGTH)
     posterior = fit_posterior(passes, pairs, None, FitOptions("kfac", rank, 1.0), model)
     assert isinstance(posterior, KroneckerPosterior)
     return posterior

@@ -94,6 +94,15 @@ def test_adapter_options(lora):
     assert_all_numbers_agree(rm, dense_posterior(rm, pairs), pairs, "kfac", None, RELATIVE[torch.float64])
 
 
+@pytest.mark.parametrize(("architecture", "copied"), [("bert", ["pooler"]), ("roberta", ["classifier.dense"])])
+def test_layers_that_are_saved_with_the_adapter_are_frozen(architecture, copied):
+    model = tiny_adapter(architecture, dtype=torch.float64, modules_to_save=copied)
+    rm = BayesianRewardModel(model, tiny_tokenizer(architecture))
+    pairs = tiny_pairs(4)
+    rm.fit(pairs, structure="ekfac", rank=5, prior_precision=PRECISION)
+    assert_all_numbers_agree(rm, dense_posterior(rm, pairs), pairs, "ekfac", 5, RELATIVE[torch.float64])
+
+
 @pytest.mark.parametrize(("architecture", "head"), [("llama", "score"), ("bert", "classifier")])
 @pytest.mark.parametrize("structure", ["kfac", "ekfac", "ggn"])
 def test_head_in_the_posterior(architecture, head, structure):

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -118,9 +119,10 @@ def test_what_makes_no_ensemble(folders, tmp_path):
     with pytest.raises(InputError, match="not a peft adapter"):
         RewardEnsemble.from_pretrained([folders[0], other], device="cpu")
     if (folders[1] / "posterior.json").exists():
-        weighted = shutil.copytree(folders[1], tmp_path / "weighted")
-        record = json.loads((weighted / "posterior.json").read_text())
-        (weighted / "posterior.json").write_text(json.dumps(record | {"output_weights": [2.0]}))
+        rm = BayesianRewardModel.from_pretrained(folders[1], device="cpu")
+        rm.posterior.record = replace(rm.posterior.record, output_weights=[2.0])
+        weighted = tmp_path / "weighted"
+        rm.save_pretrained(weighted)
         with pytest.raises(InputError, match="output_weights="):
             RewardEnsemble.from_pretrained([folders[0], weighted], device="cpu")
     some = [BayesianRewardModel.from_pretrained(folder, device="cpu") for folder in folders[:2]]

@@ -13,7 +13,7 @@ PACKAGE = Path(bayesrm_fast.__file__).parent
 
 LAYERS = [
     {"errors"},
-    {"sites", "versions", "atomic"},
+    {"sites", "versions", "atomic", "locks", "schema"},
     {"record_files"},
     {"ops", "text"},
     {"model", "posterior"},

@@ -380,6 +380,7 @@ def test_a_reward_that_is_nan_is_named_by_its_row(number):
     rm = BayesianRewardModel(model, tiny_tokenizer("llama")).fit(tiny_pairs(), rank=4)
     with torch.no_grad():  # the rows that hold this word, and no others
         model.get_base_model().model.embed_tokens.weight[rm.tokenizer.convert_tokens_to_ids("art")] = float("nan")
+    rm.posterior = rm.posterior  # of the model as it is now
     rows = [("able", "again art" if i == number else "again" + " all" * i) for i in range(1, 7)]
     prompts, responses = zip(*rows, strict=True)
     for ask in (rm.score, rm.rewards):

@@ -10,8 +10,10 @@ from bayesrm_fast.cli.jobs import in_chunks, job_header
 from bayesrm_fast.cli.models import load_fitted
 from bayesrm_fast.cli.resumable import ResumableOutput
 from bayesrm_fast.cli.terminal import progress_bar, show_summary
+from bayesrm_fast.errors import InputError
 
 if TYPE_CHECKING:
+    from bayesrm_fast.reward_model import BayesianRewardModel
     from bayesrm_fast.select.choice import BestOfN
     from bayesrm_fast.text.records import Candidates
 
@@ -23,6 +25,7 @@ def best_of_n(
     rule: Annotated[str, typer.Option(help="mean, std or variance.")] = "std",
     k: Annotated[str, typer.Option("--k", help="Weight of the rule's penalty: a number, or tuned.")] = "1",
     relative: Relative = True,
+    explain: Annotated[bool, typer.Option("--explain", help="Add to every row what the penalty does there.")] = False,
     resume: Resume = False,
     max_batch_tokens: MaxBatchTokens = None,
     as_json: AsJson = False,
@@ -34,6 +37,8 @@ def best_of_n(
     from bayesrm_fast.text.prefetching import prefetched
     from bayesrm_fast.text.records import iter_candidate_sets
 
+    if explain and not (relative and rule == "std"):
+        raise InputError("--explain is about the relative std: it goes with --rule std and --relative")
     weight = k if k == "tuned" else number("k", k)
     asked = rule_of(rule, 1.0 if isinstance(weight, str) else weight)
     check_needs(asked, [])
@@ -41,21 +46,28 @@ def best_of_n(
     total = sum(1 for _ in iter_candidate_sets(iter_rows(input_file), str(input_file)))
     loaded = load_fitted(model, max_batch_tokens)
     used = loaded.penalty_weight(weight, relative, rule)
-    options = {"max_batch_tokens": max_batch_tokens, "rule": rule, "k": used, "relative": relative}
+    options = {"max_batch_tokens": max_batch_tokens, "rule": rule, "k": used, "relative": relative, "explain": explain}
     header = job_header(loaded, input_file, options)
     tally = dict.fromkeys(("candidates", "variances_computed", "choices_changed_by_the_penalty"), 0)
+    warned = 0
     with ResumableOutput(output, header, resume) as results, progress_bar("choosing") as tell:
         sets = iter_candidate_sets(iter_rows(input_file), str(input_file))
         for chunk in prefetched(in_chunks(sets, results.count)):
             best = loaded.best_of_each(chunk, rule, used, relative=relative)
-            results.add(_chosen_row(one, found) for one, found in zip(chunk, best, strict=True))
+            rows = [_chosen_row(one, found) for one, found in zip(chunk, best, strict=True)]
+            if explain:
+                for row, one, found in zip(rows, chunk, best, strict=True):
+                    row["advice"] = _advice(loaded, one, found)
+            results.add(rows)
             tell(results.count, total)
         for row in results.rows():
             tally["candidates"] += row["candidates"]
             tally["variances_computed"] += row["variances_computed"]
             tally["choices_changed_by_the_penalty"] += row["index"] != row["index_by_mean"]
+            warned += explain and bool(row["advice"]["warnings"])
         results.finish()
-    show_summary({"output": str(output), "prompts": results.count, **tally}, as_json)
+    told = {"prompts_with_warnings": warned, "k_by_tuning": _tuned(loaded)} if explain else {}
+    show_summary({"output": str(output), "prompts": results.count, **tally, **told}, as_json)
 
 
 def _chosen_row(one: "Candidates", best: "BestOfN") -> dict[str, Any]:
@@ -74,3 +86,15 @@ def _chosen_row(one: "Candidates", best: "BestOfN") -> dict[str, Any]:
         "candidates": len(one.responses),
         "variances_computed": best.variances_computed,
     }
+
+
+def _advice(loaded: "BayesianRewardModel", one: "Candidates", best: "BestOfN") -> dict[str, Any]:
+    from bayesrm_fast.select.advice import advise
+
+    tokens = loaded.encoder.encode_responses(one.responses)
+    return advise(best.mean, best.variance.sqrt(), tokens).columns()
+
+
+def _tuned(loaded: "BayesianRewardModel") -> float | str:
+    penalty = loaded.fitted.penalty
+    return "not tuned" if penalty is None else penalty.k

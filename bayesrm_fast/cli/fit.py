@@ -71,6 +71,8 @@ def fit(
     weights = None if output_weights is None else [number("output-weights", w) for w in output_weights.split(",")]
     check_folder(folder)
     sets = candidate_sets(read_rows(pairs), str(pairs)) if unlabelled else []
+    if any(one.tools for one in sets):
+        raise InputError(f"{pairs} has tools, which go with labelled pairs: leave out --unlabelled")
     labelled = [] if unlabelled else preference_pairs(read_rows(pairs), str(pairs))
 
     loaded = load(model, output_weights=weights, max_length=max_length, max_batch_tokens=max_batch_tokens, **virtual)

@@ -1,6 +1,7 @@
 """`bayesrm info`."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -37,10 +38,10 @@ def info(
         return
     record = FILES.read_record(model)
     if as_json:
-        stdout.print_json(json.dumps(record))
+        stdout.print_json(json.dumps(asdict(record)))
         return
     summary = posterior_summary(model)
-    summary |= {name: record[name] for name in ("base_model", "include_head", "max_length", "adapter_sha256")}
-    summary |= {"versions": ", ".join(f"{name} {version}" for name, version in record["versions"].items())}
-    summary |= {"sites": f"{len(record['sites'])}, of {record['parameters']} weights"}
+    summary |= {name: getattr(record, name) for name in ("base_model", "include_head", "max_length")}
+    summary |= {"versions": ", ".join(f"{name} {version}" for name, version in record.versions.items())}
+    summary |= {"sites": f"{len(record.sites)}, of {record.parameters} weights"}
     show_summary(summary, False)

@@ -27,7 +27,7 @@ def job_header(loaded: "BayesianRewardModel", input_file: Path, options: dict[st
     return {
         "input_sha256": digest,
         "base_model": posterior.record.base_model,
-        "adapter_sha256": posterior.record.adapter_sha256,
+        "fingerprint": posterior.record.fingerprint_sha256,
         "posterior_sha256": tensors_sha256(posterior),
         "structure": posterior.record.structure,
         "rank": posterior.record.rank,

@@ -31,9 +31,9 @@ def posterior_summary(folder: Path) -> dict[str, Any]:
 
     record = FILES.read_record(folder)
     names = ("structure", "rank", "pairs", "prior_precision", "temperature", "log_evidence", "effective_parameters")
-    shown = {name: record[name] for name in names if record[name] is not None or name == "rank"}
-    shown |= {"prior_chosen_by": record["prior"]["method"]}
+    shown = {name: held for name in names if (held := getattr(record, name)) is not None or name == "rank"}
+    shown |= {"prior_chosen_by": record.prior.method}
     virtual = read_virtual_record(folder)
     if virtual is not None:
-        shown |= {"virtual_rank": virtual["virtual_rank"], "virtual_layers": len(virtual["layers"])}
+        shown |= {"virtual_rank": virtual.virtual_rank, "virtual_layers": len(virtual.layers)}
     return shown

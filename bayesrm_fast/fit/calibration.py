@@ -184,7 +184,8 @@ def calibrate(
         raise InputError("a calibration needs at least two pairs")
     difference, variance = difference.double(), variance.double()
     # By lot, because pairs may come in an order that means something.
-    fold = torch.randperm(len(difference), generator=torch.Generator().manual_seed(0)) % FOLDS
+    generator = torch.Generator().manual_seed(0)
+    fold = torch.randperm(len(difference), generator=generator, dtype=torch.int64, device="cpu") % FOLDS
     # (L, temperatures, M) would be large; the mean over a fold is all that is needed of it.
     nll = torch.stack(
         [

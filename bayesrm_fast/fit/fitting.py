@@ -21,6 +21,11 @@ from bayesrm_fast.versions import library_versions
 MARGIN_PAIRS = 128
 """Pairs, drawn by lot, whose margins and gradients choose λ by "margins"; both are means."""
 
+BEYOND_FLOAT = (
+    "the curvature is NaN or infinite: the pairs' gradients are too large; are the head's weights?"
+    """Of what is summed over the pairs: squares, which float32 has up to 1e38."""
+)
+
 HELD_OUT_EVERY = 10
 """Without validation pairs of its own, `prior_precision="validation"` keeps every tenth pair out of the fit."""
 
@@ -54,7 +59,12 @@ def fit_posterior(
     elif validation is None:
         pairs, validation = _split(pairs)
     counter = PassCounter(progress, len(pairs) * options.passes(len(pairs)) + len(validation or ()))
-    posterior = _gathered(passes, pairs, options, model, is_labelled, counter)
+    try:
+        posterior = _gathered(passes, pairs, options, model, is_labelled, counter)
+    except torch.linalg.LinAlgError as error:  # of sums that are not finite
+        raise InputError(BEYOND_FLOAT) from error
+    if not all(tensor.isfinite().all() for tensor in posterior.tensors().values()):
+        raise InputError(BEYOND_FLOAT)
     posterior.prior = _prior(passes, pairs, validation, options, posterior, counter)
     return posterior
 

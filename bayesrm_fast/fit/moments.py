@@ -114,7 +114,7 @@ class SecondMoment:
 def _test_matrix(size: int, columns: int, device: torch.device) -> Tensor:
     """Orthonormal columns `[size, columns]`, seeded by the shape alone: every shard sketches with the same ones."""
     generator = torch.Generator().manual_seed(size * 65537 + columns)
-    gaussian = torch.randn(size, columns, generator=generator, dtype=torch.float64)
+    gaussian = torch.randn(size, columns, generator=generator, dtype=torch.float64, device="cpu")
     columns_of_q: Tensor = torch.linalg.qr(gaussian).Q
     return columns_of_q.contiguous().to(device)
 

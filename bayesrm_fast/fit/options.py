@@ -1,6 +1,5 @@
 """What a fit can be asked for."""
 
-import math
 from dataclasses import dataclass, replace
 from numbers import Real
 from typing import Literal, Self
@@ -9,6 +8,7 @@ import torch
 
 from bayesrm_fast.errors import InputError
 from bayesrm_fast.fit.sketches import keeps_every_pair
+from bayesrm_fast.posterior.base import check_prior_precision
 
 DEFAULT_RANK = {"kfac": 64, "ekfac": 64, "ggn": 128}
 BASIS_DTYPES = (None, torch.float32, torch.bfloat16)
@@ -88,5 +88,7 @@ def check_precision(precision: Precision) -> None:
             raise InputError(
                 f"prior_precision must be a number, 'evidence', 'validation' or 'margins', not {precision!r}"
             )
-    elif not (isinstance(precision, Real) and math.isfinite(precision) and precision > 0):
+    elif not isinstance(precision, Real):
         raise InputError(f"the prior precision must be a positive number, not {precision}")
+    else:
+        check_prior_precision(float(precision))

@@ -1,6 +1,7 @@
 """The prior precision λ, by evidence, by held-out pairs or by the model's own margins; and what that needs to know."""
 
 import math
+import warnings
 from collections.abc import Sequence
 from functools import partial
 
@@ -49,7 +50,18 @@ def by_evidence(posterior: Posterior) -> PriorChoice:
         else:
             high = middle
     curve = [(precision, posterior.log_evidence(precision)) for precision in GRID]
+    if slope(math.log(GRID[0])) <= 0:
+        _warn(f"evidence is largest at {GRID[0]:g} or below: the pairs determine next to nothing of the weights")
+    elif slope(math.log(GRID[-1])) >= 0:
+        _warn(f"evidence is largest at {GRID[-1]:g} or above: the weights are next to zero")
     return PriorChoice(math.exp((low + high) / 2), "evidence", "log evidence", curve)
+
+
+def _warn(what: str) -> None:
+    warnings.warn(
+        f"the {what}. λ is an end of its grid and no measurement; take 'margins', 'validation' or a number",
+        stacklevel=3,
+    )
 
 
 def by_margins(
@@ -87,16 +99,17 @@ class _SquaredNorms:
     gradients_alone = True
 
     def __init__(self) -> None:
-        self.total = torch.zeros(())  # shape: (N,) once there is a site
+        self.total = torch.zeros((), dtype=torch.float64, device="cpu")  # shape: (N,) once there is a site
 
     def consume(self, site: Site, p: Tensor, q: Tensor, offsets: Tensor) -> None:
         gradient = segment_outer(p, q, offsets)
-        self.total = self.total.to(gradient.device) + gradient.square().sum((1, 2), dtype=torch.float64)
+        squared_norm = torch.linalg.vector_norm(gradient, dim=(1, 2), dtype=torch.float64).square()
+        self.total = self.total.to(gradient.device) + squared_norm
 
 
 def margins_and_norms(passes: Passes, pairs: Sequence[TokenizedPair]) -> tuple[Tensor, Tensor]:  # shapes: (M,), (M,)
     """Reward differences of pairs and the squared norms of their gradients, float64."""
-    margins, norms = torch.zeros(len(pairs), dtype=torch.float64), torch.zeros(len(pairs), dtype=torch.float64)
+    margins, norms = torch.zeros(2, len(pairs), dtype=torch.float64, device="cpu")
     for batch in passes.over(pairs, unit_cotangent, _SquaredNorms):
         margins[batch.positions] = batch.rewards.double().cpu()
         norms[batch.positions] = batch.consumer.total.cpu()
@@ -111,8 +124,8 @@ def variance_curve(
     progress: Progress | None,
 ) -> tuple[Tensor, Tensor]:  # shapes: (M,), (L, M)
     """Reward differences of pairs, and their variances at every λ of a list, float64."""
-    difference = torch.zeros(len(pairs), dtype=torch.float64)
-    variance = torch.zeros(len(precisions), len(pairs), dtype=torch.float64)
+    difference = torch.zeros(len(pairs), dtype=torch.float64, device="cpu")
+    variance = torch.zeros(len(precisions), len(pairs), dtype=torch.float64, device="cpu")
     make_consumer = partial(posterior.variance_curve_consumer, precisions)
     for batch in passes.over(pairs, unit_cotangent, make_consumer, progress):
         difference[batch.positions] = batch.rewards.double().cpu()

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from bayesrm_fast.errors import InputError
 from bayesrm_fast.ops import segment_outer
-from bayesrm_fast.posterior.linear_algebra import eigenpairs_of_factor, gram
+from bayesrm_fast.posterior.linear_algebra import eigenpairs_of_factor, gram, inner_products
 from bayesrm_fast.sites import Site
 
 GGN_OVERSAMPLING = 32
@@ -91,15 +91,22 @@ class GgnSketch:
         values, rotation = values[:rank], rotation[:rank]
         found = {}
         for site in self.sites:
-            rows = self._factor_rows(site, shift)
-            found[site.name] = rotation.to(rows.dtype) @ rows
+            found[site.name] = self._rotated_rows(site, shift, rotation)
         return found, (values - shift).clamp(min=0)
 
     def _factor_rows(self, site: Site, shift: float) -> Tensor:  # shape: (M, r · d)
         """One site's rows of what is kept, made when they are needed: all of them would be as much again."""
         if self.is_exact:
             return torch.cat([batch[site.name] for batch in self._kept])
-        return self.total[site.name] + shift * self.omega[site.name]
+        return self.total[site.name].add(self.omega[site.name], alpha=shift)
+
+    def _rotated_rows(self, site: Site, shift: float, rotation: Tensor) -> Tensor:  # shapes: (K, M) -> (K, r · d)
+        if self.is_exact:
+            rows = self._factor_rows(site, shift)
+            return rotation.to(rows.dtype) @ rows
+        total = self.total[site.name]
+        rotated = rotation.to(total.dtype) @ total  # and then the rest, without the rows themselves
+        return rotated.addmm_((shift * rotation).to(total.dtype), self.omega[site.name])
 
     def _nystrom_scale(self) -> tuple[Tensor, float]:
         """What makes the shifted sums a factor F of `FᵀF = Y (ΩᵀY)⁻¹ Yᵀ`, and the shift.
@@ -108,8 +115,7 @@ class GgnSketch:
         """
         sums = list(self.total.values())
         shift = torch.finfo(sums[0].dtype).eps * max(float(gram(sums).trace()) ** 0.5, 1e-300)
-        parts = [self.omega[s.name].double() @ self._factor_rows(s, shift).double().T for s in self.sites]
-        core = torch.stack(parts).sum(0)
+        core = inner_products((self.omega[s.name], self._factor_rows(s, shift)) for s in self.sites)
         values, vectors = torch.linalg.eigh((core + core.T) / 2)
         kept = values > shift / 2
         return (vectors[:, kept] / values[kept].sqrt()).T, shift
@@ -130,10 +136,12 @@ def _orthonormal_rows(
 ) -> dict[str, Tensor]:
     """A random matrix `[M, r · d]` for each site, with orthonormal rows over all of them; the same in every shard."""
     generator = torch.Generator().manual_seed(columns)
-    rows = {
-        site.name: torch.randn(columns, site.r * site.d, generator=generator, dtype=torch.float32).to(device, dtype)
-        for site in sites
-    }
+
+    def gaussian(site: Site) -> Tensor:
+        shape = (columns, site.r * site.d)
+        return torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu").to(device, dtype)
+
+    rows = {site.name: gaussian(site) for site in sites}
     factor = torch.linalg.cholesky(gram(rows.values()))
     mixing = torch.linalg.inv(factor).to(dtype)
     return {name: mixing @ block for name, block in rows.items()}

@@ -10,7 +10,6 @@ from bayesrm_fast.fit.memory import weights_that_fit
 from bayesrm_fast.fit.moments import SecondMoment
 from bayesrm_fast.fit.options import FitOptions
 from bayesrm_fast.model.calls import by_row, in_order
-from bayesrm_fast.model.hashes import model_hash
 from bayesrm_fast.model.layers import refuse
 from bayesrm_fast.model.passes import Passes, check_finite, drawn
 from bayesrm_fast.model.virtual import (
@@ -52,7 +51,7 @@ def make_virtual_adapter(
     refuse([layer.name for layer in layers if options.rank > layer.d_in], f"virtual_rank={options.rank} on inputs of")
     directions = input_directions(passes, layers, pairs, options.rank)
     taps = [VirtualTap(layer.name, layer.module, directions[layer.input_number], layer.d_out) for layer in layers]
-    return VirtualAdapter(options, taps, model_hash(passes.forward.model))
+    return VirtualAdapter(options, taps)
 
 
 def input_directions(

@@ -46,8 +46,8 @@ def calls_of(batch: TokenBatch, shortcuts: Shortcuts) -> list[Call]:
             for start in range(0, len(group), max(length - 1, 1))
         ]
     if len(groups) == 1:
-        return [Call(torch.arange(rows, device=batch.input_ids.device), batch)]
-    return [_call(batch, torch.tensor(group, device=batch.input_ids.device)) for group in groups]
+        return [Call(torch.arange(rows, dtype=torch.int64, device=batch.input_ids.device), batch)]
+    return [_call(batch, torch.tensor(group, dtype=torch.int64, device=batch.input_ids.device)) for group in groups]
 
 
 def _call(batch: TokenBatch, rows: Tensor) -> Call:

@@ -14,6 +14,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from bayesrm_fast.errors import InputError
 from bayesrm_fast.model.calls import Call, calls_of, in_order
+from bayesrm_fast.model.exclusive import exclusively
 from bayesrm_fast.model.layers import class_name
 from bayesrm_fast.model.readout import Readout
 from bayesrm_fast.model.scored_token import scored_token_alone
@@ -66,7 +67,7 @@ class Forward:
 
     def prefill(self, batch: TokenBatch) -> DynamicCache:
         """Keys and values of B beginnings, padded on the right; without autograd."""
-        with _undisturbed(self.model, batch.pad_token_id), torch.no_grad():
+        with exclusively(self.model), _undisturbed(self.model, batch.pad_token_id), torch.no_grad():
             cache = self.model(**batch.model_inputs(), use_cache=True).past_key_values
         if not isinstance(cache, DynamicCache):
             raise TypeError(f"the model keeps its keys and values in {type(cache).__name__}, not in a DynamicCache")
@@ -83,9 +84,9 @@ class Forward:
         cache = _rows_of(beginnings, owners)
         before = lengths[owners]
         longest = int(lengths.max())
-        present = torch.arange(longest, device=before.device) < before[:, None]
+        present = torch.arange(longest, dtype=torch.int64, device=before.device) < before[:, None]
         mask = torch.cat([present.to(batch.attention_mask.dtype), batch.attention_mask], 1)
-        positions = before[:, None] + torch.arange(batch.input_ids.shape[1], device=before.device)
+        positions = before[:, None] + torch.arange(batch.input_ids.shape[1], dtype=torch.int64, device=before.device)
         with self.prepared(batch), torch.no_grad():
             return self._read(
                 batch,
@@ -121,6 +122,7 @@ class Forward:
             checkpoints: run the layers again in the backward pass, whether the model does so by itself or not.
         """
         with contextlib.ExitStack() as stack:
+            stack.enter_context(exclusively(self.model))
             stack.enter_context(_undisturbed(self.model, batch.pad_token_id, checkpoints))
             if self.shortcuts.scored_token is not None and not every_token and len(self.calls(batch)) == 1:
                 stack.enter_context(scored_token_alone(self.model, batch, self.shortcuts.scored_token))

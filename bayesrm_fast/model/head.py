@@ -3,11 +3,10 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from peft.utils.other import ModulesToSaveWrapper
 from torch import Tensor, nn
 
 from bayesrm_fast.errors import InputError
-from bayesrm_fast.model.layers import plain_name
+from bayesrm_fast.model.layers import name_of_copied, plain_name, unread_copies
 from bayesrm_fast.sites import Site
 
 
@@ -28,12 +27,6 @@ class HeadTap:
         """The weight of `sites`."""
         return (self.module.weight,)
 
-    @property
-    def hashed(self) -> dict[str, Tensor]:
-        """What `adapter_hash` reads, by name."""
-        # The base model's, mostly: rounded, so that it has one hash in float32 and in bfloat16.
-        return {self.sites[0].name: self.module.weight.bfloat16()}
-
 
 HEADS = frozenset(("score", "classifier", "classification_head", "logits_proj"))
 """What transformers' sequence classifiers call their heads."""
@@ -48,14 +41,16 @@ def find_head(model: nn.Module) -> HeadTap | None:
     labels = getattr(getattr(model, "config", None), "num_labels", None)
     for name, module in model.named_modules():
         if plain_name(name) in HEADS:
-            if isinstance(module, ModulesToSaveWrapper):
-                active = [adapter for adapter in module.active_adapters if adapter in module.modules_to_save]
-                module = module.modules_to_save[active[0]] if active else module.original_module
-            linears = [(inner, layer) for inner, layer in module.named_modules() if isinstance(layer, nn.Linear)]
+            unread = set(unread_copies(module))
+            linears = [
+                (inner, layer)
+                for inner, layer in module.named_modules(prefix=plain_name(name))
+                if isinstance(layer, nn.Linear) and layer not in unread
+            ]
             if linears:
                 as_said = [one for one in linears if one[1].out_features == labels]
                 inner, layer = (as_said or linears)[-1]
-                return HeadTap(plain_name(f"{name}.{inner}" if inner else name), layer)
+                return HeadTap(name_of_copied(inner), layer)
     return None
 
 

@@ -1,9 +1,12 @@
 """A model's layers and their paths, whether peft has wrapped them or not."""
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator
+from typing import cast
 
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import ModulesToSaveWrapper
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel
@@ -13,7 +16,8 @@ from bayesrm_fast.errors import InputError
 
 
 def plain_name(name: str) -> str:
-    """A module's path without peft's wrapping."""
+    """A module's path without the wrapping of peft and of `torch.compile`."""
+    name = f"{name}.".replace("_orig_mod.", "").removesuffix(".")
     return name.removeprefix("base_model.model.").removeprefix("base_model.")
 
 
@@ -35,17 +39,58 @@ def last_layer(model: nn.Module) -> nn.Module | None:
     return next(reversed(layer_stack(model)), None)
 
 
+def active_copy(wrapper: ModulesToSaveWrapper) -> nn.Module:
+    """The one of a layer's copies (`modules_to_save`) that a forward pass calls."""
+    held = [name for name in wrapper.active_adapters if name in wrapper.modules_to_save]
+    if not held or wrapper.disable_adapters:
+        return cast(nn.Module, wrapper.original_module)
+    return cast(nn.Module, wrapper.modules_to_save[held[0]])
+
+
+def unread_copies(model: nn.Module) -> Iterator[nn.Module]:
+    """Modules of the copies that a forward pass does not call."""
+    for wrapper in model.modules():
+        if isinstance(wrapper, ModulesToSaveWrapper):
+            active = active_copy(wrapper)
+            for copy in (wrapper.original_module, *wrapper.modules_to_save.values()):
+                if copy is not active:
+                    yield from copy.modules()
+
+
+def name_of_copied(name: str) -> str:
+    """A path without peft's names for the copies of a layer."""
+    return re.sub(r"\.modules_to_save\.[^.]+|\.original_module", "", name)
+
+
+def is_after_backbone(model: nn.Module, name: str) -> bool:
+    """Whether a module, by its path, is a pooler, or outside of the part of the model that holds its layers."""
+    last = last_layer(model)
+    backbone = next((plain_name(path).split(".")[0] for path, module in model.named_modules() if module is last), None)
+    first, *rest = plain_name(name).split(".")
+    return last is not None and (first != backbone or any("pooler" in part for part in rest))
+
+
 def has_adapter(model: nn.Module) -> bool:
     """Whether any layer of the model carries an adapter of peft's, of whatever kind."""
     return any(isinstance(module, BaseTunerLayer) for module in model.modules())
 
 
 def check_model(model: nn.Module) -> None:
-    """Raise InputError where a model cannot be tapped as it is: copies on several devices, weights that are absent."""
+    """Raise InputError where a model cannot be tapped as it is.
+
+    It is within copies on several devices, was made under `torch.inference_mode`, or has no numbers in its weights.
+    """
     if isinstance(model, nn.DataParallel | DistributedDataParallel):
         raise InputError(f"cannot serve a model within {type(model).__name__}: pass its .module")
-    absent = [plain_name(name) for name, parameter in model.named_parameters() if parameter.is_meta]
-    refuse(absent, "weights on the meta device (load the model without offloading)")
+    if any(parameter.is_inference() for parameter in model.parameters()):
+        raise InputError("the model was made under torch.inference_mode: load it outside, where it has gradients")
+    absent = [
+        plain_name(f"{path}.{name}")
+        for path, module in model.named_modules()
+        for name, parameter in module.named_parameters(recurse=False)
+        if parameter.is_meta and not hasattr(module, "_hf_hook")  # by which accelerate brings what it has offloaded
+    ]
+    refuse(absent, "weights on the meta device that nothing brings when they are called")
 
 
 def class_name(model: nn.Module) -> str:
@@ -72,9 +117,16 @@ def embedded_tokens(model: nn.Module) -> int | None:
 
 
 def linear_modules(model: nn.Module) -> dict[str, tuple[nn.Module, int, int]]:
-    """Every linear layer but those that peft has added, with the sizes of its input and output, by its path."""
+    """Every linear layer but those that peft has added, with the sizes of its input and output, by its path.
+
+    Of a layer that peft has copied (`modules_to_save`) it is the active copy.
+    """
     found: dict[str, tuple[nn.Module, int, int]] = {}
-    for name, module in outside_adapters(model):
+    unread = set(unread_copies(model))
+    for path, module in outside_adapters(model):
+        if module in unread or isinstance(module, ModulesToSaveWrapper):
+            continue
+        name = name_of_copied(path)
         if isinstance(module, Conv1D):
             found[name] = (module, int(module.nx), int(module.nf))
             continue

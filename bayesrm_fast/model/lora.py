@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from bayesrm_fast.errors import InputError
 from bayesrm_fast.model.head import find_head
-from bayesrm_fast.model.layers import plain_name, refuse
+from bayesrm_fast.model.layers import is_after_backbone, plain_name, refuse
 from bayesrm_fast.sites import Site
 
 
@@ -39,6 +39,12 @@ class LoraTap:
         return cast(Tensor, self.layer.lora_B[self.adapter].weight)
 
     @property
+    def has_hooks(self) -> bool:
+        """Whether A or B may give or get other than a product with its weight."""
+        parts = (self.down_module, self.layer.lora_B[self.adapter])
+        return any(part._forward_hooks or part._forward_pre_hooks for part in parts)
+
+    @property
     def scaling(self) -> float:
         """s, rank-stabilised or not, as peft computed it."""
         return float(self.layer.scaling[self.adapter])
@@ -63,7 +69,7 @@ class LoraTap:
 
     @property
     def hashed(self) -> dict[str, Tensor]:
-        """What `adapter_hash` reads, by name."""
+        """The adapter's weights as its fingerprint reads them, by name."""
         return {site.name: weight for site, weight in zip(self.sites, self.weights, strict=True)}
 
 
@@ -115,6 +121,10 @@ def find_lora_taps(model: nn.Module) -> list[LoraTap]:
             refuse(same, f"LoRA layers of the kind {cls.__module__.removeprefix('peft.tuners.')}.{cls.__name__}")
     refuse([t.name for t in taps if t.layer.lora_B[t.adapter].bias is not None], "a LoRA bias")
     refuse(
+        [t.name for t in taps if any(weight.is_meta for weight in t.weights)],
+        "adapters that are offloaded (load the model without offloading, on one device or on several)",
+    )
+    refuse(
         [
             site.name
             for t in taps
@@ -130,14 +140,14 @@ def find_lora_taps(model: nn.Module) -> list[LoraTap]:
 def _refuse_other_trained_weights(model: nn.Module, taps: list[LoraTap]) -> None:
     head = find_head(model)
     wrappers = [(n, m) for n, m in model.named_modules() if isinstance(m, AuxiliaryTrainingWrapper)]
-    heads = [m for _, m in wrappers if isinstance(m, ModulesToSaveWrapper) and head and head.module in m.modules()]
-    others = [plain_name(name) for name, module in wrappers if module not in heads]
+    saved = [m for n, m in wrappers if isinstance(m, ModulesToSaveWrapper) and is_after_backbone(model, n)]
+    others = [plain_name(name) for name, module in wrappers if module not in saved]
     for name, config in getattr(model, "peft_config", {}).items():
         if name in {tap.adapter for tap in taps} and getattr(config, "bias", "none") != "none":
             others.append(f"biases (bias={config.bias!r})")
     allowed = {id(weight) for tap in taps for weight in tap.weights}
-    allowed |= {id(parameter) for module in heads for parameter in module.parameters()}
+    allowed |= {id(parameter) for module in saved for parameter in module.parameters()}
     if head:
         allowed |= {id(parameter) for parameter in head.module.parameters()}
     others += [plain_name(n) for n, p in model.named_parameters() if p.requires_grad and id(p) not in allowed]
-    refuse(list(dict.fromkeys(others)), "trainable weights that are neither LoRA nor the score head")
+    refuse(list(dict.fromkeys(others)), "trainable weights that are neither LoRA nor after the backbone")

@@ -207,8 +207,9 @@ def _padded(examples: Sequence[Example], positions: Sequence[int], before: int =
 
 def drawn(examples: Sequence[E], count: int) -> list[E]:
     """At most `count` of the examples, drawn by lot; the same ones every time."""
-    lot = torch.randperm(len(examples), generator=torch.Generator().manual_seed(0))[:count].tolist()
-    return [examples[i] for i in lot]
+    generator = torch.Generator().manual_seed(0)
+    lot = torch.randperm(len(examples), generator=generator, dtype=torch.int64, device="cpu")
+    return [examples[i] for i in lot[:count].tolist()]
 
 
 class _Nothing:
@@ -226,7 +227,7 @@ def measured_budget(tapped: TappedModel, max_length: int, collate: Collator) -> 
 
     def peak_bytes(tokens: int) -> int:
         shape = (max(tokens // length, 1), length)
-        ids = torch.randint(1, collate.vocab_size, shape, generator=generator).tolist()
+        ids = torch.randint(1, collate.vocab_size, shape, generator=generator, dtype=torch.int64, device="cpu").tolist()
         batch = collate([TokenizedRow(row, None, False) for row in ids])
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
@@ -244,6 +245,17 @@ def check_finite(scalars: Tensor, examples: Sequence[Example]) -> None:  # shape
     if not finite.all():
         first = examples[int((~finite).nonzero()[0])]
         raise InputError(f"{first.where}: the model's reward is NaN or infinite")
+
+
+def check_finite_variances(variances: Tensor, examples: Sequence[Example]) -> None:  # shape: (N,)
+    """Raise InputError where a variance is NaN or infinite, by its example."""
+    finite = variances.isfinite()
+    if not finite.all():
+        first = examples[int((~finite).nonzero()[0])]
+        raise InputError(
+            f"{first.where}: the variance is NaN or infinite: the prior precision is too small for gradients of this "
+            "size, or the head's weights are too large"
+        )
 
 
 def of_finite(cotangent: Callable[[Tensor], Tensor], examples: Sequence[Example]) -> Callable[[Tensor], Tensor]:

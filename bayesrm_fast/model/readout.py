@@ -83,8 +83,8 @@ def checked_output_weights(weights: Sequence[float] | Tensor | None, labels: int
     if weights is None:
         if labels != 1:
             raise InputError(f"the model has {labels} outputs: give output_weights, the weight of each in the reward")
-        return torch.ones(1)
-    checked = torch.as_tensor(weights, dtype=torch.float32)
+        return torch.ones(1, dtype=torch.float32, device="cpu")
+    checked = torch.as_tensor(weights, dtype=torch.float32, device="cpu")
     if checked.shape != (labels,) or not checked.isfinite().all():
         raise InputError(f"output_weights must be {labels} finite numbers, one for each output of the model")
     return checked

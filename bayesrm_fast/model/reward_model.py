@@ -8,8 +8,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from bayesrm_fast.errors import InputError
+from bayesrm_fast.model.exclusive import exclusive
+from bayesrm_fast.model.fingerprint import model_fingerprint
 from bayesrm_fast.model.forward import Forward, text_config
-from bayesrm_fast.model.hashes import adapter_hash
 from bayesrm_fast.model.head import find_head, find_head_tap
 from bayesrm_fast.model.layers import check_model, class_name, embedded_tokens, has_adapter, is_language_model
 from bayesrm_fast.model.lengths import check_length, most_tokens
@@ -24,7 +25,8 @@ from bayesrm_fast.model.virtual import Targets, VirtualAdapter, VirtualOptions
 from bayesrm_fast.text.batches import Collator
 from bayesrm_fast.text.encoder import TextEncoder, default_max_length
 from bayesrm_fast.text.examples import TokenizedPair, TokenizedRow
-from bayesrm_fast.text.records import Candidates, Text, check_rows, preference_pairs
+from bayesrm_fast.text.records import Candidates, all_pairs, checked_rows
+from bayesrm_fast.text.texts import Text
 
 
 class RewardModel:
@@ -64,6 +66,7 @@ class RewardModel:
         max_length: int | None = None,
         max_batch_tokens: int | None = None,
     ) -> None:
+        model = getattr(model, "_orig_mod", model)  # of torch.compile, whose graph has no taps
         check_model(model)
         self.model = model
         self.tokenizer = tokenizer
@@ -123,8 +126,7 @@ class RewardModel:
         Raises:
             InputError: no rows, lists of different lengths, or text that cannot be read.
         """
-        check_rows(prompts, responses)
-        return self.encoder.encode(prompts, responses, where)
+        return self.encoder.encode(*checked_rows(prompts, responses), where)
 
     def tokenize_pairs(self, pairs: Iterable[Any], source: str = "pairs") -> list[TokenizedPair]:
         """The same for preference pairs; `source` is what an error calls them.
@@ -132,15 +134,17 @@ class RewardModel:
         Raises:
             InputError: pairs that cannot be read.
         """
-        return self.encoder.encode_pairs(preference_pairs(pairs, source))
+        return self.encoder.encode_pairs(all_pairs(pairs, source))
 
     def tokenize_candidates(self, sets: Sequence[Candidates]) -> list[TokenizedRow]:
         """The same for all candidates of checked sets, in their order."""
         prompts = [one.prompt for one in sets for _ in one.responses]
         where = [f"{one.where}: responses[{i}]" for one in sets for i in range(len(one.responses))]
-        return self.encoder.encode(prompts, [response for one in sets for response in one.responses], where)
+        tools = [one.tools for one in sets for _ in one.responses]
+        return self.encoder.encode(prompts, [response for one in sets for response in one.responses], where, tools)
 
     @property
+    @exclusive
     def shortcuts(self) -> Shortcuts:
         """The shortcuts that give this model's rewards exactly; tried when first asked for."""
         if self._shortcuts is None:
@@ -184,7 +188,7 @@ class RewardModel:
             self._budget = budget if taps else None  # a pass without taps keeps nothing, and says nothing of one with
         return Passes(tapped, self.collator, budget)
 
-    def adapter_hash(self, virtual: VirtualAdapter | None) -> str:
-        """`hashes.adapter_hash` of LoRA, these virtual adapters and the head."""
-        head = find_head(self.model)
-        return adapter_hash([*self.taps(virtual), *([head] if head else [])])
+    def fingerprint(self, virtual: VirtualAdapter | None) -> dict[str, str]:
+        """`model_fingerprint` of the model as it is, with these virtual adapters; reads every weight once."""
+        adapters = [*self.lora, *(virtual.taps if virtual else ())]
+        return model_fingerprint(self.model, self.tokenizer, adapters, self.collator.pad_token_id)

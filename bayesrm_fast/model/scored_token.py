@@ -60,7 +60,7 @@ def scored_token_alone(model: nn.Module, batch: TokenBatch, token: ScoredToken) 
     """
     layer = last_layer(model)
     assert layer is not None
-    rows = torch.arange(batch.input_ids.shape[0], device=batch.input_ids.device)
+    rows = torch.arange(batch.input_ids.shape[0], dtype=torch.int64, device=batch.input_ids.device)
     at = torch.zeros_like(rows)
     if token == "last":
         at = (batch.input_ids != batch.pad_token_id).long().cumsum(1).argmax(1)
@@ -68,8 +68,7 @@ def scored_token_alone(model: nn.Module, batch: TokenBatch, token: ScoredToken) 
         block = feed_forward(layer)
         if block is not None:
             owner, name = block
-            setattr(owner, name, _at_scored_tokens(getattr(owner, name), rows, at))
-            stack.callback(delattr, owner, name)
+            stack.enter_context(_replaced(owner, name, _at_scored_tokens(getattr(owner, name), rows, at)))
         queried = attentions(layer)
         if queried:
             name = f"{PREFIX}{next(_numbers)}"
@@ -81,6 +80,18 @@ def scored_token_alone(model: nn.Module, batch: TokenBatch, token: ScoredToken) 
             config._attn_implementation_internal = name  # the setter would change sub-configs that are not copied
             module.config = config
         yield
+
+
+@contextlib.contextmanager
+def _replaced(owner: nn.Module, name: str, method: Callable[..., Any]) -> Iterator[None]:
+    """A module with another method; one that others have put on this very module, not on its class, is so again."""
+    own = {name: vars(owner)[name]} if name in vars(owner) else {}
+    vars(owner)[name] = method
+    try:
+        yield
+    finally:
+        del vars(owner)[name]
+        vars(owner).update(own)
 
 
 def _scatter(computed: Tensor, length: int, rows: Tensor, at: Tensor) -> Tensor:  # (B, …) -> (B, length, …)
@@ -109,7 +120,8 @@ def _for_scored_queries(rows: Tensor, at: Tensor) -> Callable[..., tuple[Tensor,
         causal = is_causal if is_causal is not None else getattr(module, "is_causal", True)
         if attention_mask is None and causal:
             seen = position + key.shape[2] - query.shape[2]
-            attention_mask = (torch.arange(key.shape[2], device=query.device) <= seen[:, None])[:, None, None]
+            places = torch.arange(key.shape[2], dtype=torch.int64, device=query.device)
+            attention_mask = (places <= seen[:, None])[:, None, None]
         elif attention_mask is not None and attention_mask.shape[2] > 1:
             attention_mask = attention_mask.expand(len(row), -1, -1, -1)[row, :, position][:, :, None]
         scored = query[row, :, position][:, :, None]

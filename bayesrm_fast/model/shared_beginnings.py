@@ -65,12 +65,12 @@ def scalars_after_beginnings(
 
 def _after(passes: Passes, rows: Sequence[TokenizedRow], groups: Sequence[Group]) -> Iterator[tuple[list[int], Tensor]]:
     cache = passes.forward.prefill(passes.collate([rows[group.rows[0]].part(0, group.shared) for group in groups]))
-    lengths = torch.tensor([group.shared for group in groups], device=passes.device)
+    lengths = torch.tensor([group.shared for group in groups], dtype=torch.int64, device=passes.device)
     members = [(owner, row) for owner, group in enumerate(groups) for row in group.rows]
     rest = [rows[row].part(groups[owner].shared, None) for owner, row in members]
 
     def run(batch: list[int]) -> Tensor:
-        owners = torch.tensor([members[i][0] for i in batch], device=passes.device)
+        owners = torch.tensor([members[i][0] for i in batch], dtype=torch.int64, device=passes.device)
         following = [rest[i] for i in batch]
         scalars = passes.forward.scalars_after(cache, lengths, owners, passes.collate(following))
         check_finite(scalars, following)

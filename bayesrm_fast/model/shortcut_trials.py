@@ -238,16 +238,20 @@ class _Trial:
         beginnings = [SHARED, SHARED - 2]
         cache = forward.prefill(self.collate([self.rows[g].part(0, length) for g, length in enumerate(beginnings)]))
         device = self.collate.device
-        owners = torch.arange(len(self.rows), device=device) % 2
+        owners = torch.arange(len(self.rows), dtype=torch.int64, device=device) % 2
         rest = self.collate([row.part(beginnings[i % 2], None) for i, row in enumerate(self.rows)])
-        return forward.scalars_after(cache, torch.tensor(beginnings, device=device), owners, rest)
+        lengths = torch.tensor(beginnings, dtype=torch.int64, device=device)
+        return forward.scalars_after(cache, lengths, owners, rest)
 
 
 def _random_rows(frame: RowFrame, lengths: Sequence[int], collate: Collator) -> list[TokenizedRow]:
     own = {collate.pad_token_id, *frame.reserved, *frame.begins, *frame.ends}
-    free = torch.tensor([i for i in range(1, collate.vocab_size) if i not in own] or [0])
+    ids = [i for i in range(1, collate.vocab_size) if i not in own] or [0]
+    free = torch.tensor(ids, dtype=torch.int64, device="cpu")
     generator = torch.Generator().manual_seed(0)
-    drawn = free[torch.randint(len(free), (len(lengths), max(lengths)), generator=generator)].tolist()
+    shape = (len(lengths), max(lengths))
+    places = torch.randint(len(free), shape, generator=generator, dtype=torch.int64, device="cpu")
+    drawn = free[places].tolist()
     drawn = [drawn[i % 2][: SHARED - 2 * (i % 2)] + ids[SHARED - 2 * (i % 2) :] for i, ids in enumerate(drawn)]
     rows = []
     for ids, length in zip(drawn, lengths, strict=True):
@@ -266,8 +270,8 @@ def _rounding_errors(model: nn.Module) -> Iterator[None]:
         if not isinstance(output, Tensor) or not output.is_floating_point():
             return output
         generator = torch.Generator(output.device).manual_seed(next(calls))
-        units = torch.randint(-1, 2, output.shape, generator=generator, device=output.device)
-        return output * (1 + torch.finfo(output.dtype).eps * units.to(output.dtype))
+        units = torch.randint(-1, 2, output.shape, generator=generator, dtype=output.dtype, device=output.device)
+        return output * (1 + torch.finfo(output.dtype).eps * units)
 
     with contextlib.ExitStack() as stack:
         for module in model.modules():

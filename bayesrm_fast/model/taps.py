@@ -18,7 +18,7 @@ from bayesrm_fast.errors import InputError
 from bayesrm_fast.model.calls import Call, joined, loses
 from bayesrm_fast.model.forward import Forward
 from bayesrm_fast.model.head import HeadTap
-from bayesrm_fast.model.layers import last_layer
+from bayesrm_fast.model.layers import last_layer, refuse
 from bayesrm_fast.model.lora import LoraTap
 from bayesrm_fast.model.virtual import VirtualTap
 from bayesrm_fast.sites import Consumer, Site
@@ -131,16 +131,16 @@ def _of_examples(scalars: Tensor, signs: Sequence[float]) -> Tensor:  # (B, S) -
 
 def _backward(run: "_Pass", scalars: Tensor, cotangents: Tensor, consumer: Consumer, is_last: bool) -> None:
     if not run.has_half_outputs:
-        run.receive = lambda seen: run.feed(consumer, seen, 1.0)
-        torch.autograd.grad(scalars, run.root, cotangents, allow_unused=True, retain_graph=not is_last)
+        with run.receiving(lambda seen: run.feed(consumer, seen, 1.0)):
+            torch.autograd.grad(scalars, run.root, cotangents, allow_unused=True, retain_graph=not is_last)
         return
     # float16 gradients underflow unscaled and overflow scaled too far, which shows only once it has happened: nothing
     # reaches the consumer before the whole backward pass is known to be finite.
     scale = FIRST_FP16_SCALE
     while scale >= SMALLEST_FP16_SCALE:
         held: list[_Seen] = []
-        run.receive = held.append
-        torch.autograd.grad(scalars, run.root, cotangents * scale, allow_unused=True, retain_graph=True)
+        with run.receiving(held.append):
+            torch.autograd.grad(scalars, run.root, cotangents * scale, allow_unused=True, retain_graph=True)
         if all(seen.is_finite() for seen in held):
             with torch.no_grad():  # what a consumer keeps would keep the whole pass, as in a backward pass it does not
                 for seen in held:
@@ -178,9 +178,10 @@ class _Pass:
     batch: TokenBatch
     model_calls: Sequence[Call]
     drops_padding: bool
-    root: Tensor = field(default_factory=lambda: torch.zeros((), requires_grad=True))
-    receive: Callable[[_Seen], None] = field(default=lambda seen: None)
+    root: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float32, device="cpu", requires_grad=True))
+    receive: Callable[[_Seen], None] | None = None
     calls: dict[str, int] = field(default_factory=dict)
+    downs: set[str] = field(default_factory=set)
     first_on_input: dict[str, str] = field(default_factory=dict)
     cotangents: dict[tuple[str, int], Tensor] = field(default_factory=dict)
     has_half_outputs: bool = False
@@ -195,23 +196,47 @@ class _Pass:
         rows, length = mask.shape
         step = len(self.batch.signs)
         self.mask = mask if self.drops_padding and not bool(mask.all()) else None
-        lengths = torch.full((rows,), length, device=mask.device) if self.mask is None else mask.sum(1)
+        lengths = (
+            torch.full((rows,), length, dtype=torch.int64, device=mask.device) if self.mask is None else mask.sum(1)
+        )
         self.token_offsets = _offsets(lengths)[::step]
         self.row_offsets = _offsets(torch.ones_like(lengths))[::step]
 
     @contextlib.contextmanager
     def tapping(self, taps: Sequence[Tap]) -> Iterator[None]:
+        lora = [tap for tap in taps if isinstance(tap, LoraTap)]
+        refuse([tap.name for tap in lora if tap.has_hooks], "hooks of others on the two matrices of LoRA")
         handles = []
         try:
             for tap in taps:
                 handles.append(tap.module.register_forward_pre_hook(self._entering(tap)))
                 if isinstance(tap, LoraTap):
-                    handles.append(tap.down_module.register_forward_hook(self._leaving_down(tap)))
-                handles.append(tap.module.register_forward_hook(self._leaving(tap)))
+                    handles.append(tap.down_module.register_forward_hook(self._leaving_down(tap), prepend=True))
+                # Before hooks of others, which may change the output: B's gradient is with what the layer itself gave.
+                handles.append(tap.module.register_forward_hook(self._leaving(tap), prepend=True))
             yield
         finally:
             for handle in handles:
                 handle.remove()
+            self._let_go_of_tensors()
+
+    @contextlib.contextmanager
+    def receiving(self, receive: Callable[[_Seen], None]) -> Iterator[None]:
+        """Hand what the taps see to `receive`, and forget it: it knows this pass and the consumer, which a cycle of
+        references would keep alive.
+        """
+        self.receive = receive
+        try:
+            yield
+        finally:
+            self.receive = None
+
+    def _let_go_of_tensors(self) -> None:
+        """They know their graph, which knows this pass."""
+        self._inputs.clear()
+        self._called_on.clear()
+        self._projected.clear()
+        self._waiting.clear()
 
     def _entering(self, tap: Tap) -> Callable[[nn.Module, tuple[Any, ...]], None]:
         def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
@@ -226,6 +251,8 @@ class _Pass:
 
     def _leaving_down(self, tap: LoraTap) -> Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor]:
         def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+            if self.in_forward:
+                self.downs.add(tap.name)
             if not torch.is_grad_enabled():
                 return output
             a, call = self._called_on[tap.name], self.calls[tap.name] - 1
@@ -257,15 +284,18 @@ class _Pass:
         return self._projected[key]
 
     def end_forward(self, taps: Sequence[Tap]) -> None:
-        """Let go of the inputs, and refuse layers that were not called exactly once."""
+        """Let go of what the forward pass has left, and refuse layers that were not called exactly once."""
         self.in_forward = False
-        self._inputs.clear()
-        self._projected.clear()
+        self._let_go_of_tensors()
         wrong = [tap.name for tap in taps if self.calls.get(tap.name, 0) != len(self.model_calls)]
         if wrong:
             raise InputError(
                 f"cannot serve layers that a forward pass does not call exactly once: {', '.join(wrong[:8])}"
             )
+        refuse(
+            [tap.name for tap in taps if isinstance(tap, LoraTap) and tap.name not in self.downs],
+            "layers whose forward does not call their adapter",
+        )
 
     def feed(self, consumer: Consumer, seen: _Seen, scale: float) -> None:
         """Turn a layer's inputs and cotangents into its sites' `(p, q, offsets)`, once all calls have brought them."""
@@ -284,6 +314,8 @@ class _Pass:
             cotangents = [one.down_cotangent for one in seen_in_order if one.down_cotangent is not None]
             down = _at_least_float32(self._tokens(tap, downs)[0])
             down_cotangent = _at_least_float32(self._tokens(tap, cotangents, scale)[0])
+            if "forward" in vars(tap.layer):
+                _check_replaced_forward(tap, g, down_cotangent)
             site_a, site_b = tap.sites
             consumer.consume(site_a, down_cotangent, a, offsets)
             consumer.consume(site_b, down * tap.scaling, g, offsets)
@@ -312,11 +344,13 @@ class _Pass:
         KFAC's input factor tokens that the head's gradient never sees.
         """
         lengths = self.batch.attention_mask.sum(1)
-        row = torch.repeat_interleave(torch.arange(len(lengths), device=a.device), lengths.to(a.device))
+        row = torch.repeat_interleave(
+            torch.arange(len(lengths), dtype=torch.int64, device=a.device), lengths.to(a.device)
+        )
         starts = _offsets(lengths)[:-1].to(a.device)
         size = g.abs().sum(-1)
         peak = torch.zeros(len(lengths), dtype=size.dtype, device=a.device).scatter_reduce(0, row, size, "amax")
-        position = torch.arange(len(row), device=a.device)
+        position = torch.arange(len(row), dtype=torch.int64, device=a.device)
         at_peak = torch.where(size == peak[row], position, len(row))
         chosen = torch.full_like(starts, len(row)).scatter_reduce(0, row, at_peak, "amin")
         return a[chosen], g[chosen]
@@ -361,6 +395,14 @@ class _OutputTap(torch.autograd.Function):
             (a,) = ctx.saved_tensors
             ctx.run.receive(_Seen(ctx.tap, ctx.call, a, grads[0]))
         return grads[0], None, None, None, None, None
+
+
+def _check_replaced_forward(tap: LoraTap, g: Tensor, down_cotangent: Tensor) -> None:
+    """Raise InputError where a `forward` that others have put on a layer does not give `W0 a + s B A a` as it is."""
+    expected = _at_least_float32(g) @ _at_least_float32(tap.up) * tap.scaling
+    rounding = torch.finfo(g.dtype).eps ** 0.5
+    if not (down_cotangent - expected).norm() <= rounding * expected.norm():
+        refuse([tap.name], "a layer whose replaced forward does other than add the adapter's output")
 
 
 def _offsets(lengths: Tensor) -> Tensor:

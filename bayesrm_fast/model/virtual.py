@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from peft.utils.other import ModulesToSaveWrapper
 from torch import Tensor, nn
 
 from bayesrm_fast.errors import InputError
@@ -92,7 +91,7 @@ class VirtualTap:
 
     @property
     def hashed(self) -> dict[str, Tensor]:
-        """What `adapter_hash` reads, by name."""
+        """The adapter's weights as its fingerprint reads them, by name."""
         return {f"{self.name}.virtual_A": self.down}
 
 
@@ -103,12 +102,10 @@ class VirtualAdapter:
     Attributes:
         options: what they were asked for.
         taps: one for each layer.
-        model_sha256: `model_hash` of the model.
     """
 
     options: VirtualOptions
     taps: list[VirtualTap]
-    model_sha256: str
 
 
 @dataclass(frozen=True)
@@ -141,12 +138,8 @@ def linear_layers(forward: Forward, batch: TokenBatch) -> list[LinearLayer]:
     batch = forward.calls(batch)[0].batch
     head = find_head(forward.model)
     found = linear_modules(forward.model)
-    if head is not None:  # with peft's wrapper of a trained head, which passes for a linear layer, and what it wraps
-        heads: set[nn.Module] = {head.module}
-        for module in forward.model.modules():
-            if isinstance(module, ModulesToSaveWrapper) and head.module in module.modules():
-                heads |= set(module.modules())
-        found = {name: layer for name, layer in found.items() if layer[0] not in heads}
+    if head is not None:
+        found = {name: layer for name, layer in found.items() if layer[0] is not head.module}
     inputs: dict[str, list[Tensor]] = {name: [] for name in found}
     with contextlib.ExitStack() as stack:
         for name, (module, _, _) in found.items():

@@ -84,7 +84,8 @@ def describe_backends() -> dict[str, dict[str, str]]:
 
     The backends for CPU tensors are asked with float32, those for CUDA tensors, where there is a GPU, with bfloat16.
     """
-    on_cpu = (torch.zeros(0, 1), torch.zeros(0, 8), torch.zeros(1, dtype=torch.int64))
+    shapes = {(0, 1): torch.float32, (0, 8): torch.float32, (1,): torch.int64}
+    on_cpu = tuple(torch.zeros(shape, dtype=dtype, device="cpu") for shape, dtype in shapes.items())
     on_gpu = on_cpu
     if torch.cuda.is_available():
         on_gpu = (on_cpu[0].bfloat16().cuda(), on_cpu[1].bfloat16().cuda(), on_cpu[2].cuda())

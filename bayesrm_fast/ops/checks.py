@@ -52,3 +52,11 @@ def require_bases(p: Tensor, q: Tensor, basis_p: Tensor, basis_q: Tensor) -> Non
     """Raise ValueError unless `basis_p [r, r]` and `basis_q [d, k]` fit `p [T, r]` and `q [T, d]`."""
     require_shape("basis_p", basis_p, (p.shape[1], p.shape[1]))
     require_shape("basis_q", basis_q, (q.shape[1], None))
+    require_device(p, basis_p=basis_p, basis_q=basis_q)
+
+
+def require_device(p: Tensor, **constants: Tensor) -> None:
+    """Raise ValueError unless what goes with `p` is on its device."""
+    for name, constant in constants.items():
+        if constant.device != p.device:
+            raise ValueError(f"{name} must be on {p.device}, where p is, not on {constant.device}")

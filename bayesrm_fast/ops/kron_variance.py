@@ -3,7 +3,14 @@
 from torch import Tensor
 
 from bayesrm_fast.ops.backends import serve
-from bayesrm_fast.ops.checks import require_bases, require_increasing, require_segments, require_shape, result_dtype
+from bayesrm_fast.ops.checks import (
+    require_bases,
+    require_device,
+    require_increasing,
+    require_segments,
+    require_shape,
+    result_dtype,
+)
 from bayesrm_fast.ops.library import define
 
 
@@ -37,6 +44,7 @@ def kron_variance(
     require_bases(p, q, basis_p, basis_q)
     require_shape("weight", weight, (p.shape[1], basis_q.shape[1]))
     require_shape("residual", residual, (p.shape[1],))
+    require_device(p, weight=weight, residual=residual)
     result: Tensor = _operator(p, q, offsets, basis_p, basis_q, weight, residual)
     return result
 

@@ -23,8 +23,19 @@ def define(schema: str, implementation: Callable[..., Any], fake: Callable[..., 
     """
     name = schema.split("(", 1)[0]
     _LIBRARY.define(schema)
-    _LIBRARY.impl(name, implementation, "CPU")
-    _LIBRARY.impl(name, implementation, "CUDA")
-    torch.library.register_fake(f"bayesrm_fast::{name}", fake, lib=_LIBRARY)
     operator: Callable[..., Any] = getattr(torch.ops.bayesrm_fast, name).default
+    for device in ("CPU", "CUDA"):
+        _LIBRARY.impl(name, implementation, device)
+        _LIBRARY.impl(name, _without_autocast(operator, device.lower()), f"Autocast{device}")
+    torch.library.register_fake(f"bayesrm_fast::{name}", fake, lib=_LIBRARY)
     return operator
+
+
+def _without_autocast(operator: Callable[..., Any], device_type: str) -> Callable[..., Any]:
+    """The operator itself, so that a caller's autocast does not reach the products inside."""
+
+    def run(*arguments: Any) -> Any:
+        with torch.autocast(device_type, enabled=False):
+            return operator(*arguments)
+
+    return run

@@ -1,5 +1,7 @@
 """What every structure of the posterior has: prior precision, evidence, variances and features."""
 
+import hashlib
+import json
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -19,17 +21,27 @@ class ModelRecord:
 
     Attributes:
         base_model: name or path of the model under the adapter.
-        adapter_sha256: hash of the adapter's and the head's weights.
+        fingerprint: hashes of all that the model's rewards depend on, by part (`model.fingerprint`).
         include_head: whether the score head is part of the posterior.
         output_weights: weight of each output in the reward.
         max_length: tokens at which rows were cut.
     """
 
     base_model: str
-    adapter_sha256: str
+    fingerprint: dict[str, str]
     include_head: bool
     output_weights: list[float]
     max_length: int
+
+    @property
+    def fingerprint_sha256(self) -> str:
+        """One hash for all parts of the fingerprint."""
+        return hashlib.sha256(json.dumps(self.fingerprint, sort_keys=True).encode()).hexdigest()
+
+    def differing(self, fingerprint: Mapping[str, str]) -> list[str]:
+        """The parts in which a model is another one than that of the fit."""
+        names = dict.fromkeys([*self.fingerprint, *fingerprint])
+        return [name for name in names if self.fingerprint.get(name) != fingerprint.get(name)]
 
 
 @dataclass(frozen=True)
@@ -53,6 +65,21 @@ class FitRecord(ModelRecord):
     versions: dict[str, str]
 
 
+LEAST_PRECISION = torch.finfo(torch.float32).tiny
+"""λ and 1/λ are computed with in float32, which has neither below this."""
+
+
+def check_prior_precision(precision: float) -> None:
+    """Raise InputError unless λ is a positive number that float32 has, and its inverse too."""
+    if not (math.isfinite(precision) and precision > 0):
+        raise InputError(f"the prior precision must be a positive number, not {precision}")
+    if not LEAST_PRECISION <= precision <= 1 / LEAST_PRECISION:
+        raise InputError(
+            f"the prior precision must be between {LEAST_PRECISION:.1e} and {1 / LEAST_PRECISION:.1e}, "
+            f"which float32 can hold, not {precision}"
+        )
+
+
 @dataclass(frozen=True)
 class PriorChoice:
     """A prior precision and how it was chosen.
@@ -64,7 +91,7 @@ class PriorChoice:
         curve: `(λ, criterion)`; empty where λ follows without a search.
 
     Raises:
-        InputError: a precision that is not a positive number.
+        InputError: a precision that is not a positive number, or beyond float32.
     """
 
     precision: float
@@ -73,8 +100,7 @@ class PriorChoice:
     curve: Sequence[tuple[float, float]] = field(default=())
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.precision) and self.precision > 0):
-            raise InputError(f"the prior precision must be a positive number, not {self.precision}")
+        check_prior_precision(self.precision)
 
 
 @dataclass(frozen=True)
@@ -218,6 +244,10 @@ class Posterior(ABC):
         temperature: float,
     ) -> Self:
         """The inverse of `tensors`; raises KeyError where one is missing."""
+
+    @abstractmethod
+    def fault(self) -> str | None:
+        """What of the tensors cannot be: a shape, an eigenvalue below zero, a basis that is not orthonormal."""
 
     def _sum_over_eigenvalues(self, function: Callable[[Tensor], Tensor]) -> float:
         return sum(times * float(function(values).sum()) for values, times in self.spectrum())

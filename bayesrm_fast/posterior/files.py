@@ -2,9 +2,10 @@
 
 import hashlib
 import math
-from dataclasses import asdict, fields
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -12,16 +13,87 @@ from bayesrm_fast.errors import InputError
 from bayesrm_fast.posterior.base import FitRecord, PenaltyChoice, Posterior, PriorChoice
 from bayesrm_fast.posterior.ggn import GgnPosterior
 from bayesrm_fast.posterior.kronecker import KroneckerPosterior
-from bayesrm_fast.record_files import RecordFiles, as_bytes
+from bayesrm_fast.record_files import Record, RecordFiles, as_bytes
 from bayesrm_fast.sites import Site
-
-FILES = RecordFiles("a posterior", "posterior.json", "posterior.safetensors", format=2)
 
 CLASSES: dict[str, type[Posterior]] = {
     "kfac": KroneckerPosterior,
     "ekfac": KroneckerPosterior,
     "ggn": GgnPosterior,
 }
+
+
+@dataclass(frozen=True)
+class PriorRecord:
+    """How a prior precision was chosen; see `PriorChoice`."""
+
+    method: str
+    criterion: str
+    curve: Sequence[tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class PenaltyRecord:
+    """See `PenaltyChoice`; NaN, which JSON does not have, is null."""
+
+    k: float
+    judged: Literal["responses", "pairs"]
+    prompts: int
+    gain: float | None
+    standard_error: float | None
+    curve: Sequence[tuple[float, float]]
+
+    def __post_init__(self) -> None:
+        if self.k < 0 or self.prompts < 1:
+            raise InputError(f"a penalty of {self.k} by {self.prompts} prompts is none")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PosteriorRecord(FitRecord, Record):
+    """What `posterior.json` holds beside its format and checksum.
+
+    Attributes:
+        prior_precision, prior: λ, and how it was chosen.
+        temperature: of the pairs' probabilities.
+        penalty: what `tune_penalty` chose.
+        log_evidence, effective_parameters, parameters: what follows from the rest, for a reader.
+        sites: what the posterior is over.
+        shared_tensors: names of tensors that are others, and those.
+
+    Raises:
+        InputError: a number that cannot be.
+    """
+
+    prior_precision: float
+    prior: PriorRecord
+    temperature: float
+    penalty: PenaltyRecord | None
+    log_evidence: float | None
+    effective_parameters: float
+    parameters: int
+    sites: list[Site]
+    shared_tensors: dict[str, str]
+
+    def __post_init__(self) -> None:
+        names = [site.name for site in self.sites]
+        wrong = {
+            "structure": self.structure not in CLASSES,
+            "rank": self.rank is not None and self.rank < 1,
+            "pairs": self.pairs < 0,
+            "max_length": self.max_length < 1,
+            "squared_norm": self.squared_norm < 0,
+            "log_likelihood": self.log_likelihood is not None and self.log_likelihood > 0,
+            "prior_precision": self.prior_precision <= 0,
+            "temperature": self.temperature <= 0,
+            "sites": len(set(names)) < len(names) or any(site.r < 1 or site.d < 1 for site in self.sites),
+            "parameters": self.parameters != sum(site.r * site.d for site in self.sites),
+        }
+        first = next((name for name, is_wrong in wrong.items() if is_wrong), None)
+        if first is not None:
+            raise InputError(f"{first} cannot be {getattr(self, first)!r:.60}")
+
+
+FILES = RecordFiles("a posterior", "posterior.json", "posterior.safetensors", format=3, schema=PosteriorRecord)
 
 
 def save_posterior(posterior: Posterior, folder: Path) -> None:
@@ -31,18 +103,19 @@ def save_posterior(posterior: Posterior, folder: Path) -> None:
         InputError: the folder cannot be written.
     """
     tensors, shared = _stored_once(posterior)
-    record = {
-        "prior_precision": posterior.prior_precision,
-        "log_evidence": None if posterior.record.log_likelihood is None else posterior.log_evidence(),
-        "effective_parameters": posterior.effective_parameters(),
-        "parameters": posterior.parameters,
-        **asdict(posterior.record),
-        "temperature": posterior.temperature,
-        "penalty": None if posterior.penalty is None else _written_penalty(posterior.penalty),
-        "prior": {name: value for name, value in asdict(posterior.prior).items() if name != "precision"},
-        "sites": [asdict(site) for site in posterior.sites],
-        "shared_tensors": shared,
-    }
+    prior, penalty = posterior.prior, posterior.penalty
+    record = PosteriorRecord(
+        **vars(posterior.record),
+        prior_precision=prior.precision,
+        prior=PriorRecord(prior.method, prior.criterion, prior.curve),
+        temperature=posterior.temperature,
+        penalty=None if penalty is None else _written_penalty(penalty),
+        log_evidence=None if posterior.record.log_likelihood is None else posterior.log_evidence(),
+        effective_parameters=posterior.effective_parameters(),
+        parameters=posterior.parameters,
+        sites=posterior.sites,
+        shared_tensors=shared,
+    )
     FILES.write(folder, record, tensors)
 
 
@@ -50,27 +123,28 @@ def load_posterior(folder: Path) -> Posterior:
     """Read what `save_posterior` wrote.
 
     Raises:
-        InputError: a file is missing, broken, of another fit or of another format.
+        InputError: a file is missing, broken, changed, of another fit or of another format.
     """
     record = FILES.read_record(folder)
     tensors = FILES.read_tensors(folder, record)
+    path = folder / FILES.tensors
     for name, tensor in tensors.items():
-        if not tensor.isfinite().all():
+        if not tensor.is_floating_point() or not tensor.isfinite().all():
             site, _, part = name.rpartition("/")
-            raise InputError(f"{folder / FILES.tensors}: {part} of {site} is NaN or infinite")
+            raise InputError(f"{path}: {part} of {site} is NaN or infinite, or no number")
+    fit = FitRecord(**{field.name: getattr(record, field.name) for field in fields(FitRecord)})
+    prior = PriorChoice(record.prior_precision, **vars(record.prior))
     try:
-        sites = [Site(**site) for site in record["sites"]]
-        fit = FitRecord(**{field.name: record[field.name] for field in fields(FitRecord)})
-        # A calibration of an earlier version has its number of pairs there, and no curve.
-        chosen = {name: value for name, value in record["prior"].items() if name != "pairs"}
-        curve = [tuple(point) for point in chosen.get("curve", [])]  # JSON has no tuples
-        prior = PriorChoice(record["prior_precision"], **(chosen | {"curve": curve}))
-        tensors |= {name: tensors[owner] for name, owner in record["shared_tensors"].items()}
-        posterior = CLASSES[fit.structure].from_tensors(sites, tensors, fit, prior, record["temperature"])
-        posterior.penalty = None if record.get("penalty") is None else _read_penalty(record["penalty"])
-        return posterior
-    except (AttributeError, KeyError, TypeError) as error:
-        raise InputError(f"{folder} holds no readable posterior: {error}") from error
+        tensors |= {name: tensors[owner] for name, owner in record.shared_tensors.items()}
+        posterior = CLASSES[fit.structure].from_tensors(record.sites, tensors, fit, prior, record.temperature)
+    except KeyError as error:
+        raise InputError(f"{path} lacks {error.args[0]}") from error
+    unknown = sorted(set(tensors) - set(posterior.tensors()))
+    wrong = f"{unknown[0]} belongs to no site" if unknown else posterior.fault()
+    if wrong is not None:
+        raise InputError(f"{path}: {wrong}")
+    posterior.penalty = None if record.penalty is None else _read_penalty(record.penalty)
+    return posterior
 
 
 def tensors_sha256(posterior: Posterior) -> str:
@@ -78,15 +152,18 @@ def tensors_sha256(posterior: Posterior) -> str:
     return hashlib.sha256(as_bytes(_stored_once(posterior)[0])).hexdigest()
 
 
-def _written_penalty(penalty: PenaltyChoice) -> dict[str, Any]:
-    """JSON has no NaN."""
-    return {name: None if isinstance(v, float) and not math.isfinite(v) else v for name, v in asdict(penalty).items()}
+def _written_penalty(penalty: PenaltyChoice) -> PenaltyRecord:
+    finite = {name: held if math.isfinite(held) else None for name, held in _unknowns(penalty).items()}
+    return PenaltyRecord(**(vars(penalty) | finite))
 
 
-def _read_penalty(record: dict[str, Any]) -> PenaltyChoice:
-    numbers = {name: math.nan if record[name] is None else record[name] for name in ("gain", "standard_error")}
-    curve = [tuple(point) for point in record["curve"]]
-    return PenaltyChoice(**(record | numbers | {"curve": curve}))
+def _read_penalty(record: PenaltyRecord) -> PenaltyChoice:
+    numbers = {name: math.nan if held is None else held for name, held in _unknowns(record).items()}
+    return PenaltyChoice(**(vars(record) | numbers))
+
+
+def _unknowns(penalty: PenaltyChoice | PenaltyRecord) -> dict[str, Any]:
+    return {name: getattr(penalty, name) for name in ("gain", "standard_error")}
 
 
 def _stored_once(posterior: Posterior) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -7,8 +7,11 @@ from torch import Tensor
 
 from bayesrm_fast.ops import segment_outer
 from bayesrm_fast.posterior.base import FitRecord, Posterior, PriorChoice
-from bayesrm_fast.posterior.linear_algebra import eigenpairs_of_factor, gram
+from bayesrm_fast.posterior.linear_algebra import eigenpairs_of_factor, gram, random_signs
 from bayesrm_fast.sites import Site
+
+ROUNDING = 1e-2
+"""Of an eigenvector's squared norm: those of the smallest eigenvalues that are kept err by 10⁻⁴."""
 
 
 class GgnPosterior(Posterior):
@@ -99,6 +102,25 @@ class GgnPosterior(Posterior):
         """See `Posterior`."""
         bases = {site.name: tensors[f"{site.name}/basis"] for site in sites}
         return cls(sites, bases, tensors["all/transform"], tensors["all/eigenvalues"], record, prior, temperature)
+
+    def fault(self) -> str | None:
+        """See `Posterior`; orthonormal by what the eigenvectors make of four random vectors."""
+        if self.eigenvalues.dim() != 1 or self.transform.dim() != 2 or len(self.transform) != len(self.eigenvalues):
+            shapes = f"{list(self.transform.shape)} and {list(self.eigenvalues.shape)}"
+            return f"the transform and the eigenvalues do not fit each other, with shapes {shapes}"
+        kept = self.transform.shape[1]
+        for site in self.sites:
+            if self.bases[site.name].shape != (kept, site.r, site.d):
+                return f"basis of {site.name} is {list(self.bases[site.name].shape)}, not {[kept, site.r, site.d]}"
+        if bool((self.eigenvalues < 0).any()):
+            return "the eigenvalues have numbers below zero"
+        signs = random_signs(len(self.eigenvalues)).to(self.transform)
+        inside = self.transform.T @ signs
+        mapped = [basis.flatten(1).T.double() @ inside for basis in self.bases.values()]
+        products = torch.stack([part.T @ part for part in mapped]).sum(0)
+        if not (products - signs.T @ signs).abs().max() <= ROUNDING * max(len(signs), 1):
+            return "the eigenvectors are not orthonormal"
+        return None
 
 
 class _Coordinates:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from bayesrm_fast.ops import kron_project, kron_variance, segment_outer
 from bayesrm_fast.posterior.base import FitRecord, Posterior, PriorChoice
-from bayesrm_fast.posterior.linear_algebra import by_columns
+from bayesrm_fast.posterior.linear_algebra import by_columns, is_orthonormal
 from bayesrm_fast.sites import Site
 
 
@@ -108,6 +108,25 @@ class KroneckerPosterior(Posterior):
             )
         return cls(sites, blocks, record, prior, temperature)
 
+    def fault(self) -> str | None:
+        """See `Posterior`."""
+        return next(filter(None, (_fault(site, self.blocks[site.name]) for site in self.sites)), None)
+
+
+def _fault(site: Site, block: KroneckerBlock) -> str | None:
+    k = block.eigenvalues.shape[-1]
+    shapes = {"basis_p": (site.r, site.r), "basis_q": (site.d, k), "eigenvalues": (site.r, k), "tail": (site.r,)}
+    for part, shape in shapes.items():
+        if getattr(block, part).shape != shape:
+            return f"{part} of {site.name} is {list(getattr(block, part).shape)}, not {list(shape)}"
+    for part in ("eigenvalues", "tail"):
+        if bool((getattr(block, part) < 0).any()):
+            return f"{part} of {site.name} has numbers below zero"
+    for part in ("basis_p", "basis_q"):
+        if not is_orthonormal(getattr(block, part)):
+            return f"{part} of {site.name} is not orthonormal"
+    return None
+
 
 class KroneckerVariance:
     """Adds up `JᵀΣJ` of each segment over the sites.
@@ -120,7 +139,7 @@ class KroneckerVariance:
 
     def __init__(self, posterior: KroneckerPosterior) -> None:
         self.posterior = posterior
-        self.variance = torch.zeros(1)  # shape: (N,) once there is a site
+        self.variance = torch.zeros(1, dtype=torch.float32, device="cpu")  # shape: (N,) once there is a site
 
     def consume(self, site: Site, p: Tensor, q: Tensor, offsets: Tensor) -> None:
         """Add one site's part."""
@@ -143,7 +162,9 @@ class KroneckerVarianceCurve:
     def __init__(self, posterior: KroneckerPosterior, precisions: Sequence[float]) -> None:
         self.posterior = posterior
         self.precisions = list(precisions)
-        self.variance = torch.zeros(len(self.precisions), 1)  # shape: (L, N) once there is a site
+        self.variance = torch.zeros(
+            len(self.precisions), 1, dtype=torch.float32, device="cpu"
+        )  # shape: (L, N) once there is a site
 
     def consume(self, site: Site, p: Tensor, q: Tensor, offsets: Tensor) -> None:
         """Add one site's part."""

@@ -22,6 +22,7 @@ from bayesrm_fast.saved.virtual import save_virtual
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_TENSORS = "adapter_model.safetensors"
+MODEL_CARD = "README.md"
 MODEL_CONFIG = "config.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
 
@@ -52,7 +53,7 @@ def local_folder(path_or_name: str | os.PathLike[str], **options: Any) -> Path:
         return folder
     if folder.exists() or folder.is_absolute() or len(folder.parts) != 2:
         raise InputError(f"{folder} is not a folder")
-    patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+    patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", MODEL_CARD]
     try:
         return Path(snapshot_download(str(path_or_name), allow_patterns=patterns, **options))
     except Exception as error:  # the hub's errors are many, and what they mean here is one thing
@@ -127,7 +128,7 @@ def save_folder(
             for file in (new / str(adapter)).iterdir():
                 shutil.move(file, new / file.name)
             (new / str(adapter)).rmdir()
-        (new / "README.md").unlink(missing_ok=True)
+        (new / MODEL_CARD).unlink(missing_ok=True)
         tokenizer.save_pretrained(str(new))
         if virtual is not None:
             save_virtual(virtual, str(model.config.name_or_path), new)

@@ -1,14 +1,19 @@
 """Models and adapters loaded from disk or from the hub."""
 
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from peft import PeftConfig, PeftModel
+from peft import PeftConfig, PeftModel, get_peft_model_state_dict
+from peft.utils.other import ModulesToSaveWrapper
 from safetensors import SafetensorError, safe_open
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from bayesrm_fast.errors import InputError
 from bayesrm_fast.model.head import HEADS
+from bayesrm_fast.model.layers import plain_name
+from bayesrm_fast.record_files import refuse_no_file
 from bayesrm_fast.saved.folders import (
     ADAPTER_CONFIG,
     ADAPTER_TENSORS,
@@ -16,6 +21,9 @@ from bayesrm_fast.saved.folders import (
     has_adapter_files,
     hub_options,
 )
+
+CHANGING_KINDS = ("pissa", "olora", "loftq", "corda", "lora_ga")
+"""Values of `init_lora_weights`, or their beginnings, by which peft changes the weights under an adapter."""
 
 
 def load_model(
@@ -33,7 +41,7 @@ def load_model(
     """
     model, tokenizer, absent = _loaded(f"the model {name}", str(name), tokenizer_folder, None, model_options)
     if absent:
-        raise InputError(f"{name} is no reward model: it lacks {', '.join(absent[:4])}, which would be random")
+        raise InputError(f"{name} is no reward model: it lacks {named(absent)}, which would be random")
     return model.eval(), tokenizer
 
 
@@ -46,45 +54,117 @@ def load_adapter(folder: Path, **model_options: Any) -> tuple[PeftModel, PreTrai
             default the one that the adapter names.
 
     Raises:
-        InputError: an unreadable adapter, a base model of remote code without `trust_remote_code`, or a score head that
-            neither adapter nor base model holds.
+        InputError: an unreadable adapter, one that cannot be restored, a base model of remote code without
+            `trust_remote_code`, or layers that neither adapter nor base model holds.
     """
     config = _adapter_config(folder)
     base = str(config.base_model_name_or_path)
     if config.revision is not None:
         model_options.setdefault("revision", config.revision)
-    head_shapes = _head_shapes(folder / ADAPTER_TENSORS)
-    labels = head_shapes[-1][0] if head_shapes else None
-    model, tokenizer, absent = _loaded(f"the adapter's base model {base}", base, folder, labels, model_options)
-    heads = [name for name in absent if name.split(".")[0] in HEADS]
-    if heads and not head_shapes:
-        raise InputError(f"neither {base} nor the adapter in {folder} holds the score head {heads[0]}")
-    _resize_embeddings(model, folder / ADAPTER_TENSORS)
-    return PeftModel.from_pretrained(model, str(folder)).eval(), tokenizer
+    shapes = _shapes(folder / ADAPTER_TENSORS)
+    model, tokenizer, absent = _loaded(f"the adapter's base model {base}", base, folder, _labels(shapes), model_options)
+    random = [name for name in absent if name not in shapes]
+    if random:
+        raise InputError(
+            f"neither {base} nor the adapter in {folder} holds {named(random)}, which would be random at every load: "
+            "train the adapter with modules_to_save for them"
+        )
+    _resize_embeddings(model, shapes)
+    with _told(folder):
+        adapted = PeftModel.from_pretrained(model, str(folder))
+    _check_all_loaded(adapted, "default", folder, shapes)
+    return adapted.eval(), tokenizer
 
 
 def add_adapter(model: PeftModel, folder: Path, name: str) -> None:
     """Load another adapter of the same base model beside those that a model has, and make it active.
 
     Raises:
-        InputError: no adapter, an unreadable one, one of another base model, or a name that is in use.
+        InputError: no adapter, an unreadable one, one of another base model, one that changes the base model or lacks
+            layers that the others hold, or a name that is in use.
     """
     has_adapter_files(folder, or_fail=True)
     if name in model.peft_config:
         raise InputError(f"the model has an adapter {name!r} already")
-    base = _adapter_config(folder).base_model_name_or_path
-    own = next(iter(model.peft_config.values())).base_model_name_or_path
-    if base != own:
-        raise InputError(f"the adapter in {folder} is of the base model {base}, not of {own}")
-    _head_shapes(folder / ADAPTER_TENSORS)
-    model.load_adapter(str(folder), adapter_name=name)
+    config = _adapter_config(folder)
+    base = config.base_model_name_or_path
+    first = next(iter(model.peft_config.values()))
+    if base != first.base_model_name_or_path:
+        raise InputError(f"the adapter in {folder} is of the base model {base}, not of {first.base_model_name_or_path}")
+    changing = next((kind for kind in map(_changes_base, (config, first)) if kind is not None), None)
+    if changing is not None:
+        raise InputError(f"adapters initialised by {changing!r} change the base model, and cannot share it")
+    shapes = _shapes(folder / ADAPTER_TENSORS)
+    copied = [plain_name(path) for path, module in model.named_modules() if isinstance(module, ModulesToSaveWrapper)]
+    absent = [path for path in copied if not any(held.startswith(f"{path}.") for held in shapes)]
+    if absent:
+        raise InputError(f"the adapter in {folder} lacks {named(absent)}, which the adapters beside it hold")
+    with _told(folder):
+        model.load_adapter(str(folder), adapter_name=name)
+    _check_all_loaded(model, name, folder, shapes)
     model.set_adapter(name, inference_mode=True)
+
+
+def check_files(folder: Path) -> None:
+    """Raise InputError where a pipe or a folder stands in the place of a file that would be read."""
+    for path in sorted(folder.iterdir()):
+        if path.suffix in (".json", ".safetensors", ".jinja", ".model", ".txt", ".bin"):
+            refuse_no_file(path)
+
+
+def check_restorable(config: PeftConfig, what: str) -> None:
+    """Raise InputError where no load of an adapter could give the base weights that it was trained on.
+
+    Some initialisations subtract from the base weights what they put into A and B, and peft does so again at every
+    load: by an approximation that is drawn by lot, from statistics that were not saved, or not at all.
+    """
+    kind = _changes_base(config)
+    if kind is not None and (kind.startswith("pissa_niter") or kind in ("corda", "lora_ga")):
+        raise InputError(
+            f"{what} was initialised by {kind!r}, which changes the base weights in a way that no load restores: "
+            "save it with peft's path_initial_model_for_weight_conversion, as an adapter of the unchanged base model"
+        )
+
+
+def _changes_base(config: PeftConfig) -> str | None:
+    kind = str(getattr(config, "init_lora_weights", "")).lower()
+    return kind if kind.startswith(CHANGING_KINDS) else None
+
+
+def named(names: Sequence[str]) -> str:
+    """At most four names, and how many more there are."""
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+
+
+@contextlib.contextmanager
+def _told(folder: Path) -> Iterator[None]:
+    """peft's own words for an adapter that does not fit its base model, by the adapter's folder."""
+    try:
+        yield
+    except (RuntimeError, ValueError, TypeError, KeyError, AttributeError, SafetensorError) as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise InputError(f"the adapter in {folder} cannot be put on its base model: {lines[-1].strip()}") from error
+
+
+def _check_all_loaded(model: PeftModel, name: str, folder: Path, shapes: Mapping[str, list[int]]) -> None:
+    """Raise InputError unless an adapter's file held all weights of its layers, and no other LoRA weights."""
+    own = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
+    expected = {plain_name(path) for path in own}
+    absent = sorted(expected - set(shapes))
+    if absent:
+        raise InputError(f"{folder / ADAPTER_TENSORS} lacks {named(absent)}, which would be random")
+    unused = sorted(path for path in shapes if path not in expected and ".lora_" in path)
+    if unused:
+        raise InputError(f"{folder / ADAPTER_TENSORS} holds {named(unused)}, of which {ADAPTER_CONFIG} makes no layer")
 
 
 def _loaded(
     what: str, name: str, tokenizer_folder: Path | None, labels: int | None, options: dict[str, Any]
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, list[str]]:
     """A model, its tokenizer, and the names of those weights that were not there and are random."""
+    for folder in (Path(name), tokenizer_folder):
+        if folder is not None and folder.is_dir():
+            check_files(folder)
     trusted = options.setdefault("trust_remote_code", False)  # None would ask on the terminal
     found = {**hub_options(options), "trust_remote_code": trusted}
     has_tokenizer = tokenizer_folder is not None and (tokenizer_folder / TOKENIZER_CONFIG).is_file()
@@ -100,43 +180,44 @@ def _loaded(
         if "trust_remote_code" in str(error):
             raise InputError(f"{what} brings code of its own: pass trust_remote_code=True to run it") from error
         raise InputError(f"{what} cannot be loaded: {str(error).splitlines()[0]}") from error
-    return model, tokenizer, sorted(loading["missing_keys"])
+    reshaped = [key for key, *_ in loading["mismatched_keys"]]
+    return model, tokenizer, sorted({*loading["missing_keys"], *reshaped})
 
 
 def _adapter_config(folder: Path) -> PeftConfig:
     try:
         config: PeftConfig = PeftConfig.from_pretrained(str(folder))
+        check_restorable(config, f"the adapter in {folder}")
         return config
     except (ValueError, TypeError, KeyError) as error:
         raise InputError(f"{folder / ADAPTER_CONFIG} cannot be read: {error}") from error
 
 
-def _resize_embeddings(model: PreTrainedModel, path: Path) -> None:
+def _resize_embeddings(model: PreTrainedModel, shapes: Mapping[str, list[int]]) -> None:
     """As many embeddings as the adapter's file has, where it was trained with more tokens than its base model has."""
     own = model.get_input_embeddings()
     (name,) = (name for name, module in model.named_modules() if module is own)
-    with safe_open(path, framework="pt") as tensors:
-        held = [
-            tensors.get_slice(key).get_shape()[0]
-            for key in tensors.keys()  # noqa: SIM118
-            if key.removeprefix("base_model.model.") in (f"{name}.weight", f"{name}.base_layer.weight")
-        ]
+    held = shapes.get(f"{name}.weight") or shapes.get(f"{name}.base_layer.weight")
     if held and held[0] != own.num_embeddings:
         model.resize_token_embeddings(held[0], mean_resizing=False)
 
 
-def _head_shapes(path: Path) -> list[list[int]]:
-    """Shapes of the score head's weights in an adapter's file, in the file's order; empty where it has none."""
+def _shapes(path: Path) -> dict[str, list[int]]:
+    """Shapes of the weights in an adapter's file, by the names that they have in the model."""
     try:
         with safe_open(path, framework="pt") as tensors:
-            names = [
-                name
-                for name in sorted(tensors.keys())
-                if name.endswith("weight") and "lora_" not in name and HEADS & set(name.split("."))
-            ]
-            shapes = [tensors.get_slice(name).get_shape() for name in names]
+            return {plain_name(name): tensors.get_slice(name).get_shape() for name in tensors.keys()}  # noqa: SIM118
     except FileNotFoundError as error:
         raise InputError(f"{path} is missing") from error
-    except SafetensorError as error:
+    except (OSError, SafetensorError) as error:
         raise InputError(f"{path} is truncated or not a safetensors file: {error}") from error
-    return [shape for shape in shapes if len(shape) == 2]
+
+
+def _labels(shapes: Mapping[str, list[int]]) -> int | None:
+    """Outputs of the score head that an adapter holds; None where it has none."""
+    heads = [
+        shape
+        for name, shape in sorted(shapes.items())
+        if name.endswith("weight") and "lora_" not in name and HEADS & set(name.split("."))
+    ]
+    return next((shape[0] for shape in reversed(heads) if len(shape) == 2), None)

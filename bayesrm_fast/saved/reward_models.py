@@ -10,13 +10,17 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from bayesrm_fast.errors import InputError
+from bayesrm_fast.model.fingerprint import BASE
 from bayesrm_fast.model.reward_model import RewardModel
 from bayesrm_fast.model.virtual import VirtualAdapter
 from bayesrm_fast.posterior.base import Posterior
 from bayesrm_fast.posterior.files import FILES, load_posterior
 from bayesrm_fast.saved.folders import MODEL_CONFIG, has_adapter_files, hub_options, local_folder_or_name
-from bayesrm_fast.saved.models import load_adapter, load_model
-from bayesrm_fast.saved.virtual import load_virtual, read_virtual_record
+from bayesrm_fast.saved.joining import record_joining
+from bayesrm_fast.saved.models import check_files, load_adapter, load_model, named
+from bayesrm_fast.saved.virtual import VirtualRecord, load_virtual, read_virtual_record
+
+_HINT = " (weights held in float16 or quantised differ from the same weights in float32 or bfloat16)"
 
 
 @dataclass(frozen=True)
@@ -30,22 +34,34 @@ class SavedFit:
     """
 
     folder: Path | None
-    virtual: dict[str, Any] | None = None
+    virtual: VirtualRecord | None = None
     posterior: Posterior | None = None
 
     def restored(self, model: RewardModel) -> tuple[VirtualAdapter | None, Posterior | None]:
         """Virtual adapters and posterior on the model that they were made for.
 
         Raises:
-            InputError: a posterior or virtual adapters of other weights, or files that are damaged.
+            InputError: a posterior or virtual adapters of another model, or files that are damaged.
         """
         if self.folder is None:
             return None, None
         virtual = None if self.virtual is None else load_virtual(self.folder, self.virtual, model.model)
         if self.posterior is None:
             return virtual, None
-        if self.posterior.record.adapter_sha256 != model.adapter_hash(virtual):
-            raise InputError(f"the posterior in {self.folder} was fitted on other adapter weights than those beside it")
+        record = self.posterior.record
+        sites = [site for tap in model.taps(virtual, record.include_head) for site in tap.sites]
+        if sites != self.posterior.sites:
+            names = {site.name for site in {*sites} ^ {*self.posterior.sites}} or {"their order"}
+            raise InputError(
+                f"the posterior in {self.folder} is over other weights than the model has; what differs: "
+                f"{named(sorted(names))}"
+            )
+        differing = record.differing(model.fingerprint(virtual))
+        if differing:
+            raise InputError(
+                f"the posterior in {self.folder} was fitted on another model than the one that is loaded; "
+                f"what differs: {', '.join(differing)}{_HINT if BASE in differing else ''}"
+            )
         return virtual, self.posterior.to(model.collator.device)
 
 
@@ -68,12 +84,15 @@ def read_fit(folder: Path, output_weights: Sequence[float] | None) -> SavedFit:
     Raises:
         InputError: damaged files, or a posterior of other output weights.
     """
+    check_files(folder)
     virtual = read_virtual_record(folder)
     if not FILES.are_in(folder):
         return SavedFit(folder, virtual)
     posterior = load_posterior(folder)
     saved = posterior.record.output_weights
-    if output_weights is not None and torch.tensor(output_weights, dtype=torch.float32).tolist() != saved:
+    if output_weights is None:
+        return SavedFit(folder, virtual, posterior)
+    if torch.tensor(output_weights, dtype=torch.float32, device="cpu").tolist() != saved:
         raise InputError(f"the posterior in {folder} was fitted with output_weights={saved}")
     return SavedFit(folder, virtual, posterior)
 
@@ -109,7 +128,9 @@ def load_reward_model(
     if folder is not None and has_adapter_files(folder, or_fail=not makes_virtual and fit.virtual is None):
         model, tokenizer = load_adapter(folder, **model_options)
     else:
-        model, tokenizer = load_model(_model_name(source), folder, **model_options)
+        source = _model_name(source)
+        model, tokenizer = load_model(source, folder, **model_options)
+    record_joining(tokenizer, Path(source))
     if "device_map" not in model_options:
         model = model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     return SavedRewardModel(model, tokenizer, fit)
@@ -120,5 +141,5 @@ def _model_name(source: Path | str) -> Path | str:
     if isinstance(source, Path) and not (source / MODEL_CONFIG).is_file():
         virtual = read_virtual_record(source)
         if virtual is not None:
-            return str(virtual["model"])
+            return virtual.model
     return source

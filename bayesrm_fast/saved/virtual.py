@@ -1,17 +1,40 @@
 """The two files that hold virtual adapters: their A, and a record that people can read."""
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor, nn
 
 from bayesrm_fast.errors import InputError
-from bayesrm_fast.model.hashes import model_hash
 from bayesrm_fast.model.layers import linear_modules
 from bayesrm_fast.model.virtual import VirtualAdapter, VirtualOptions, VirtualTap
-from bayesrm_fast.record_files import RecordFiles
+from bayesrm_fast.record_files import Record, RecordFiles
 
-FILES = RecordFiles("virtual adapters", "virtual_adapter.json", "virtual_adapter.safetensors", format=1)
+
+@dataclass(frozen=True)
+class VirtualRecord(Record):
+    """What `virtual_adapter.json` holds beside its format and checksum.
+
+    Attributes:
+        model: name or folder of the model that they were made for.
+        virtual_rank, virtual_targets: as they were asked for.
+        layers: for each layer with one the layer whose A it has: its own name, or another's on the same input.
+    """
+
+    model: str
+    virtual_rank: int
+    virtual_targets: str | list[str]
+    layers: dict[str, str]
+
+    def __post_init__(self) -> None:
+        VirtualOptions(self.virtual_rank, self.virtual_targets)
+        if not self.model or not self.layers:
+            raise InputError("the model or the layers are empty")
+
+
+FILES = RecordFiles(
+    "virtual adapters", "virtual_adapter.json", "virtual_adapter.safetensors", format=2, schema=VirtualRecord
+)
 
 
 def save_virtual(virtual: VirtualAdapter, model_name: str, folder: Path) -> None:
@@ -29,17 +52,16 @@ def save_virtual(virtual: VirtualAdapter, model_name: str, folder: Path) -> None
         if owners.setdefault(id(tap.down), tap.name) == tap.name:
             tensors[tap.name] = tap.down
     targets = virtual.options.targets
-    record = {
-        "model": model_name,
-        "model_sha256": virtual.model_sha256,
-        "virtual_rank": virtual.options.rank,
-        "virtual_targets": targets if isinstance(targets, str) else list(targets),
-        "layers": {tap.name: owners[id(tap.down)] for tap in virtual.taps},
-    }
+    record = VirtualRecord(
+        model=model_name,
+        virtual_rank=virtual.options.rank,
+        virtual_targets=targets if isinstance(targets, str) else list(targets),
+        layers={tap.name: owners[id(tap.down)] for tap in virtual.taps},
+    )
     FILES.write(folder, record, tensors)
 
 
-def read_virtual_record(folder: Path) -> dict[str, Any] | None:
+def read_virtual_record(folder: Path) -> VirtualRecord | None:
     """The readable half of saved virtual adapters; None where the folder has none.
 
     Raises:
@@ -48,32 +70,27 @@ def read_virtual_record(folder: Path) -> dict[str, Any] | None:
     return FILES.read_record(folder) if FILES.are_in(folder) else None
 
 
-def load_virtual(folder: Path, record: dict[str, Any], model: nn.Module) -> VirtualAdapter:
+def load_virtual(folder: Path, record: VirtualRecord, model: nn.Module) -> VirtualAdapter:
     """Put saved virtual adapters onto the model that they were made for.
 
     Raises:
-        InputError: a file is missing, broken or of other adapters, or the model has other weights or layers.
+        InputError: a file is missing, broken or of other adapters, or the model has other layers.
     """
-    saved = FILES.read_tensors(folder, record)
-    found = model_hash(model)
-    try:
-        if found != record["model_sha256"]:
-            raise InputError(
-                f"the virtual adapters in {folder} were made for other weights of {record['model']}, "
-                "or for weights held in other numbers (quantised or float16)"
-            )
-        device = next(model.parameters()).device
-        tensors = {name: a.to(device) for name, a in saved.items()}
-        taps = []
-        layers = linear_modules(model)
-        for name, owner in record["layers"].items():
-            if name not in layers:
-                raise InputError(f"{folder}: {record['model']} has no linear layer {name}")
-            module, d_in, d_out = layers[name]
-            if tensors[owner].shape != (record["virtual_rank"], d_in):
-                shape = list(tensors[owner].shape)
-                raise InputError(f"{folder / FILES.tensors}: A of {owner} is {shape}, not of {name}'s input")
-            taps.append(VirtualTap(name, module, tensors[owner], d_out))
-        return VirtualAdapter(VirtualOptions(record["virtual_rank"], record["virtual_targets"]), taps, found)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{folder} holds no readable virtual adapters: {error}") from error
+    path = folder / FILES.tensors
+    device = next(model.parameters()).device
+    tensors = {name: a.to(device) for name, a in FILES.read_tensors(folder, record).items()}
+    if tensors.keys() != set(record.layers.values()):
+        raise InputError(f"{path} does not hold the A of each of the record's layers, and no others")
+    taps = []
+    layers = linear_modules(model)
+    for name, owner in record.layers.items():
+        if name not in layers:
+            raise InputError(f"{folder}: {record.model} has no linear layer {name}")
+        module, d_in, d_out = layers[name]
+        down = tensors[owner]
+        if down.shape != (record.virtual_rank, d_in):
+            raise InputError(f"{path}: A of {owner} is {list(down.shape)}, not of {name}'s input")
+        if not down.is_floating_point() or not down.isfinite().all():
+            raise InputError(f"{path}: A of {owner} is NaN or infinite, or no number")
+        taps.append(VirtualTap(name, module, down, d_out))
+    return VirtualAdapter(VirtualOptions(record.virtual_rank, record.virtual_targets), taps)

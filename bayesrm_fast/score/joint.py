@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from bayesrm_fast.errors import InputError
-from bayesrm_fast.model.passes import Passes, unit_cotangent
+from bayesrm_fast.model.passes import Passes, check_finite_variances, unit_cotangent
 from bayesrm_fast.model.token_budget import free_bytes
 from bayesrm_fast.posterior.base import Posterior
 from bayesrm_fast.posterior.probit import probit_probability
@@ -80,7 +80,7 @@ class JointRewards:
         A probability p has a standard error of `√(p(1 − p) / draws)`. Of candidates that are equal in every draw the
         first counts as the best.
         """
-        wins = torch.zeros(len(self.mean), dtype=torch.int64)
+        wins = torch.zeros(len(self.mean), dtype=torch.int64, device="cpu")
         for rewards in self._draws(draws, seed):
             wins += torch.bincount(rewards.argmax(1), minlength=len(wins))
         return wins.double() / draws
@@ -120,13 +120,14 @@ class JointRewards:
         by_mean = self.mean.double().argsort(descending=True, stable=True)
         order = by_mean[counts[by_mean].argsort(descending=True, stable=True)]
         contenders = order[:MOST_CONTENDERS]
-        first, second = torch.triu_indices(len(contenders), len(contenders), 1)
+        count = len(contenders)
+        first, second = torch.triu_indices(count, count, 1, dtype=torch.int64, device="cpu")
         among = rewards[:, contenders]
-        group = torch.full_like(counts, len(contenders))
-        group[contenders] = torch.arange(len(contenders))
-        member = torch.nn.functional.one_hot(group[winner], len(contenders) + 1).to(rewards)  # shape: (S, W)
+        group = torch.full_like(counts, count)
+        group[contenders] = torch.arange(count, dtype=torch.int64, device="cpu")
+        member = torch.nn.functional.one_hot(group[winner], count + 1).to(rewards)  # shape: (S, W)
         members = member.sum(0)
-        information = torch.empty(len(first), dtype=torch.float64)
+        information = torch.empty(len(first), dtype=torch.float64, device="cpu")
         step = max(CHUNK // draws, 1)
         for start in range(0, len(first), step):
             i, j = first[start : start + step], second[start : start + step]
@@ -143,7 +144,8 @@ class JointRewards:
         root = vectors * values.clamp(min=0).sqrt()
         step = max(CHUNK // len(self.mean), 1)
         for start in range(0, count, step):
-            noise = torch.randn(min(step, count - start), len(self.mean), generator=generator, dtype=torch.float64)
+            shape = (min(step, count - start), len(self.mean))
+            noise = torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu")
             yield self.mean.double() + noise @ root.T
 
 
@@ -194,10 +196,12 @@ def joint_rewards(
         error = float((1 / ratio - 1)[exact > 0].square().mean().sqrt())
         sketched *= ratio.sqrt()[:, None]
         covariance += sketched @ sketched.T
-    back = torch.tensor(order).argsort()
-    truncated = torch.tensor([row.truncated for row in rows])
+    back = torch.tensor(order, dtype=torch.int64, device="cpu").argsort()
+    truncated = torch.tensor([row.truncated for row in rows], dtype=torch.bool, device="cpu")
     mean = torch.cat(means)[back]
-    return JointRewards(mean, covariance[back][:, back].to(mean), truncated, error, posterior.temperature)
+    covariance = covariance[back][:, back].to(mean)
+    check_finite_variances(covariance.diagonal(), rows)
+    return JointRewards(mean, covariance, truncated, error, posterior.temperature)
 
 
 def _inner_products(batches: list[dict[str, Tensor]]) -> Tensor:  # shape: (n, n)
@@ -205,7 +209,7 @@ def _inner_products(batches: list[dict[str, Tensor]]) -> Tensor:  # shape: (n, n
 
     Each site's products are in its features' own dtype, float32 but for ggn's coordinates; their sum is in float64.
     """
-    total = torch.zeros((), dtype=torch.float64)
+    total = torch.zeros((), dtype=torch.float64, device="cpu")
     for name in list(batches[0]) if batches else ():
         rows = torch.cat([batch.pop(name) for batch in batches])
         total = total + rows @ rows.T

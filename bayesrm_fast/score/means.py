@@ -5,7 +5,15 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from bayesrm_fast.model.passes import Passes, Progress, check_finite, of_finite, rewards_in, unit_cotangent
+from bayesrm_fast.model.passes import (
+    Passes,
+    Progress,
+    check_finite,
+    check_finite_variances,
+    of_finite,
+    rewards_in,
+    unit_cotangent,
+)
 from bayesrm_fast.model.shared_beginnings import Group, scalars_after_beginnings, shared_beginnings
 from bayesrm_fast.posterior.base import Posterior
 from bayesrm_fast.text.examples import TokenizedRow, distinct
@@ -67,7 +75,7 @@ def bounded_rewards(
         found.update(zip(here, rewards_in(scalars), strict=True))
         if progress is not None:
             progress(len(found), len(unique))
-    nothing = torch.zeros(())
+    nothing = torch.zeros((), dtype=torch.float32, device="cpu")
     return (
         torch.stack([found[i] for i in where]),
         torch.stack([floors.get(i, nothing).to(found[i]) for i in where]),
@@ -85,13 +93,14 @@ def _of_whole_rows(
         chosen = [rows[i] for i in positions]
         if last is None or conditional is None:
             scalars = passes.forward.scalars(passes.collate(chosen))
-            floor = torch.zeros(len(chosen))
+            floor = torch.zeros(len(chosen), dtype=torch.float32, device="cpu")
         else:
             scalars, (consumer,) = last.run(
                 passes.collate(chosen), of_finite(unit_cotangent, chosen), conditional.variance_consumer
             )
             floor = SURE_OF_A_FLOOR * consumer.variance.cpu().expand(len(chosen))
         check_finite(scalars, chosen)
+        check_finite_variances(floor, chosen)
         return rewards_in(scalars).cpu(), floor
 
     for positions, (rewards, floor) in passes.in_batches(rows, run, has_backward=False):

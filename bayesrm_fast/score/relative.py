@@ -12,7 +12,7 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor
 
-from bayesrm_fast.model.passes import Passes, Progress, unit_cotangent
+from bayesrm_fast.model.passes import Passes, Progress, check_finite_variances, unit_cotangent
 from bayesrm_fast.model.token_budget import free_bytes, is_out_of_memory, release_memory
 from bayesrm_fast.ops import segment_outer
 from bayesrm_fast.posterior.base import Posterior
@@ -118,7 +118,9 @@ def score_differences(
         torch.cat([batch.consumer.variance.cpu().expand(len(batch.mean)) for batch in batches]),
         torch.cat([batch.baseline for batch in batches]),
     )
-    return found.at(torch.cat([batch.positions for batch in batches]).argsort())
+    found = found.at(torch.cat([batch.positions for batch in batches]).argsort())
+    check_finite_variances(found.variance, [rows[i] for one in comparisons for i in one.rows])
+    return found
 
 
 def over_differences(
@@ -215,12 +217,13 @@ def _by_kept_gradients(
         order += batch.positions
         rewards.append(batch.rewards)
         kept.append(batch.consumer.by_site)
-    back = torch.tensor(order).argsort().tolist()
+    back = torch.tensor(order, dtype=torch.int64, device="cpu").argsort().tolist()
     compared, owner = _entries([[back[place[i]] for i in one.rows] for one in window])
     origin, origin_owner = _entries([[back[place[i]] for i in one.baseline] for one in window])
     counts = torch.bincount(origin_owner, minlength=len(window)).clamp(min=1)
-    has_origin = torch.tensor([bool(one.baseline) for one in window])
-    first_origin = torch.tensor([back[place[one.baseline[0]]] if one.baseline else 0 for one in window])
+    has_origin = torch.tensor([bool(one.baseline) for one in window], dtype=torch.bool, device="cpu")
+    origins = [back[place[one.baseline[0]]] if one.baseline else 0 for one in window]
+    first_origin = torch.tensor(origins, dtype=torch.int64, device="cpu")
 
     def mean_of(values: Tensor) -> Tensor:  # (U, …) -> (comparisons, …)
         # As differences to each comparison's first row: the mean of equal rows is that row, to the last digit.
@@ -237,15 +240,16 @@ def _by_kept_gradients(
     reward = torch.cat(rewards).cpu()
     baseline = mean_of(reward.double())[owner]
     mean = reward.double()[compared] - baseline
-    return DifferenceBatch(torch.arange(len(compared)), mean.to(reward), baseline.to(reward), consumer)
+    found = torch.arange(len(compared), dtype=torch.int64, device="cpu")
+    return DifferenceBatch(found, mean.to(reward), baseline.to(reward), consumer)
 
 
 def _entries(positions: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
     """All positions in one, and the number of the comparison that each belongs to."""
     owners = [number for number, own in enumerate(positions) for _ in own]
-    return torch.tensor([i for own in positions for i in own], dtype=torch.int64), torch.tensor(
-        owners, dtype=torch.int64
-    )
+    flat = [i for own in positions for i in own]
+    entries, numbers = torch.tensor([flat, owners], dtype=torch.int64, device="cpu")
+    return entries, numbers
 
 
 def _each_by_two_passes(
@@ -261,7 +265,7 @@ def _each_by_two_passes(
 def _by_two_passes(
     passes: Passes, rows: Sequence[TokenizedRow], one: Comparison, make_consumer: Callable[[], C]
 ) -> Iterator[DifferenceBatch[C]]:
-    mean_gradient, baseline = _MeanGradient(), torch.zeros((), dtype=torch.float64)
+    mean_gradient, baseline = _MeanGradient(), torch.zeros((), dtype=torch.float64, device="cpu")
     if one.baseline:
         scalars, mean_gradient = passes.gather([rows[i] for i in one.baseline], unit_cotangent, _MeanGradient)
         baseline = scalars.double().mean()
@@ -269,7 +273,7 @@ def _by_two_passes(
     for batch in passes.over(compared, unit_cotangent, lambda: _Shifted(make_consumer(), mean_gradient)):
         reward = batch.rewards.cpu()
         mean = (reward.double() - baseline).to(reward)
-        at = torch.tensor(batch.positions)
+        at = torch.tensor(batch.positions, dtype=torch.int64, device="cpu")
         yield DifferenceBatch(at, mean, baseline.to(reward).expand(len(mean)), batch.consumer.inner)
 
 
@@ -308,5 +312,5 @@ def _feed(consumer: Consumer, site: Site, gradients: Tensor) -> None:  # shape: 
     """Gradients as r tokens each, `G = Σ_k e_k G_kᵀ`: what a consumer takes."""
     count = gradients.shape[0]
     p = torch.eye(site.r, dtype=gradients.dtype, device=gradients.device).repeat(count, 1)
-    offsets = torch.arange(0, (count + 1) * site.r, site.r, device=gradients.device)
+    offsets = torch.arange(0, (count + 1) * site.r, site.r, dtype=torch.int64, device=gradients.device)
     consumer.consume(site, p, gradients.reshape(-1, site.d), offsets)

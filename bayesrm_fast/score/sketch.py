@@ -1,6 +1,7 @@
 """Long feature vectors in few numbers that keep their inner products, to an error that is measured."""
 
 import zlib
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -26,8 +27,9 @@ def feature_sketch(parts: dict[str, Tensor]) -> tuple[Tensor, Tensor]:  # (N, â€
         part = parts.pop(name)
         generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
         numbers = part.shape[1]
-        columns = torch.randint(WIDTH, (numbers,), generator=generator).to(part.device)
-        signs = (2 * torch.randint(2, (numbers,), generator=generator) - 1).to(part)
+        drawn = partial(torch.randint, size=(numbers,), generator=generator, dtype=torch.int64, device="cpu")
+        columns = drawn(WIDTH).to(part.device)
+        signs = (2 * drawn(2) - 1).to(part)
         rows.index_add_(1, columns, part * signs)
         squared_norms += torch.linalg.vecdot(part, part)
     return rows, squared_norms

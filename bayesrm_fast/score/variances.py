@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from bayesrm_fast.model.passes import Passes, Progress, unit_cotangent
+from bayesrm_fast.model.passes import Passes, Progress, check_finite_variances, unit_cotangent
 from bayesrm_fast.posterior.base import Posterior
 from bayesrm_fast.posterior.probit import probit_probability
 from bayesrm_fast.text.examples import Example, distinct
@@ -76,7 +76,7 @@ def score_examples(
     """Mean and variance of each example: a row's reward, or the difference of a pair's two rewards.
 
     Raises:
-        InputError: a reward that is NaN or infinite, by its example.
+        InputError: a reward or a variance that is NaN or infinite, by its example.
     """
     first, where = distinct(examples)
     unique = [examples[i] for i in first]
@@ -87,5 +87,7 @@ def score_examples(
         order += batch.positions
         means.append(batch.rewards.cpu())
         variances.append(batch.consumer.variance.cpu().expand(len(batch.positions)))
-    back = torch.tensor(order).argsort()[where]
-    return torch.cat(means)[back], torch.cat(variances)[back]
+    back = torch.tensor(order, dtype=torch.int64, device="cpu").argsort()[where]
+    mean, variance = torch.cat(means)[back], torch.cat(variances)[back]
+    check_finite_variances(variance, examples)
+    return mean, variance

@@ -17,8 +17,9 @@ from bayesrm_fast.score.relative import score_differences, within_prompts
 from bayesrm_fast.score.variances import score_examples
 from bayesrm_fast.select.rules import KnownCandidates, Need, Rule, first_best
 from bayesrm_fast.select.search import LazySearch
-from bayesrm_fast.text.examples import TokenizedRow
-from bayesrm_fast.text.records import Candidates, Text
+from bayesrm_fast.text.examples import TokenizedRow, distinct
+from bayesrm_fast.text.records import Candidates
+from bayesrm_fast.text.texts import Text
 
 CPU_WAVE = 1 / 8
 """Of a batch: what a lazy search asks for at a time on a CPU, which is as fast on few rows as on many."""
@@ -35,7 +36,7 @@ class BestOfN:
         mean: MAP rewards less their `baseline` `[n]`.
         variance: posterior variances of the same `[n]`, in squared units of the reward; NaN where it was not needed.
         truncated: which rows `max_length` cut, `[n]`.
-        variances_computed: how many variances were computed.
+        variances_computed: how many candidates have their variance; equal ones take one computation.
         baseline: mean reward of the candidates, where mean and variance are those of the difference to it; None where
             they are the rewards' own.
     """
@@ -137,7 +138,8 @@ def choose_each(
             log_probabilities=_tensor(one.log_probabilities, mean),
             similarities=_tensor(one.similarities, mean),
         )
-        best = chosen(rule, one, known, torch.tensor([row.truncated for row in own]))
+        truncated = torch.tensor([row.truncated for row in own], dtype=torch.bool, device="cpu")
+        best = chosen(rule, one, known, truncated)
         results.append(replace(best, baseline=baseline))
     return _with_winners_variances(passes, sets, posterior, results)
 
@@ -163,11 +165,19 @@ def _lazily(
     wave_tokens = passes.budget.batch_tokens
     if passes.device.type == "cpu":
         wave_tokens = int(CPU_WAVE * wave_tokens)
-    search = LazySearch(rule, means, floors, [[len(row.input_ids) for row in own] for own in sets], wave_tokens)
+    # Equal candidates have one variance, and the first of them is the one that may win.
+    firsts, wheres = zip(*(distinct(own) for own in sets), strict=True)
+    search = LazySearch(
+        rule,
+        [mean[first] for mean, first in zip(means, firsts, strict=True)],
+        [floor[first] for floor, first in zip(floors, firsts, strict=True)],
+        [[len(own[i].input_ids) for i in first] for own, first in zip(sets, firsts, strict=True)],
+        wave_tokens,
+    )
     while wave := search.next_wave():
-        asked = [sets[prompt][candidate] for prompt, candidate in wave]
+        asked = [sets[prompt][firsts[prompt][candidate]] for prompt, candidate in wave]
         search.learn(wave, score_examples(passes, asked, posterior)[1])
-    return means, search.variances
+    return means, [variance[where] for variance, where in zip(search.variances, wheres, strict=True)]
 
 
 def _with_winners_variances(
@@ -192,7 +202,7 @@ def _by_sets(sets: Sequence[Sequence[TokenizedRow]], *values: Tensor) -> tuple[l
 
 
 def _has_ceilings(rule: Rule) -> bool:
-    nothing = torch.zeros(1)
+    nothing = torch.zeros(1, dtype=torch.float32, device="cpu")
     if set(rule.needs) == {Need.VARIANCE} and rule.ceilings(nothing, nothing) is not None:
         return True
     warnings.warn(f"{type(rule).__name__} has no ceilings, so every variance is computed", stacklevel=2)
@@ -200,4 +210,4 @@ def _has_ceilings(rule: Rule) -> bool:
 
 
 def _tensor(values: Sequence[float] | Sequence[Sequence[float]] | None, like: Tensor) -> Tensor | None:
-    return None if values is None else torch.tensor(values, dtype=like.dtype)
+    return None if values is None else torch.tensor(values, dtype=like.dtype, device="cpu")

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -20,8 +21,14 @@ def expected_best_of_n(
     count = len(scores)
     # Last in a stable sort from the best down is the later one of equals, which loses.
     order = scores.double().argsort(descending=True, stable=True).flip(0)
-    chance = [math.comb(i, n - 1) / math.comb(count, n) for i in range(count)]
-    return float(torch.tensor(chance, dtype=torch.float64) @ gold.double()[order])
+    return float(_chances(count, n) @ gold.double()[order])
+
+
+@cache
+def _chances(count: int, n: int) -> Tensor:  # shape: (count,)
+    """Of each rank to be the best of a random subset, float64."""
+    chances = [math.comb(i, n - 1) / math.comb(count, n) for i in range(count)]
+    return torch.tensor(chances, dtype=torch.float64, device="cpu")
 
 
 def sizes_up_to(count: int) -> list[int]:
@@ -36,7 +43,7 @@ def best_of_n_kl(n: int) -> float:
 
 def mean_and_standard_error(values: Sequence[float]) -> tuple[float, float]:
     """Of values that were drawn independently; the error of fewer than two is infinite."""
-    held = torch.tensor(values, dtype=torch.float64)
+    held = torch.tensor(values, dtype=torch.float64, device="cpu")
     if len(held) < 2:
         return float(held.mean()), math.inf
     return float(held.mean()), float(held.std() / math.sqrt(len(held)))

@@ -107,7 +107,8 @@ class Collator:
                 raise InputError("neither model nor tokenizer has a padding token; set tokenizer.pad_token")
 
         def padded(values: list[list[int]], fill: int) -> Tensor:
-            return torch.tensor([v + [fill] * (longest - len(v)) for v in values], device=self.device)
+            rows = [v + [fill] * (longest - len(v)) for v in values]
+            return torch.tensor(rows, dtype=torch.int64, device=self.device)
 
         has_types = rows[0].token_type_ids is not None
         return TokenBatch(

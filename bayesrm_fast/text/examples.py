@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from bayesrm_fast.errors import InputError
+
 
 class Example(ABC):
     """Rows whose weighted sum of rewards is one number: a reward, or a difference of two.
@@ -43,7 +45,7 @@ class Example(ABC):
 
 @dataclass(frozen=True)
 class TokenizedRow(Example):
-    """One row for the model; its reward is what is scored.
+    """One row for the model; its reward is what is scored. Raises InputError where there are no tokens.
 
     Attributes:
         input_ids: of every token, special ones included.
@@ -58,6 +60,10 @@ class TokenizedRow(Example):
     token_type_ids: list[int] | None
     truncated: bool
     where: str = field(default="a row", compare=False)
+
+    def __post_init__(self) -> None:
+        if not self.input_ids:
+            raise InputError(f"{self.where} has no tokens, and so no reward")
 
     @property
     def rows(self) -> tuple["TokenizedRow", ...]:

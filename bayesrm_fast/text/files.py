@@ -5,6 +5,7 @@ import gzip
 import itertools
 import json
 import os
+import stat
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -40,6 +41,8 @@ def iter_rows(path: Path) -> Iterator[dict[str, Any]]:
     kind = kind_of(path)
     rows = 0
     try:
+        if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe that nobody writes to waits for ever
+            raise InputError(f"{path} is no regular file; its rows are read more than once, so write them to one")
         for row in _iter_parquet(path) if kind == ".parquet" else _iter_json_lines(path, kind):
             rows += 1
             yield row
@@ -67,6 +70,8 @@ def _iter_json_lines(path: Path, kind: str) -> Iterator[dict[str, Any]]:
                 row = json.loads(line)
             except ValueError as error:
                 raise InputError(f"{path}, row {number} is not valid JSON: {error}") from error
+            except RecursionError as error:
+                raise InputError(f"{path}, row {number} is nested too deeply") from error
             if not isinstance(row, dict):
                 raise InputError(f"{path}, row {number} is not a JSON object")
             yield row

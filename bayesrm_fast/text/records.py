@@ -9,11 +9,27 @@ from numbers import Real
 from typing import Any, TypeVar
 
 from bayesrm_fast.errors import InputError
+from bayesrm_fast.text.layouts import ECHOED, Separated, is_dialogue, separated
+from bayesrm_fast.text.texts import (
+    Text,
+    as_list,
+    checked_text,
+    checked_tools,
+    described,
+    is_list,
+    is_missing,
+)
 
 T = TypeVar("T")
 
-Text = str | Sequence[Mapping[str, str]]
-"""A string, or a list of chat messages `{"role": ..., "content": ...}`."""
+Tools = Sequence[Mapping[str, Any]]
+"""The functions that a conversation may call, in the form that chat templates take."""
+
+MAY_BE_A_PROMPT = ("question", "instruction", "input", "query", "context", "history", "conversations", "messages")
+"""Columns that a prompt may stand in under another name."""
+
+CHANGES_THE_TEXT = ("system", "system_prompt", "images", "image", "chat_template_kwargs")
+"""Columns that trainers put into a conversation and that would be dropped here."""
 
 
 @dataclass(frozen=True)
@@ -21,14 +37,17 @@ class PreferencePair:
     """A prompt with the response that was preferred and the one that was not.
 
     Attributes:
-        prompt, chosen, rejected: texts.
+        prompt: a text; None where chosen and rejected are whole texts by themselves.
+        chosen, rejected: texts.
         where: what an error calls the pair; empty for its number.
+        tools: that the conversation may call.
     """
 
-    prompt: Text
+    prompt: Text | None
     chosen: Text
     rejected: Text
     where: str = field(default="", compare=False)
+    tools: Tools | None = None
 
 
 @dataclass(frozen=True)
@@ -43,6 +62,7 @@ class Candidates:
         similarities: `[n, n]`, of each response to every other, for rules that need them.
         gold: what each response is worth by a judge, the more the better, to tune rules by.
         where: what an error calls the set; empty for its number.
+        tools: that the conversation may call.
     """
 
     prompt: Text
@@ -51,109 +71,183 @@ class Candidates:
     similarities: Sequence[Sequence[float]] | None = None
     gold: Sequence[float] | None = None
     where: str = field(default="", compare=False)
+    tools: Tools | None = None
 
 
-def check_text(text: Any, where: str) -> None:
-    """Raise InputError unless `text` is a string or a list of chat messages that a tokenizer can read."""
-    if isinstance(text, str):
-        pieces = [text]
-    elif isinstance(text, Sequence) and all(
-        isinstance(m, Mapping) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str) for m in text
-    ):
-        if not text:
-            raise InputError(f"{where} is an empty list of messages")
-        pieces = [message["content"] for message in text]
-    else:
-        raise InputError(
-            f"{where} must be a string or a list of messages with string role and content, not {_describe(text)}"
-        )
-    for piece in pieces:
-        if "\0" in piece:
-            raise InputError(f"{where} contains a NUL character")
-        if any("\ud800" <= character <= "\udfff" for character in piece):
-            raise InputError(f"{where} contains a lone surrogate, which is not valid Unicode")
+class _Row:
+    """One row by its columns, whether a record of ours, a mapping or a table's row.
+
+    Args:
+        row: what was given.
+        names: the columns that it must have, for the error where it has none at all.
+        where: what an error calls it; a record's own name goes before.
+
+    Raises:
+        InputError: nothing with columns, or a column that would change the text and is not served.
+    """
+
+    def __init__(self, row: Any, names: Sequence[str], where: str) -> None:
+        self.where = (isinstance(row, PreferencePair | Candidates) and row.where) or where
+        self.is_record = isinstance(row, PreferencePair | Candidates)
+        if self.is_record:
+            row = vars(row)
+        for convert in ("to_dict", "_asdict"):  # pandas' rows, and named tuples
+            row = getattr(row, convert)() if hasattr(row, convert) and not isinstance(row, Mapping) else row
+        if not isinstance(row, Mapping):
+            raise InputError(f"{self.where} must be an object with {', '.join(names)}, not {described(row)}")
+        self.columns = row
+        for name in CHANGES_THE_TEXT:
+            if self.has(name):
+                raise InputError(
+                    f"{self.where} has a column {name!r}, which is not served: make it a part of the prompt"
+                )
+
+    def has(self, name: str) -> bool:
+        """Whether there is something in a column."""
+        value = as_list(self.columns.get(name))
+        return not is_missing(value) and value not in ("", [], {})
+
+    def get(self, name: str) -> Any:
+        """A column; raises InputError where there is none."""
+        if name not in self.columns:
+            found = ", ".join(map(str, self.columns)) or "none"
+            raise InputError(f"{self.where} has no column {name!r} (it has {found})")
+        return self.columns[name]
+
+    def texts(self, responses: Mapping[str, Any], *, may_be_alone: bool = False) -> Separated:
+        """Prompt and responses, by their names; raises what `separated` does."""
+        checked = {name: checked_text(value, f"{self.where}: {name}") for name, value in responses.items()}
+        given = self.columns.get("prompt")
+        has_prompt = not is_missing(given) if self.is_record else "prompt" in self.columns
+        prompt = checked_text(given, f"{self.where}: prompt") if has_prompt else None
+        other = next((name for name in MAY_BE_A_PROMPT if self.has(name)), None)
+        if prompt is None and other and any(isinstance(one, str) and not is_dialogue(one) for one in checked.values()):
+            raise InputError(f"{self.where} has no column 'prompt', but {other!r}: name it prompt if it is one")
+        found = separated(prompt, list(checked.values()), list(checked), self.where)
+        if found.prompt is None and not may_be_alone:
+            raise InputError(f"{self.where} has no column 'prompt' (it has {', '.join(map(str, self.columns))})")
+        return found
+
+    def tools(self) -> list[dict[str, Any]] | None:
+        """What the conversation may call."""
+        return checked_tools(self.columns.get("tools"), f"{self.where}: tools")
 
 
-def _describe(value: Any) -> str:
-    return "null" if value is None else type(value).__name__
+def as_rows(rows: Iterable[Any], source: str) -> Iterable[Any]:
+    """What an iterable of rows gives, or a table: pandas', polars' or Arrow's."""
+    if isinstance(rows, str | Mapping):
+        raise InputError(f"{source} must be rows one after another, not a {described(rows)}")
+    table: Any = rows
+    if hasattr(table, "iterrows"):
+        return list(table.to_dict("records"))
+    convert = getattr(table, "to_dicts", None) or getattr(table, "to_pylist", None)
+    return rows if convert is None else list(convert())
 
 
-def _record_fields(row: Any, names: Sequence[str], where: str) -> list[Any]:
-    if not isinstance(row, Mapping):
-        raise InputError(f"{where} must be an object with {', '.join(names)}, not {_describe(row)}")
-    for name in names:
-        if name not in row:
-            raise InputError(f"{where} has no column {name!r} (it has {', '.join(map(str, row)) or 'none'})")
-    return [row[name] for name in names]
+class _ToldOnce:
+    """Warnings by their first row alone, because a file's rows are alike."""
+
+    def __init__(self) -> None:
+        self.told: set[str] = set()
+
+    def __call__(self, warning: str | None, where: str) -> None:
+        if warning is not None and warning not in self.told:
+            self.told.add(warning)
+            warnings.warn(f"{where}: {warning} (later rows like it are not told)", stacklevel=4)
+
+
+def _warn_of_echoes(warnings_of_rows: Sequence[str | None], first: str) -> None:
+    """One response that begins with its prompt says nothing; where all do, the rows may be whole texts."""
+    if len(warnings_of_rows) > 1 and all(warning == ECHOED for warning in warnings_of_rows):
+        warnings.warn(f"{first} and all {len(warnings_of_rows)} rows: {ECHOED}", stacklevel=4)
 
 
 def iter_preference_pairs(rows: Iterable[Any], source: str = "pairs", first: int = 1) -> Iterator[PreferencePair]:
-    """Validate an iterable of PreferencePair, dicts or dataset rows, one by one.
+    """Validate an iterable of PreferencePair, dicts, dataset rows or a table's rows, one by one.
+
+    A prompt that both responses repeat is read once. Without a column `prompt`, it is the messages or the turns that
+    both conversations begin with.
 
     Args:
-        rows: each a `PreferencePair` or a mapping with `prompt`, `chosen` and `rejected`.
+        rows: each a `PreferencePair` or a mapping with `prompt`, `chosen` and `rejected`, and perhaps `tools`.
         source: what to call the rows in an error, such as a file's name.
         first: number of the first row.
 
     Raises:
-        InputError: a missing column, a wrong type, unreadable text, or a pair of two equal responses.
+        InputError: a missing column, a wrong type, unreadable text, or responses to different prompts.
     """
-    names = ("prompt", "chosen", "rejected")
-    for number, row in enumerate(rows, start=first):
-        where = (isinstance(row, PreferencePair) and row.where) or f"{source}, row {number}"
-        values = _record_fields(vars(row) if isinstance(row, PreferencePair) else row, names, where)
-        for name, value in zip(names, values, strict=True):
-            check_text(value, f"{where}: {name}")
-        prompt, chosen, rejected = values
-        pair = PreferencePair(prompt, chosen, rejected, where)
-        if pair.chosen == pair.rejected:
-            raise InputError(f"{where}: chosen and rejected are equal, so the pair prefers nothing")
-        yield pair
+    tell = _ToldOnce()
+    for number, given in enumerate(as_rows(rows, source), start=first):
+        row = _Row(given, ("prompt", "chosen", "rejected"), f"{source}, row {number}")
+        found = row.texts({name: row.get(name) for name in ("chosen", "rejected")}, may_be_alone=True)
+        tell(found.warning, row.where)
+        chosen, rejected = found.responses
+        yield PreferencePair(found.prompt, chosen, rejected, row.where, row.tools())
+
+
+def all_pairs(rows: Iterable[Any], source: str = "pairs") -> list[PreferencePair]:
+    """All of them; raises what `iter_preference_pairs` does, and InputError where there are no rows."""
+    return _some(iter_preference_pairs(rows, source), source)
 
 
 def preference_pairs(rows: Iterable[Any], source: str = "pairs") -> list[PreferencePair]:
-    """All of them; raises what `iter_preference_pairs` does, and InputError where there are no rows."""
-    return _some(iter_preference_pairs(rows, source), source)
+    """Those of them that prefer something: a pair of two equal responses is left out, and a warning tells how many.
+
+    Raises:
+        InputError: what `all_pairs` raises, or no pair is left.
+    """
+    found = all_pairs(rows, source)
+    equal = [pair for pair in found if pair.chosen == pair.rejected]
+    if equal:
+        what = f"{equal[0].where}: chosen and rejected are equal, so the pair prefers nothing"
+        if len(equal) == len(found):
+            raise InputError(what if len(equal) == 1 else f"{what}, and so it is for all {len(found)} pairs")
+        warnings.warn(f"{what}; {len(equal)} such pair(s) of {len(found)} are left out", stacklevel=3)
+    return [pair for pair in found if pair.chosen != pair.rejected]
 
 
 def iter_candidate_sets(rows: Iterable[Any], source: str = "candidates", first: int = 1) -> Iterator[Candidates]:
     """Validate an iterable of Candidates or mappings with `prompt` and `responses`, one by one.
 
-    A mapping may have `log_probabilities`, `similarities` and `gold` too.
+    A mapping may have `log_probabilities`, `similarities`, `gold` and `tools` too. A prompt is found as for pairs.
 
     Raises:
         InputError: a missing column, a wrong type, unreadable text, a row without responses, or numbers that are not
             one for each response.
     """
-    for number, row in enumerate(rows, start=first):
-        where = (isinstance(row, Candidates) and row.where) or f"{source}, row {number}"
-        given = vars(row) if isinstance(row, Candidates) else row
-        prompt, responses = _record_fields(given, ["prompt", "responses"], where)
-        check_text(prompt, f"{where}: prompt")
-        if isinstance(responses, str) or not isinstance(responses, Sequence):
-            raise InputError(f"{where}: responses must be a list, not {_describe(responses)}")
+    tell = _ToldOnce()
+    for number, given in enumerate(as_rows(rows, source), start=first):
+        row = _Row(given, ("prompt", "responses"), f"{source}, row {number}")
+        where = row.where
+        responses = as_list(row.get("responses"))
+        if not is_list(responses):
+            raise InputError(f"{where}: responses must be a list, not {described(responses)}")
         if not responses:
             raise InputError(f"{where}: responses is empty")
-        for index, response in enumerate(responses):
-            check_text(response, f"{where}: responses[{index}]")
-        log_probabilities, similarities, gold = map(given.get, ("log_probabilities", "similarities", "gold"))
-        for name, values in (("log_probabilities", log_probabilities), ("gold", gold)):
-            if values is not None:
+        found = row.texts({f"responses[{i}]": response for i, response in enumerate(responses)})
+        assert found.prompt is not None
+        tell(found.warning, where)
+        numbers = {name: as_list(row.columns.get(name)) for name in ("log_probabilities", "similarities", "gold")}
+        numbers = {name: None if is_missing(values) else values for name, values in numbers.items()}
+        for name in ("log_probabilities", "gold"):
+            if numbers[name] is not None:
                 # Whether a test passes is gold; a log-probability that is true is a mistake.
-                _check_numbers(values, len(responses), f"{where}: {name}", may_be_bool=name == "gold")
+                _check_numbers(numbers[name], len(responses), f"{where}: {name}", may_be_bool=name == "gold")
+        similarities = numbers["similarities"]
         if similarities is not None:
-            if isinstance(similarities, str) or not isinstance(similarities, Sequence):
-                raise InputError(f"{where}: similarities must be a list of lists, not {_describe(similarities)}")
+            if not is_list(similarities):
+                raise InputError(f"{where}: similarities must be a list of lists, not {described(similarities)}")
             if len(similarities) != len(responses):
                 raise InputError(f"{where}: similarities must be {len(responses)} rows, not {len(similarities)}")
+            similarities = numbers["similarities"] = [as_list(one) for one in similarities]
             for index, one in enumerate(similarities):
                 _check_numbers(one, len(responses), f"{where}: similarities[{index}]")
-        yield Candidates(prompt, list(responses), log_probabilities, similarities, gold, where)
+        yield Candidates(found.prompt, found.responses, **numbers, where=where, tools=row.tools())
 
 
 def _check_numbers(values: Any, count: int, where: str, *, may_be_bool: bool = False) -> None:
-    if isinstance(values, str) or not isinstance(values, Sequence):
-        raise InputError(f"{where} must be a list of numbers, not {_describe(values)}")
+    if not is_list(values):
+        raise InputError(f"{where} must be a list of numbers, not {described(values)}")
     is_number = [isinstance(v, Real) and (may_be_bool or not isinstance(v, bool)) and math.isfinite(v) for v in values]
     if len(values) != count or not all(is_number):
         raise InputError(f"{where} must be {count} finite numbers, one for each response")
@@ -200,29 +294,47 @@ def _some(records: Iterable[T], source: str) -> list[T]:
     return found
 
 
-def prompt_and_response(row: Any, where: str) -> tuple[Text, Text]:
-    """A `(prompt, response)`, or what a mapping has under those names.
+def single_responses(rows: Iterable[tuple[int, Any]]) -> list[Candidates]:
+    """Numbered `(prompt, response)`, or what mappings have under those names; a prompt is found as for pairs.
 
     Raises:
-        InputError: neither, or text that cannot be read.
+        InputError: neither, or text that cannot be read, by the row's number.
     """
     names = ("prompt", "response")
-    values = row if isinstance(row, tuple) and len(row) == 2 else _record_fields(row, names, where)
-    for name, value in zip(names, values, strict=True):
-        check_text(value, f"{where}: {name}")
-    prompt, response = values
-    return prompt, response
+    found, told = [], []
+    for number, given in rows:
+        where = f"row {number}"
+        row = _Row(
+            dict(zip(names, given, strict=True)) if type(given) is tuple and len(given) == 2 else given, names, where
+        )
+        texts = row.texts({"response": row.get("response")})
+        assert texts.prompt is not None
+        told.append(texts.warning)
+        found.append(Candidates(texts.prompt, texts.responses, where=row.where, tools=row.tools()))
+    _warn_of_echoes(told, found[0].where if found else "")
+    return found
 
 
-def check_rows(prompts: Sequence[Any], responses: Sequence[Any]) -> None:
-    """Raise InputError unless these are two lists of as many texts each, and not empty."""
+def checked_rows(prompts: Sequence[Any], responses: Sequence[Any]) -> tuple[list[Text], list[Text]]:
+    """Two lists of as many texts each, no response of which repeats its prompt's messages.
+
+    Raises:
+        InputError: anything else, or nothing.
+    """
+    prompts, responses = as_list(prompts), as_list(responses)
     for name, texts in (("prompts", prompts), ("responses", responses)):
-        if isinstance(texts, str) or not isinstance(texts, Sequence):
-            raise InputError(f"{name} must be a list, not {type(texts).__name__}")
+        if not is_list(texts):
+            raise InputError(f"{name} must be a list, not {described(texts)}")
     if len(prompts) != len(responses):
         raise InputError(f"there are {len(prompts)} prompts but {len(responses)} responses")
     if not prompts:
         raise InputError("there is nothing to score: the list is empty")
+    rows, told = [], []
     for i, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
-        check_text(prompt, f"prompts[{i}]")
-        check_text(response, f"responses[{i}]")
+        texts = checked_text(prompt, f"prompts[{i}]"), [checked_text(response, f"responses[{i}]")]
+        found = separated(*texts, [f"responses[{i}]"], f"row {i + 1}")
+        assert found.prompt is not None
+        told.append(found.warning)
+        rows.append((found.prompt, found.responses[0]))
+    _warn_of_echoes(told, "row 1")
+    return [prompt for prompt, _ in rows], [response for _, response in rows]

@@ -9,15 +9,18 @@ from typing import Any, cast
 
 import torch
 from peft import PeftModel
-from torch import Tensor
+from peft.utils.constants import SEQ_CLS_HEAD_NAMES
+from torch import Tensor, nn
 
 from bayesrm_fast.atomic import check_folder
 from bayesrm_fast.errors import InputError
+from bayesrm_fast.model.layers import is_after_backbone
 from bayesrm_fast.model.lengths import check_length, most_tokens
 from bayesrm_fast.model.passes import Progress
 from bayesrm_fast.saved.folders import save_folder
+from bayesrm_fast.saved.models import named
 from bayesrm_fast.text.batches import Collator
-from bayesrm_fast.text.encoder import TextEncoder, default_max_length
+from bayesrm_fast.text.encoder import TRAINED_JOINING, TextEncoder, default_max_length
 from bayesrm_fast.text.examples import TokenizedPair, TokenizedRow
 from bayesrm_fast.text.records import preference_pairs
 
@@ -85,15 +88,19 @@ def train_adapter(
     try:
         # None would ask on the terminal.
         tokenizer = AutoTokenizer.from_pretrained(str(base), trust_remote_code=False)
-        model = AutoModelForSequenceClassification.from_pretrained(str(base), num_labels=1, trust_remote_code=False)
+        model, loading = AutoModelForSequenceClassification.from_pretrained(
+            str(base), num_labels=1, trust_remote_code=False, output_loading_info=True
+        )
     except (OSError, ValueError) as error:
         if "trust_remote_code" in str(error):
             raise InputError(f"the base model {base} brings code of its own, which training does not run") from error
         raise InputError(f"the base model {base} cannot be loaded: {str(error).splitlines()[0]}") from error
+    new_layers = _new_layers(model, loading["missing_keys"], str(base))
     config = model.config.get_text_config()
     longest = default_max_length(tokenizer, most_tokens(model)) if options.max_length is None else options.max_length
     check_length(model, longest)
     encoder = TextEncoder(tokenizer, longest)
+    tokenizer.init_kwargs[TRAINED_JOINING] = encoder.joining
     if tokenizer.eos_token is None:  # trl asks every tokenizer for one; an encoder's rows end with its separator
         tokenizer.eos_token = tokenizer.sep_token or tokenizer.pad_token
     if tokenizer.pad_token is None:
@@ -136,6 +143,8 @@ def train_adapter(
                 r=options.lora_rank,
                 lora_alpha=options.lora_alpha,
                 target_modules=None if options.target_modules is None else list(options.target_modules),
+                modules_to_save=new_layers or None,
+                exclude_modules=new_layers or None,
             ),
         )
         trainer.remove_callback(PrinterCallback)
@@ -167,6 +176,19 @@ def _set_padding(config: Any, padding: int) -> Any:
             config.pad_token_id = padding
 
     return SetPadding()
+
+
+def _new_layers(model: nn.Module, absent: Iterable[str], base: str) -> list[str]:
+    """Paths of the layers between backbone and head that a base model does not hold: trained and saved as a whole.
+
+    peft does the same for a head by itself.
+    """
+    layers = sorted({name.rpartition(".")[0] for name in absent})
+    layers = [name for name in layers if name.split(".")[0] not in SEQ_CLS_HEAD_NAMES]
+    inside = [name for name in layers if not is_after_backbone(model, name)]
+    if inside:
+        raise InputError(f"the base model {base} does not hold {named(inside)}, which would be random")
+    return layers
 
 
 def _tell_steps(progress: Progress) -> Any:

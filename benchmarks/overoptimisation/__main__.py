@@ -1,12 +1,15 @@
 """Where a reward model over-optimises: gold of best-of-n on samples of one policy, by what uncertainty is subtracted.
 
-    python -m benchmarks.overoptimisation                    # all seeds, about 12 minutes each on two quiet cores
-    python -m benchmarks.overoptimisation --seeds 2          # fewer; what is there already is not computed again
-    python -m benchmarks.overoptimisation --quick            # two minutes; shows that everything runs
+    python -m benchmarks.overoptimisation                       # HumanEval, five seeds, 20 minutes each on two cores
+    python -m benchmarks.overoptimisation --part qa_feedback    # answers that people compared
+    python -m benchmarks.overoptimisation --part gemma --seeds 1
+    python -m benchmarks.overoptimisation --quick               # three minutes; shows that everything runs
 
-HumanEval tasks with 100 samples of CodeGen-16B each, gold is whether the task's tests pass. MiniLM with LoRA learns
-from pairs of 45 tasks, a share of whose labels is flipped; the others are for choosing. What is tuned is tuned on half
-of them and reported on the other half, both ways. It needs the samples in the folder that `BAYESRM_DATA` names.
+A reward model with LoRA learns from pairs of some tasks, a share of whose labels is flipped; the others are for
+choosing. HumanEval has 100 samples of CodeGen-16B a task, and gold is whether the task's tests pass; `qa_feedback` has
+4 answers a question, and gold is the share of people's comparisons that an answer wins. MiniLM learns, or Gemma 3 270M.
+What is tuned is tuned on half of the tasks and reported on the other half, both ways. It needs the samples in the
+folder that `BAYESRM_DATA` names. A run that was killed goes on where it was.
 """
 
 import json
@@ -18,15 +21,15 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from bayesrm_fast.cli.terminal import progress_bar, quiet_transformers
+from bayesrm_fast.cli.terminal import quiet_transformers
 from bayesrm_fast.select.estimators import best_of_n_kl, mean_and_standard_error, sizes_up_to
 from benchmarks import machine
 from benchmarks.data import RESULTS, ROOT
 from benchmarks.overoptimisation.measured import measured
+from benchmarks.overoptimisation.parts import PARTS, QUICK, PartName
 from benchmarks.overoptimisation.rules import Rule, crossed, curve, rules
+from benchmarks.overoptimisation.steps import STRUCTURES, Arrays
 
-FULL = {"training_tasks": 45, "test_tasks": None, "epochs": 3, "max_length": 160}
-QUICK = {"training_tasks": 6, "test_tasks": 6, "epochs": 1, "max_length": 48}
 NOISE = 0.25
 SHOWN = (
     "MAP",
@@ -39,72 +42,77 @@ GAINED_OVER = ("MAP", "prior alone, relative, k tuned", "MBR")
 
 
 def summary(rule: Rule | None, seeds: list[list[Any]]) -> dict[str, Any]:
-    """A row: its curves by seed, and what its halves chose."""
-    curves, chosen = [], []
-    for tasks in seeds:
+    """A row: its curves by seed, and what its halves chose; of the seeds that have what the rule reads."""
+    row: dict[str, Any] = {"seeds": [], "curves": [], "chosen": []}
+    for seed, tasks in enumerate(seeds):
         if rule is None:
-            curves.append(np.stack([curve(None, task) for task in tasks]))
-        else:
+            found, names = np.stack([curve(None, task) for task in tasks]), list[str]()
+        elif rule.reads in tasks[0]:
             found, names = crossed(rule, tasks)
-            curves.append(found)
-            chosen.append(names)
-    return {"curves": curves, "chosen": chosen}
+        else:
+            continue
+        row["seeds"].append(seed)
+        row["curves"].append(found)
+        row["chosen"].append(names)
+    return row
 
 
 def gains(row: dict[str, Any], base: dict[str, Any], names: list[list[str]]) -> dict[str, float | None]:
     """Gain at the largest n, paired by task: mean, standard error over tasks (of each's seeds' mean), seeds' spread."""
-    by_seed = [(own - other)[:, -1] for own, other in zip(row["curves"], base["curves"], strict=True)]
+    others = dict(zip(base["seeds"], base["curves"], strict=True))
+    by_seed = {seed: (own - others[seed])[:, -1] for seed, own in zip(row["seeds"], row["curves"], strict=True)}
     by_task: dict[str, list[float]] = {}
-    for tasks, values in zip(names, by_seed, strict=True):
-        for name, value in zip(tasks, values.tolist(), strict=True):
+    for seed, values in by_seed.items():
+        for name, value in zip(names[seed], values.tolist(), strict=True):
             by_task.setdefault(name, []).append(value)
     _, error = mean_and_standard_error([float(np.mean(values)) for values in by_task.values()])
-    means = [float(one.mean()) for one in by_seed]
+    means = [float(one.mean()) for one in by_seed.values()]
     spread = float(np.std(means, ddof=1)) if len(means) > 1 else None
     return {"gain": float(np.mean(means)), "standard_error": error, "spread_of_seeds": spread}
 
 
 def main(
-    quick: Annotated[bool, typer.Option(help="Small; shows that everything runs.")] = False,
+    part: Annotated[PartName, typer.Option(help="Which tasks, and which model.")] = PartName.HUMANEVAL,
+    quick: Annotated[
+        bool, typer.Option(help="Few tasks of HumanEval and one seed; shows that everything runs.")
+    ] = False,
     seeds: Annotated[int, typer.Option(min=1, help="Reward models to train, each on pairs of its own tasks.")] = 5,
     noise: Annotated[float, typer.Option(min=0, max=0.5, help="Share of the labels that are flipped.")] = NOISE,
     output: Annotated[Path, typer.Option(help="Folder for the results.")] = RESULTS,
     work: Annotated[Path, typer.Option(help="Folder of what is computed once.")] = ROOT / "build" / "overoptimisation",
 ) -> None:
     """Train, score and tell."""
-    console = Console(width=170)
+    console = Console(width=180)
     quiet_transformers()
-    work = work / "quick" if quick else work
-    work.mkdir(parents=True, exist_ok=True)
-    scale = QUICK if quick else FULL
-    seeds = 1 if quick else seeds
-    names, tasks, precisions = [], [], []
-    for seed in range(seeds):
-        with progress_bar(f"seed {seed}", console) as tell:
-            of_seed, found, chosen = measured(seed, noise, scale, work, tell)
+    name = "quick" if quick else str(part)
+    names: list[list[str]] = []
+    tasks: list[list[Arrays]] = []
+    for seed in range(1 if quick else seeds):
+        of_seed, found = measured(QUICK if quick else PARTS[part], seed, noise, work / name)
         names.append([task.name for task in of_seed])
         tasks.append(found)
-        precisions.append(chosen)
     rows = {rule.name: summary(rule, tasks) for rule in rules()} | {"oracle": summary(None, tasks)}
+    rows = {label: row for label, row in rows.items() if row["seeds"]}
     sizes = sizes_up_to(len(tasks[0][0]["gold"]))
+    scale = "--quick" if quick else f"--part {part} --seeds {seeds}"
     results = {
-        "command": f"python -m benchmarks.overoptimisation --seeds {seeds} --noise {noise:g}" + " --quick" * quick,
+        "command": f"python -m benchmarks.overoptimisation {scale} --noise {noise:g}",
         "machine": machine.describe(),
         "sizes": sizes,
         "kl": [best_of_n_kl(n) for n in sizes],
         "tasks": [len(one) for one in tasks],
-        "lambda_by_evidence": precisions,
+        "lambda_by_evidence": [{name: float(one[0][f"{name}/evidence"]) for name in STRUCTURES} for one in tasks],
         "rows": {
-            name: {
+            label: {
                 "gold": np.concatenate(row["curves"]).mean(0).round(4).tolist(),
                 "gold_by_seed": [one.mean(0).round(4).tolist() for one in row["curves"]],
                 "chosen": row["chosen"],
                 "gain_over": {base: gains(row, rows[base], names) for base in GAINED_OVER},
             }
-            for name, row in rows.items()
+            for label, row in rows.items()
         },
     }
-    name = f"overoptimisation-noise{noise:g}" + "-quick" * quick
+    name = f"overoptimisation-{name}-noise{noise:g}"
     (output / f"{name}.json").write_text(json.dumps(results, indent=1) + "\n")
     draw(results, output / f"{name}.png")
     show(results, console)
@@ -114,10 +122,11 @@ def show(results: dict[str, Any], console: Console) -> None:
     """The table."""
     sizes = results["sizes"]
     over = [f"over {base}" for base in results["rows"]["MAP"]["gain_over"]]
-    table = Table("rule", *(f"{n}" for n in sizes), *over, title="gold of the choice by n; gains at the last n")
+    title = "gold of the choice by n; gains at the last n"
+    table = Table("rule", "seeds", *(f"{n}" for n in sizes), *over, title=title)
     for name, row in results["rows"].items():
         gained = (f"{one['gain']:+.3f} ± {one['standard_error']:.3f}" for one in row["gain_over"].values())
-        table.add_row(name, *(f"{value:.3f}" for value in row["gold"]), *gained)
+        table.add_row(name, str(len(row["gold_by_seed"])), *(f"{value:.3f}" for value in row["gold"]), *gained)
     console.print(table)
 
 
@@ -132,7 +141,8 @@ def draw(results: dict[str, Any], path: Path) -> None:
         gold = results["rows"][name]["gold"]
         (line,) = axis.plot(results["kl"], gold, "o-", ms=4, lw=2.2 if name == "MAP" or "ggn" in name else 1.3)
         axis.annotate(name, (results["kl"][-1], gold[-1]), color=line.get_color(), **beside)
-    axis.set(xlabel="KL of best-of-n to the policy, nats (n = 1 to 100)", ylabel="share of right answers")
+    last = results["sizes"][-1]
+    axis.set(xlabel=f"KL of best-of-n to the policy, nats (n = 1 to {last})", ylabel="gold of the choice")
     axis.set_xlim(0, results["kl"][-1] * 1.75)
     axis.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=140)

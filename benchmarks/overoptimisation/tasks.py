@@ -1,4 +1,4 @@
-"""HumanEval: 100 samples of one policy for each task, gold is whether the task's own tests pass."""
+"""Prompts with several samples of one policy and what each is worth, and the noisy pairs that a reward model learns."""
 
 import gzip
 import json
@@ -7,10 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.data import data_folder
+from benchmarks.judged import alpaca_eval, preference_pairs
 
-FILE = "humaneval_codegen16b_100.jsonl.gz"
-TRAINING_TASKS = 45
+HUMANEVAL = "humaneval_codegen16b_100.jsonl.gz"
+QA_FEEDBACK = "qa_feedback_dev.jsonl.gz"
 PAIRS_A_TASK = 10
+PAIRS_A_QUESTION = 2
+
+Pairs = list[dict[str, str]]
 
 
 @dataclass(frozen=True)
@@ -22,7 +26,7 @@ class Task:
         prompt: the task.
         texts: distinct samples `[U]`.
         samples: of each of N samples its place in `texts`.
-        gold: whether each sample is right `[N]`.
+        gold: what each sample is worth `[N]`, 0 to 1.
     """
 
     name: str
@@ -32,38 +36,85 @@ class Task:
     gold: list[float]
 
 
-def mixed_tasks() -> list[dict[str, Any]]:
-    """The tasks of which 3 to 97 samples are right: of others a choice says nothing."""
+def read(name: str) -> list[dict[str, Any]]:
+    """The rows of one of the files of `BAYESRM_DATA`."""
     folder = data_folder()
-    if folder is None or not (folder / FILE).is_file():
-        raise SystemExit(f"{FILE} is not here: set BAYESRM_DATA to the folder that holds it")
-    with gzip.open(folder / FILE, "rt", encoding="utf-8") as lines:
-        rows = [json.loads(line) for line in lines]
-    return [row for row in rows if 3 <= sum(sample["gold"] for sample in row["responses"]) <= 97]
+    if folder is None or not (folder / name).is_file():
+        raise SystemExit(f"{name} is not here: set BAYESRM_DATA to the folder that holds it")
+    with gzip.open(folder / name, "rt", encoding="utf-8") as lines:
+        return [json.loads(line) for line in lines]
 
 
-def split(
-    seed: int, noise: float, training_tasks: int, test_tasks: int | None
-) -> tuple[list[dict[str, str]], list[Task]]:
-    """Pairs of some tasks, a share of their labels flipped, and other tasks to choose on; drawn by the seed."""
-    rows = mixed_tasks()
+def humaneval(
+    training_tasks: int, test_tasks: int | None, samples: int, seed: int, noise: float
+) -> tuple[Pairs, list[Task]]:
+    """Pairs of right and wrong samples of some tasks, and others with their first samples: gold is that tests pass.
+
+    Only tasks of which 3 to 97 of the 100 samples are right: of others a choice says nothing.
+    """
+    rows = [row for row in read(HUMANEVAL) if 3 <= sum(sample["gold"] for sample in row["responses"]) <= 97]
     lot = random.Random(seed)
     lot.shuffle(rows)
     pairs = []
     for row in rows[:training_tasks]:
         right = [sample["text"] for sample in row["responses"] if sample["gold"]]
         wrong = [sample["text"] for sample in row["responses"] if not sample["gold"]]
-        for _ in range(PAIRS_A_TASK):
-            chosen, rejected = lot.choice(right), lot.choice(wrong)
-            if lot.random() < noise:
-                chosen, rejected = rejected, chosen
-            pairs.append({"prompt": row["prompt"], "chosen": chosen, "rejected": rejected})
+        pairs += [_pair(row["prompt"], lot.choice(right), lot.choice(wrong), noise, lot) for _ in range(PAIRS_A_TASK)]
     stop = None if test_tasks is None else training_tasks + test_tasks
-    return pairs, [_task(row) for row in rows[training_tasks:stop]]
+    tasks = [
+        _task(row["id"], row["prompt"], [(sample["text"], sample["gold"]) for sample in row["responses"][:samples]])
+        for row in rows[training_tasks:stop]
+    ]
+    return pairs, tasks
 
 
-def _task(row: dict[str, Any]) -> Task:
-    texts = sorted({sample["text"] for sample in row["responses"]})
+def qa_feedback(training_tasks: int, test_tasks: int | None, seed: int, noise: float) -> tuple[Pairs, list[Task]]:
+    """People's preferences among 4 answers to a question: gold is the share of them that an answer wins.
+
+    An answer that is compared with no other has ½, and questions of which all answers are worth the same are left out
+    of the tasks.
+    """
+    rows = [row for row in read(QA_FEEDBACK) if row["preferred_pairs"]]
+    lot = random.Random(seed)
+    lot.shuffle(rows)
+    pairs = [
+        _pair(row["question"], row["responses"][better], row["responses"][worse], noise, lot)
+        for row in rows[:training_tasks]
+        for better, worse in lot.sample(row["preferred_pairs"], min(PAIRS_A_QUESTION, len(row["preferred_pairs"])))
+    ]
+    tasks = []
+    for row in rows[training_tasks:]:
+        won = [sum(better == i for better, _ in row["preferred_pairs"]) for i in range(len(row["responses"]))]
+        lost = [sum(worse == i for _, worse in row["preferred_pairs"]) for i in range(len(row["responses"]))]
+        others = len(row["responses"]) - 1
+        gold = [0.5 + (a - b) / (2 * others) for a, b in zip(won, lost, strict=True)]
+        if len(set(gold)) > 1:
+            tasks.append(_task(row["id"], row["question"], list(zip(row["responses"], gold, strict=True))))
+    return pairs, tasks[:test_tasks]
+
+
+def pool(training_tasks: int, test_tasks: int, samples: int, seed: int, noise: float) -> tuple[Pairs, list[Task]]:
+    """Answers of up to as many models to AlpacaEval's prompts, each judged by GPT-4; the pairs have two each.
+
+    Candidates of different sources, where what is far from the mean is often what is best.
+    """
+    lot = random.Random(seed)
+    pairs = [
+        _pair(pair["prompt"], pair["chosen"], pair["rejected"], noise, lot)
+        for pair in preference_pairs(alpaca_eval("train")[:training_tasks], 2, seed)
+    ]
+    rows = [row for row in alpaca_eval("dev") if len(row["responses"]) >= samples][:test_tasks]
+    judged = [[(answer["text"], answer["gold"]) for answer in row["responses"][:samples]] for row in rows]
+    return pairs, [_task(row["prompt"], row["prompt"], answers) for row, answers in zip(rows, judged, strict=True)]
+
+
+def _pair(prompt: str, better: str, worse: str, noise: float, lot: random.Random) -> dict[str, str]:
+    if lot.random() < noise:
+        better, worse = worse, better
+    return {"prompt": prompt, "chosen": better, "rejected": worse}
+
+
+def _task(name: object, prompt: str, judged: list[tuple[str, float]]) -> Task:
+    texts = sorted({text for text, _ in judged})
     place = {text: i for i, text in enumerate(texts)}
-    samples = [place[sample["text"]] for sample in row["responses"]]
-    return Task(str(row["id"]), row["prompt"], texts, samples, [float(sample["gold"]) for sample in row["responses"]])
+    return Task(str(name), prompt, texts, [place[text] for text, _ in judged], [float(gold) for _, gold in judged])

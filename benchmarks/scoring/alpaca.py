@@ -15,7 +15,7 @@ from bayesrm_fast.text.batches import plan_batches
 from bayesrm_fast.text.records import Candidates
 from bayesrm_fast.train.adapter import TrainOptions, train_adapter
 from benchmarks.baselines import our_batches, plain_forward
-from benchmarks.best_of_n import FULL, QUICK, TARGETS
+from benchmarks.calibration import FULL, QUICK, TARGETS
 from benchmarks.data import embedded_encoder
 from benchmarks.judged import alpaca_eval, preference_pairs, with_distractors
 from benchmarks.scoring.llama import OURS, PLAIN

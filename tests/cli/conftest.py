@@ -94,6 +94,7 @@ def nan_at(model_folder, monkeypatch):
             with torch.no_grad():
                 embeddings = rm.model.get_base_model().model.embed_tokens.weight
                 embeddings[rm.tokenizer.convert_tokens_to_ids(word)] = float("nan")
+            rm.posterior = rm.posterior  # of the model as it is now
             return rm
 
         monkeypatch.setattr(BayesianRewardModel, "from_pretrained", spoiled)

@@ -41,6 +41,32 @@ def test_absolute_and_tuned_penalties(model_folder, candidates_file, tmp_path, s
         assert row["index"] == rm.best_of_n(one["prompt"], one["responses"], k=tuned.k).index
 
 
+def test_a_run_is_explained(model_folder, tmp_path, summary):
+    rows = [
+        {"prompt": words(3, i), "responses": [words(4 + j, 10 * i + j) for j in range(n)]} for i, n in enumerate((5, 2))
+    ]
+    write_rows(tmp_path / "rows.jsonl", rows)
+    arguments = ("best-of-n", model_folder, tmp_path / "rows.jsonl")
+    told = summary(*arguments, tmp_path / "best.jsonl", "--explain")
+    assert (told["prompts_with_warnings"], told["k_by_tuning"]) == (1, "not tuned")
+    plain = summary(*arguments, tmp_path / "plain.jsonl")
+    assert told.keys() - plain.keys() == {"prompts_with_warnings", "k_by_tuning"}
+    rm = BayesianRewardModel.from_pretrained(model_folder, device="cpu")
+    both = (read_rows(tmp_path / "best.jsonl"), read_rows(tmp_path / "plain.jsonl"))
+    for row, bare, given in zip(*both, rows, strict=True):
+        advice = row.pop("advice")
+        assert row == bare
+        alone = rm.advice(given["prompt"], given["responses"])
+        assert advice["std_over_spread"] == pytest.approx(alone.std_over_spread, rel=1e-4)
+        assert advice["warnings"] == alone.warnings
+        assert [winner["index"] for winner in advice["winners"]] == [winner.index for winner in alone.winners]
+    rm.tune_penalty([one | {"gold": [float(i) for i in range(len(one["responses"]))]} for one in rows])
+    rm.save_pretrained(tmp_path / "tuned")
+    told = summary("best-of-n", tmp_path / "tuned", *arguments[2:], tmp_path / "tuned.parquet", "--explain")
+    assert told["k_by_tuning"] == rm.posterior.penalty.k
+    assert [len(row["advice"]["warnings"]) for row in read_rows(tmp_path / "tuned.parquet")] == [0, 1]
+
+
 def test_variances_are_counted_and_a_run_is_resumed(model_folder, tmp_path, summary, refused):
     rows = [{"prompt": words(3, i), "responses": [words(2 + j, 9 * i + j) for j in range(12)]} for i in range(70)]
     write_rows(tmp_path / "many.jsonl", rows)
@@ -66,7 +92,7 @@ def test_a_run_by_another_rule_is_not_continued(model_folder, candidates_file, t
         with pytest.raises(KeyboardInterrupt):
             best_of_n(model_folder, candidates_file, tmp_path / "best.jsonl")
     arguments = ("best-of-n", model_folder, candidates_file, tmp_path / "best.jsonl", "--resume")
-    for options in (("--k", "0.5"), ("--rule", "variance")):
+    for options in (("--k", "0.5"), ("--rule", "variance"), ("--explain",)):
         assert "another model" in refused(*arguments, *options)
 
 
@@ -76,6 +102,8 @@ def test_a_run_by_another_rule_is_not_continued(model_folder, candidates_file, t
         (("--rule", "best"), "rule must be one of mean, "),
         (("--k", "-1"), "k must be"),
         (("--k", "nan"), "k must be"),
+        (("--explain", "--absolute"), "--explain is about the relative std"),
+        (("--explain", "--rule", "mean"), "--explain is about the relative std"),
     ],
 )
 def test_bad_rules_are_told_before_the_model_is_loaded(

@@ -108,3 +108,12 @@ def test_a_reward_that_is_nan_is_named_by_its_row(adapter_folder, tmp_path, refu
     line = refused("fit", adapter_folder, tmp_path / "pairs.jsonl", "--output", tmp_path / "rm")
     assert f"{tmp_path}/pairs.jsonl, row 3: the model's reward is NaN or infinite" in line
     assert not (tmp_path / "rm").exists()
+
+
+def test_rows_that_no_fit_can_use_are_told_before_the_model_is_loaded(adapter_folder, tmp_path, refused, no_model):
+    equal = {"prompt": "above", "chosen": "act", "rejected": "act"}
+    write_rows(tmp_path / "equal.jsonl", [equal, equal])
+    assert "row 1: chosen and rejected are equal" in refused("fit", adapter_folder, tmp_path / "equal.jsonl")
+    tools = [{"type": "function", "function": {"name": "add"}}]
+    write_rows(tmp_path / "sets.jsonl", [{"prompt": "above", "responses": ["act", "all"], "tools": tools}])
+    assert "has tools" in refused("fit", adapter_folder, tmp_path / "sets.jsonl", "--unlabelled")

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from tiny import tiny_pairs
 
 from bayesrm_fast import BayesianRewardModel, InputError
 from bayesrm_fast.cli.models import load, load_fitted, posterior_summary
+from bayesrm_fast.posterior.files import FILES
 
 
 def test_a_model_is_loaded_with_its_options_and_without_a_report(model_folder, capfd):
@@ -35,8 +37,8 @@ def test_what_is_shown_of_a_saved_fit(model_folder):
 
 def test_a_rank_of_none_is_shown_and_an_evidence_of_none_is_not(model_folder, tmp_path):
     folder = shutil.copytree(model_folder, tmp_path / "copy")
-    record = json.loads((folder / "posterior.json").read_text())
-    (folder / "posterior.json").write_text(json.dumps(record | {"rank": None, "log_evidence": None}))
+    record = FILES.read_record(folder)
+    FILES.write(folder, replace(record, rank=None, log_evidence=None), FILES.read_tensors(folder, record))
     shown = posterior_summary(folder)
     assert shown["rank"] is None
     assert "log_evidence" not in shown

@@ -1,6 +1,7 @@
 """`bayesrm score`."""
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -55,6 +56,30 @@ def test_responses_are_scored_relative_to_their_prompt(
         assert row["baseline"] == pytest.approx(scores.baseline.tolist(), rel=1e-4, abs=1e-5)
     message = refused("score", model_folder, pairs_file, tmp_path / "differences.jsonl", "--relative")
     assert "pairs are scored as differences already" in message
+
+
+def test_pairs_of_other_layouts_are_scored_each_in_its_row(model_folder, tmp_path, bayesrm):
+    asked = {"role": "user", "content": "above all"}
+    whole = {side: [asked, {"role": "assistant", "content": side}] for side in ("chosen", "rejected")}
+    rows = [
+        whole,
+        {"prompt": "above all", **whole, "score_chosen": 8.0},
+        {"prompt": "above all", "chosen": "act", "rejected": "act"},
+        {"chosen": "above act", "rejected": "above all"},
+    ]
+    write_rows(tmp_path / "rows.jsonl", rows)
+    bayesrm("score", model_folder, tmp_path / "rows.jsonl", tmp_path / "scores.jsonl")
+    found = read_rows(tmp_path / "scores.jsonl")
+    assert [row["prompt"] for row in found] == [[asked], [asked], "above all", None]
+    assert found[0]["mean"] == pytest.approx(found[1]["mean"], rel=1e-4)
+    assert found[2]["mean"] == 0.0
+
+
+def test_a_pipe_is_refused_and_not_waited_for(model_folder, tmp_path, refused, no_model):
+    os.mkfifo(tmp_path / "rows.jsonl")
+    for command in ("score", "best-of-n"):
+        assert "is no regular file" in refused(command, model_folder, tmp_path / "rows.jsonl", tmp_path / "out.jsonl")
+    assert "is no regular file" in refused("fit", model_folder, tmp_path / "rows.jsonl")
 
 
 def test_pairs_are_scored_as_differences(model_folder, pairs_file, tmp_path, bayesrm):

@@ -112,3 +112,15 @@ def test_a_pair_that_cannot_be_scored_has_its_own_number_held_out_or_not(rm, pos
     with pytest.raises(InputError, match=rf"pairs, row {position + 1}: .*NaN"):
         rm.fit(pairs, rank=4, prior_precision="validation")
     assert rm.posterior is None
+
+
+@pytest.mark.parametrize("structure", ["kfac", "ekfac"])
+def test_a_curvature_beyond_float32_is_refused(structure):
+    """B so large, and A so small, that rewards stay as they are and A's gradients do not."""
+    model = tiny_adapter("llama")
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "lora_" in name:
+                weight.mul_(1e-25 if "lora_A" in name else 1e25)
+    with pytest.raises(InputError, match="the curvature is NaN or infinite: the pairs' gradients are too large"):
+        BayesianRewardModel(model, tiny_tokenizer("llama")).fit(tiny_pairs(), structure=structure, rank=4)

@@ -1,9 +1,12 @@
 """What a ggn fit keeps, known before it begins."""
 
+import gc
+import itertools
 from dataclasses import replace
 
 import pytest
-from tiny import tiny_adapter, tiny_pairs, tiny_tokenizer
+from tiny import tiny_adapter, tiny_base, tiny_pairs, tiny_tokenizer
+from torch.profiler import ProfilerActivity, profile
 
 from bayesrm_fast import BayesianRewardModel, InputError
 from bayesrm_fast.fit import memory
@@ -85,3 +88,32 @@ def test_what_does_not_fit_is_refused_before_a_pass_and_the_rank_that_is_advised
     assert not told
     advised = int(str(error.value).split("rank=")[2].split()[0])
     assert rm.fit(pairs, structure="ggn", rank=advised).posterior.record.rank == advised
+
+
+def peak_of(run):
+    """Bytes of tensors that are alive at once at most, beyond those before."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        run()
+    events = profiled.profiler.kineto_results.events()
+    changes = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
+    return max(itertools.accumulate(change for _, change in changes))
+
+
+@pytest.mark.parametrize("layers", ["every", "one"])
+def test_the_peak_of_a_fit_in_two_passes_is_what_was_announced(layers):
+    """With the garbage collector off: what a pass leaves to it would be beside the next pass's sums."""
+    # Sites so large that what batches take to run is small beside the vectors.
+    base = tiny_base("bert", num_hidden_layers=1, intermediate_size=24 if layers == "every" else 1024)
+    targets = ["query", "value", "output.dense"] if layers == "every" else ["layer.0.output.dense"]
+    model = tiny_adapter("bert", base=base, r=32, target_modules=targets)
+    rm = BayesianRewardModel(model, tiny_tokenizer("bert"), max_batch_tokens=128)
+    rm.shortcuts  # noqa: B018  (tried before memory is measured)
+    pairs = tiny_pairs(40)
+    announced = ggn_memory(rm.passes_over(rm.taps(None)), rm.tokenize_pairs(pairs), 4, second_pass=True).total
+    gc.collect()
+    gc.disable()
+    try:
+        peak = peak_of(lambda: rm.fit(pairs, rank=4, second_pass=True, prior_precision=1.0))
+    finally:
+        gc.enable()
+    assert 0.9 * announced < peak < 1.1 * announced

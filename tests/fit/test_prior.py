@@ -1,6 +1,7 @@
 """The prior precision: by evidence, by held-out pairs, by margins."""
 
 import math
+import warnings
 from dataclasses import replace
 
 import pytest
@@ -22,7 +23,9 @@ def posterior_with(squared_norm, structure="ggn"):
 @pytest.mark.parametrize("squared_norm", [1e-3, 1.0, 1e3])
 def test_evidence_gives_mackays_fixed_point_which_is_the_maximum(structure, squared_norm):
     posterior = posterior_with(squared_norm, structure)
-    found = by_evidence(posterior)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # its maximum is inside the grid
+        found = by_evidence(posterior)
     assert (found.method, found.criterion) == ("evidence", "log evidence")
     assert found.precision == pytest.approx(posterior.effective_parameters(found.precision) / squared_norm, rel=1e-9)
     best = posterior.log_evidence(found.precision)
@@ -31,8 +34,16 @@ def test_evidence_gives_mackays_fixed_point_which_is_the_maximum(structure, squa
     assert posterior.prior_precision == 0.5  # it is found, not set
 
 
-def test_evidence_that_grows_over_the_whole_grid_takes_its_end():
-    assert by_evidence(posterior_with(1e-18)).precision == pytest.approx(GRID[-1])
+@pytest.mark.parametrize(
+    ("squared_norm", "end", "message"),
+    [
+        (1e-18, -1, r"evidence is largest at 1e\+08 or above: the weights are next to zero"),
+        (1e18, 0, r"evidence is largest at 0\.0001 or below: the pairs determine next to nothing"),
+    ],
+)
+def test_evidence_that_grows_over_the_whole_grid_takes_its_end_and_says_so(squared_norm, end, message):
+    with pytest.warns(UserWarning, match=f"{message}.* an end of its grid and no measurement; take 'margins'"):
+        assert by_evidence(posterior_with(squared_norm)).precision == pytest.approx(GRID[end])
 
 
 def test_evidence_needs_weights_that_are_not_zero_and_labels():

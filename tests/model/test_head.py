@@ -18,12 +18,14 @@ from bayesrm_fast.model.lora import find_lora_taps
         ("llama", "score", {"modules_to_save": ["score"]}),
         ("bert", "classifier", {}),
         ("roberta", "classifier.out_proj", {}),
+        ("roberta", "classifier.out_proj", {"modules_to_save": ["classifier"]}),
+        ("roberta", "classifier.out_proj", {"modules_to_save": ["classifier.dense", "out_proj"]}),
         ("deberta-v2", "classifier", {}),
     ],
 )
 def test_the_head_is_found(architecture, name, lora):
     head = find_head(tiny_adapter(architecture, **lora))
-    assert head.name == name or head.name.startswith("classifier")
+    assert head.name == name
     assert head.module.out_features == 1
 
 
@@ -35,6 +37,16 @@ def test_the_head_is_the_one_that_scores(lora):
     find_head(model).module.register_forward_hook(lambda module, args, output: outputs.append(output))
     logits = model(input_ids=torch.tensor([[1, 5, 9]])).logits
     assert torch.equal(outputs[0][:, -1], logits)
+
+
+def test_of_two_adapters_trained_heads_it_is_the_active_ones():
+    lora = {"r": 2, "target_modules": ["query"], "modules_to_save": ["classifier.dense", "out_proj"]}
+    model = tiny_adapter("roberta", **lora)
+    model.add_adapter("second", LoraConfig(task_type="SEQ_CLS", **lora))
+    for name in ("default", "second"):
+        model.set_adapter(name)
+        wrapper = model.get_base_model().classifier.out_proj
+        assert find_head(model).module is wrapper.modules_to_save[name]
 
 
 def test_a_head_has_one_site_whose_small_side_is_the_outputs():

@@ -7,9 +7,11 @@ from torch import nn
 from bayesrm_fast import InputError
 from bayesrm_fast.model.layers import (
     has_adapter,
+    is_after_backbone,
     last_layer,
     layer_stack,
     linear_modules,
+    name_of_copied,
     outside_adapters,
     plain_name,
     refuse,
@@ -20,6 +22,11 @@ def test_a_plain_name_is_that_without_peft():
     assert plain_name("base_model.model.score") == "score"
     assert plain_name("base_model.score") == "score"
     assert plain_name("model.layers.0") == "model.layers.0"
+
+
+def test_a_plain_name_is_that_without_compilation():
+    assert plain_name("_orig_mod.base_model.model.layers.0._orig_mod.mlp") == "layers.0.mlp"
+    assert plain_name("_orig_mod") == ""
 
 
 def test_refusals_name_eight_and_count_the_rest():
@@ -56,8 +63,32 @@ def test_linear_layers_and_their_sizes():
     found = linear_modules(tiny_base("gpt2"))  # whose layers hold their weights transposed
     assert found["transformer.h.0.attn.c_attn"][1:] == (16, 48)
     assert found["score"][1:] == (16, 1)
+    copied = linear_modules(tiny_adapter("gpt2", modules_to_save=["score"]))
+    assert len([name for name in copied if name.startswith("score")]) == 1
     adapted = linear_modules(tiny_adapter("llama"))
     assert adapted["model.layers.0.mlp.up_proj.base_layer"][1:] == (16, 24)
     assert not [name for name in adapted if "lora_" in name]
     plain = {name.removesuffix(".base_layer") for name in adapted if not name.startswith("score")}
     assert plain | {"score"} == set(linear_modules(tiny_base("llama")))
+
+
+def test_a_copied_layers_name_is_the_layers():
+    assert name_of_copied("bert.pooler.dense.modules_to_save.default") == "bert.pooler.dense"
+    assert name_of_copied("classifier.original_module.dense") == "classifier.dense"
+    assert name_of_copied("model.layers.0") == "model.layers.0"
+
+
+@pytest.mark.parametrize(
+    ("architecture", "after", "inside"),
+    [
+        ("bert", ["bert.pooler.dense", "classifier"], ["bert.encoder.layer.0.output.dense", "bert.embeddings"]),
+        ("deberta-v2", ["pooler.dense", "classifier"], ["deberta.encoder.layer.1.output.dense"]),
+        ("roberta", ["classifier.dense", "classifier.out_proj"], ["roberta.encoder.layer.1.output.dense"]),
+        ("llama", ["score"], ["model.norm", "model.layers.1.mlp", "model.embed_tokens"]),
+    ],
+)
+def test_what_stands_between_backbone_and_reward(architecture, after, inside):
+    for model in (tiny_base(architecture), tiny_adapter(architecture)):
+        assert all(is_after_backbone(model, name) for name in after)
+        assert not any(is_after_backbone(model, name) for name in inside)
+    assert not is_after_backbone(nn.Linear(2, 2), "score")

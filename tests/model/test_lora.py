@@ -79,13 +79,13 @@ def test_two_active_adapters_are_refused():
 )
 def test_other_trained_weights_are_refused(lora):
     base = tiny_base("llama", attention_bias=True)
-    refused(tiny_adapter("llama", base=base, **lora), "neither LoRA nor the score head|LoRA bias")
+    refused(tiny_adapter("llama", base=base, **lora), "neither LoRA nor after the backbone|LoRA bias")
 
 
 def test_a_trainable_base_weight_is_refused():
     model = tiny_adapter("llama")
     model.get_base_model().model.norm.weight.requires_grad_(True)
-    refused(model, r"neither LoRA nor the score head: model\.norm\.weight")
+    refused(model, r"neither LoRA nor after the backbone: model\.norm\.weight")
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -94,3 +94,30 @@ def test_weights_that_are_not_finite_are_refused_by_site(value):
     with torch.no_grad():
         model.get_base_model().model.layers[0].self_attn.q_proj.lora_B["default"].weight[0, 0] = value
     refused(model, f"NaN or infinite: {Q0}\\.lora_B")
+
+
+@pytest.mark.parametrize(
+    ("architecture", "copied"),
+    [
+        ("bert", ["pooler"]),
+        ("bert", ["pooler.dense", "classifier"]),
+        ("deberta-v2", ["pooler"]),
+        ("roberta", ["classifier.dense"]),
+        ("roberta", ["classifier"]),
+    ],
+)
+def test_layers_that_are_saved_with_the_adapter_are_served_frozen(architecture, copied):
+    plain, model = tiny_adapter(architecture), tiny_adapter(architecture, modules_to_save=copied)
+    names = [site.name for tap in find_lora_taps(model) for site in tap.sites]
+    assert names == [site.name for tap in find_lora_taps(plain) for site in tap.sites]
+
+
+def test_copied_layers_inside_of_the_backbone_are_refused():
+    refused(tiny_adapter("bert", modules_to_save=["dense"], target_modules=["query"]), r"attention\.output\.dense")
+
+
+def test_an_adapter_that_is_offloaded_is_refused():
+    model = tiny_adapter("llama")
+    layer = model.get_base_model().model.layers[0].self_attn.q_proj
+    layer.lora_A["default"].to("meta")
+    refused(model, f"adapters that are offloaded .*: {Q0}$")

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from accelerate import cpu_offload
 from dense_reference import DensePosterior
 from peft import AdaLoraConfig, get_peft_model
 from tiny import tiny_adapter, tiny_base, tiny_pairs, tiny_tokenizer, words
@@ -249,6 +250,16 @@ def test_copies_on_several_devices_and_absent_weights_are_refused():
     model.get_base_model().model.layers[1].mlp.to("meta")
     with pytest.raises(InputError, match=r"weights on the meta device .*: model\.layers\.1\.mlp"):
         BayesianRewardModel(model, tiny_tokenizer("llama"))
+
+
+def test_base_weights_that_accelerate_has_offloaded_are_served():
+    tokenizer, texts = tiny_tokenizer("llama"), (["a", "a"], ["able", "zoo a"])
+    expected = BayesianRewardModel(tiny_adapter("llama"), tokenizer).fit(tiny_pairs(), rank=4).score(*texts)
+    model = tiny_adapter("llama")
+    cpu_offload(model.get_base_model().model.layers[1].post_attention_layernorm, torch.device("cpu"))
+    scores = BayesianRewardModel(model, tokenizer).fit(tiny_pairs(), rank=4).score(*texts)
+    assert torch.equal(scores.mean, expected.mean)
+    assert torch.equal(scores.variance, expected.variance)
 
 
 def test_adalora_is_refused_by_name():

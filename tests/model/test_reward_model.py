@@ -4,7 +4,8 @@ import pytest
 import torch
 from tiny import tiny_adapter, tiny_base, tiny_pairs, tiny_tokenizer, words
 
-from bayesrm_fast import InputError
+from bayesrm_fast import BayesianRewardModel, InputError
+from bayesrm_fast.model.fingerprint import model_fingerprint
 from bayesrm_fast.model.readout import PooledReadout
 from bayesrm_fast.model.reward_model import RewardModel
 from bayesrm_fast.model.token_budget import TokenBudget
@@ -95,12 +96,13 @@ def test_the_base_models_name_is_where_it_was_loaded_from():
     assert reward_model(base, virtual_rank=2).base_model == "org/model"
 
 
-def test_the_adapters_hash_is_of_lora_and_head():
+def test_the_fingerprint_is_of_the_model_its_tokenizer_and_the_padding_token():
     rm = reward_model()
-    before = rm.adapter_hash(None)
+    expected = model_fingerprint(rm.model, rm.tokenizer, rm.lora, rm.collator.pad_token_id)
+    assert rm.fingerprint(None) == expected
     with torch.no_grad():
         rm.model.get_base_model().score.weight[0, 0] += 1
-    assert rm.adapter_hash(None) != before
+    assert rm.fingerprint(None) != expected
 
 
 def test_the_head_is_tapped_on_request():
@@ -131,3 +133,21 @@ def test_shortcuts_are_tried_once_and_with_the_models_own_readout():
     assert isinstance(rm.readout, PooledReadout)
     assert rm.shortcuts is rm.shortcuts
     assert rm.passes_over([]).forward.shortcuts is rm.shortcuts
+
+
+@pytest.mark.parametrize("compiled", ["the model", "a layer"])
+def test_a_compiled_model_is_the_same_model(compiled):
+    model = tiny_adapter("llama", dtype=torch.float64)
+    expected = BayesianRewardModel(model, tiny_tokenizer("llama")).fit(tiny_pairs(2), rank=4, prior_precision=0.5)
+    scores = expected.score([words(2)], [words(3)])
+    if compiled == "the model":
+        model = torch.compile(model, backend="eager")
+    else:
+        layers = model.get_base_model().model.layers
+        layers[1].mlp = torch.compile(layers[1].mlp, backend="eager")
+    rm = BayesianRewardModel(model, tiny_tokenizer("llama")).fit(tiny_pairs(2), rank=4, prior_precision=0.5)
+    assert rm.posterior.sites == expected.posterior.sites
+    assert rm.posterior.record.fingerprint == expected.posterior.record.fingerprint
+    found = rm.score([words(2)], [words(3)])
+    torch.testing.assert_close(found.mean, scores.mean, rtol=1e-12, atol=0)
+    torch.testing.assert_close(found.variance, scores.variance, rtol=1e-9, atol=0)

@@ -1,5 +1,7 @@
 """The last layer at the scored token alone, and nothing of it left behind."""
 
+import functools
+import types
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -11,7 +13,9 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.pytorch_utils import Conv1D
 
 from bayesrm_fast import BayesianRewardModel
+from bayesrm_fast.model.layers import last_layer
 from bayesrm_fast.model.scored_token import PREFIX, attentions, feed_forward, is_separable, scored_token_alone
+from bayesrm_fast.ops import segment_outer
 from bayesrm_fast.text.batches import TokenBatch
 
 IDS = torch.tensor([[1, 5, 9, 7, 8], [1, 6, 0, 0, 0], [1, 11, 12, 13, 0]])
@@ -89,3 +93,68 @@ def test_two_models_in_two_threads_do_not_meet():
             found = list(pool.map(lambda rm: rm.score(*texts).variance, models))
             for one, other in zip(found, expected, strict=True):
                 torch.testing.assert_close(one, other, rtol=RELATIVE[torch.float32], atol=0)
+
+
+def patched_by_method(module, seen):
+    """As Liger and verl patch models that are there already."""
+
+    def forward(self, *args, **options):
+        seen.append(type(self).__name__)
+        return type(self).forward(self, *args, **options)
+
+    module.forward = types.MethodType(forward, module)
+
+
+def patched_by_partial(module, seen):
+    """As accelerate hooks modules, and keeps what was there."""
+    module._old_forward = module.forward
+
+    def forward(module, *args, **options):
+        seen.append(type(module).__name__)
+        return module._old_forward(*args, **options)
+
+    module.forward = functools.update_wrapper(functools.partial(forward, module), module._old_forward)
+
+
+def patched_by_hooks(module, seen):
+    """Twice what the block gives, by hooks on both sides of it."""
+    module.register_forward_pre_hook(lambda module, args: seen.append(type(module).__name__))
+    module.register_forward_hook(lambda module, args, output: 2 * output)
+
+
+@pytest.mark.parametrize("patch", [patched_by_method, patched_by_partial, patched_by_hooks])
+@pytest.mark.parametrize("architecture", ["llama", "bert"])
+def test_what_others_have_put_on_a_module_is_called_and_stays(architecture, patch):
+    model, seen = tiny_adapter(architecture, dtype=torch.float64), []
+    last = last_layer(model)
+    for module in (last, last.mlp if architecture == "llama" else last.output):
+        if patch is not patched_by_hooks or module is not last:
+            patch(module, seen)
+    before = [dict(vars(module)) for module in model.modules()]
+    row = torch.tensor([[1, 5, 9, 7]])
+    rm = fitted(architecture, model)
+    assert rm.shortcuts.scored_token is not None
+    seen.clear()
+    batch = TokenBatch(row, torch.ones_like(row), None, 0, (1.0,))
+    tapped = rm.passes().tapped
+    gradients = {}
+
+    class Gradients:
+        gradients_alone = True
+
+        def consume(self, site, p, q, offsets):
+            gradients[site.name] = segment_outer(p, q, offsets)[0]
+
+    scalars, _ = tapped.run(batch, torch.ones_like, Gradients)
+    assert len(seen) == (1 if patch is patched_by_hooks else 2)
+    for module, attributes in zip(model.modules(), before, strict=True):
+        assert vars(module).keys() == attributes.keys()
+        assert vars(module).get("forward") is attributes.get("forward")
+    reward = model(input_ids=row).logits[0, 0]
+    torch.testing.assert_close(scalars[0, 0], reward.detach(), rtol=FLOAT32_INSIDE, atol=0)
+    expected = torch.autograd.grad(reward, [weight.requires_grad_() for tap in rm.lora for weight in tap.weights])
+    largest = max(gradient.abs().max() for gradient in expected)
+    sites = [site.name for tap in rm.lora for site in tap.sites]
+    for name, gradient in zip(sites, expected, strict=True):
+        found = gradients[name].T if name.endswith("lora_B") else gradients[name]
+        assert (found - gradient).abs().max() <= FLOAT32_INSIDE * largest, name

@@ -1,5 +1,7 @@
 """What a pass hands over, and what it leaves behind."""
 
+from functools import partial
+
 import pytest
 import torch
 from peft.tuners.lora import LoraLayer
@@ -378,3 +380,66 @@ def test_without_taps_there_is_no_backward_pass():
     assert scalars.shape == (4, 1)
     assert consumers == [consumer]
     assert consumer.by_site == {}
+
+
+def gradients_of(model):
+    gradients = Gradients()
+    tapped = TappedModel(Forward(model, PooledReadout(torch.ones(1))), find_lora_taps(model))
+    tapped.run(batch_of([[1, 5, 9, 7]], "right"), torch.ones_like, lambda: gradients)
+    return gradients.by_site
+
+
+def assert_autograds_gradients(model):
+    found = gradients_of(model)
+    taps = find_lora_taps(model)
+    reward = model(input_ids=torch.tensor([[1, 5, 9, 7]])).logits[0, 0]
+    expected = torch.autograd.grad(reward, [weight.requires_grad_() for tap in taps for weight in tap.weights])
+    for site, gradient in zip([site.name for tap in taps for site in tap.sites], expected, strict=True):
+        seen = found[site][0].T if site.endswith("lora_B") else found[site][0]
+        assert (seen - gradient).abs().max() <= FLOAT32_INSIDE * gradient.abs().max(), site
+
+
+def change_output(module, args, output):
+    return 3 * output + 1
+
+
+@pytest.mark.parametrize("side", ["output", "input"])
+def test_hooks_of_others_change_the_reward_and_its_gradient_alike(side):
+    model = tiny_adapter("llama", dtype=torch.float64)
+    layer = find_lora_taps(model)[3].layer
+    if side == "output":
+        layer.register_forward_hook(change_output)
+    else:
+        layer.register_forward_pre_hook(lambda module, args: (args[0] / 2,))
+    assert_autograds_gradients(model)
+
+
+@pytest.mark.parametrize("matrix", ["lora_A", "lora_B"])
+def test_hooks_inside_of_an_adapter_are_refused(matrix):
+    model = tiny_adapter("llama")
+    getattr(find_lora_taps(model)[3].layer, matrix)["default"].register_forward_hook(change_output)
+    with pytest.raises(InputError, match=r"hooks of others .*: model\.layers\.0\.mlp\.gate_proj"):
+        gradients_of(model)
+
+
+def test_a_forward_that_others_have_put_on_an_adapters_layer_is_called():
+    model = tiny_adapter("llama", dtype=torch.float64)
+    for tap in find_lora_taps(model):
+        plain = tap.layer.forward
+        tap.layer.forward = lambda x, plain=plain: plain(x)
+    assert_autograds_gradients(model)
+
+
+@pytest.mark.parametrize(
+    ("forward", "message"),
+    [
+        (lambda layer, x: 2 * type(layer).forward(layer, x), "whose replaced forward does other than add the adapter"),
+        (lambda layer, x: layer.base_layer(x), "whose forward does not call their adapter"),
+    ],
+)
+def test_a_forward_that_changes_what_the_adapter_does_is_refused(forward, message):
+    model = tiny_adapter("llama")
+    layer = find_lora_taps(model)[3].layer
+    layer.forward = partial(forward, layer)
+    with pytest.raises(InputError, match=rf"{message}.*: model\.layers\.0\.mlp\.gate_proj"):
+        gradients_of(model)

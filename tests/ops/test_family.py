@@ -11,9 +11,16 @@ from cases import CASES
 from formulas import BUDGET, almost_inside, close, formulas, inputs, made
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch_states import STATES
 
 from bayesrm_fast import ops
 from bayesrm_fast.ops.backends import BACKENDS, PREFERENCE, choose, refusal, use_backend
+
+OPERATORS = {
+    "kron_variance": lambda a: a,
+    "kron_project": lambda a: a[:5],
+    "segment_outer": lambda a: a[:3],
+}
 
 
 @pytest.fixture(params=[*PREFERENCE["cpu"], "triton"])
@@ -76,6 +83,24 @@ def test_kron_variance(backend, case, dtype):
         found = ops.kron_variance(*arguments)
         close(found, formulas(*arguments)[-1], dtype)
         assert (found >= 0).all()
+
+
+@pytest.mark.parametrize("dtype", BUDGET, ids=str)
+@pytest.mark.parametrize("state", STATES)
+def test_no_state_of_torch_changes_a_result(backend, state, dtype):
+    """Nor its dtype: memory of another one would be written beyond its end, or read as other numbers."""
+    is_slow = backend == "triton"  # which is interpreted here
+    if is_slow and dtype != torch.float32:
+        pytest.skip("the launcher's own memory is in float32 whatever the inputs are")
+    for case in ("ragged",) if is_slow else ("ragged", "no basis", "no segments", "many rows"):
+        arguments = inputs(case, dtype)
+        for operation, argued in OPERATORS.items():
+            if refusal(backend, operation, argued(arguments)) is None:
+                run = getattr(ops, operation)
+                expected = run(*argued(arguments))
+                with STATES[state]():
+                    found = run(*argued(arguments))
+                torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("case", ["ragged", "several blocks", "many rows"])
@@ -160,6 +185,10 @@ def test_non_contiguous_inputs_give_the_same(backend):
         ({"basis_q": torch.zeros(32, 8)}, "basis_q"),
         ({"weight": torch.zeros(4, 7)}, "weight"),
         ({"residual": torch.zeros(5)}, "residual"),
+        ({"basis_p": torch.zeros(4, 4, device="meta")}, "basis_p must be on cpu, where p is, not on meta"),
+        ({"basis_q": torch.zeros(33, 8, device="meta")}, "basis_q must be on cpu"),
+        ({"weight": torch.zeros(4, 8, device="meta")}, "weight must be on cpu"),
+        ({"residual": torch.zeros(4, device="meta")}, "residual must be on cpu"),
     ],
 )
 def test_what_does_not_fit_is_named(change, message):
@@ -167,13 +196,6 @@ def test_what_does_not_fit_is_named(change, message):
     arguments = dict(zip(names, inputs("ragged", torch.float32), strict=True)) | change
     with pytest.raises(ValueError, match=message):
         ops.kron_variance(**arguments)
-
-
-OPERATORS = {
-    "kron_variance": lambda a: a,
-    "kron_project": lambda a: a[:5],
-    "segment_outer": lambda a: a[:3],
-}
 
 
 @pytest.mark.parametrize("case", ["ragged", "no segments"])

@@ -21,7 +21,7 @@ from bayesrm_fast.sites import Site
 CPU = torch.device("cpu")
 PRIOR = PriorChoice(0.5, "evidence", "log evidence")
 TEMPERATURE = 1.5
-RECORD = FitRecord("base", "abc", False, [1.0], 64, "", None, 0, -3.25, 7.5, {"torch": "1"})
+RECORD = FitRecord("base", {"adapter weights": "abc"}, False, [1.0], 64, "", None, 0, -3.25, 7.5, {"torch": "1"})
 
 
 @dataclass(frozen=True)

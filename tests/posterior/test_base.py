@@ -7,6 +7,7 @@ import torch
 from posterior.structures import Case
 
 from bayesrm_fast import InputError
+from bayesrm_fast.fit.options import FitOptions
 from bayesrm_fast.posterior.base import PriorChoice
 
 
@@ -23,6 +24,17 @@ def test_a_prior_precision_that_is_not_a_positive_number_is_refused(posterior, p
     with pytest.raises(InputError, match="must be a positive number"):
         posterior.prior_precision = precision
     assert posterior.prior is before
+
+
+@pytest.mark.parametrize(("precision", "is_held"), [(1e-38, False), (1.2e-38, True), (8.5e37, True), (1e39, False)])
+def test_a_prior_precision_that_float32_or_its_inverse_cannot_hold_is_refused(precision, is_held):
+    """Variances would be infinite, or zero."""
+    if is_held:
+        assert PriorChoice(precision).precision == FitOptions(prior_precision=precision).prior_precision
+        return
+    for make in (PriorChoice, lambda value: FitOptions(prior_precision=value)):
+        with pytest.raises(InputError, match=r"must be between 1\.2e-38 and 8\.5e\+37, "):
+            make(precision)
 
 
 def test_a_prior_precision_that_is_set_is_given_and_has_no_curve(posterior):

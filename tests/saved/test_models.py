@@ -7,7 +7,9 @@ import sys
 
 import pytest
 import torch
-from tiny import tiny_adapter, tiny_pairs, tiny_tokenizer
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
+from tiny import tiny_adapter, tiny_base, tiny_pairs, tiny_tokenizer
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from bayesrm_fast import BayesianRewardModel, InputError
@@ -181,8 +183,7 @@ def test_an_adapter_whose_base_model_is_gone_is_refused(adapter_folder, tmp_path
 
 
 def test_an_adapter_of_a_model_without_a_score_head_is_refused(tmp_path):
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForSequenceClassification, LlamaConfig, LlamaModel
+    from transformers import LlamaConfig, LlamaModel
 
     config = LlamaConfig(
         hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=24, vocab_size=44, pad_token_id=0
@@ -191,8 +192,143 @@ def test_an_adapter_of_a_model_without_a_score_head_is_refused(tmp_path):
     base = AutoModelForSequenceClassification.from_pretrained(tmp_path / "base", num_labels=1)
     get_peft_model(base, LoraConfig(r=2, target_modules=["q_proj"])).save_pretrained(tmp_path / "adapter")
     tiny_tokenizer("llama").save_pretrained(tmp_path / "adapter")
-    with pytest.raises(InputError, match="holds the score head"):
+    with pytest.raises(InputError, match=r"nor the adapter in .* holds score\.weight, which would be random"):
         load(tmp_path / "adapter")
+
+
+IDS = torch.tensor([[1, 5, 9, 12, 2]])
+
+
+@pytest.fixture(scope="module")
+def headless(tmp_path_factory):
+    """Base models without a pooler, as they are for encoders that were not trained to classify."""
+    folder = tmp_path_factory.mktemp("headless")
+    for architecture in ("bert", "deberta-v2"):
+        classifier = tiny_base(architecture)
+        backbone = getattr(classifier, classifier.base_model_prefix)
+        backbone.pooler = None
+        backbone.save_pretrained(folder / architecture)
+        tiny_tokenizer(architecture).save_pretrained(folder / architecture)
+    return folder
+
+
+def trained(base, folder, architecture, **lora):
+    """An adapter as peft saves it, and the rewards that the model gave that was trained."""
+    torch.manual_seed(5)
+    model = AutoModelForSequenceClassification.from_pretrained(base / architecture, num_labels=1)
+    model = tiny_adapter(architecture, base=model, **lora)
+    model.save_pretrained(folder)
+    return model(IDS).logits
+
+
+@pytest.mark.parametrize(("architecture", "random"), [("bert", "bert.pooler.dense"), ("deberta-v2", "pooler.dense")])
+def test_layers_that_nobody_holds_are_refused_by_name(headless, tmp_path, architecture, random):
+    trained(headless, tmp_path, architecture)
+    with pytest.raises(InputError, match=rf"nor the adapter in .* holds {random}\.bias, {random}\.weight, which would"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("architecture", ["bert", "deberta-v2"])
+def test_layers_that_the_adapter_holds_are_the_trained_ones_at_every_load(headless, tmp_path, architecture):
+    expected = trained(headless, tmp_path / "adapter", architecture, modules_to_save=["pooler"])
+    for seed in range(3):
+        torch.manual_seed(seed)
+        rm = load(tmp_path / "adapter")
+        torch.testing.assert_close(rm.model(IDS).logits, expected, rtol=0, atol=0)
+    rm.fit(tiny_pairs(), rank=4).save_pretrained(tmp_path / "fitted")
+    again = load(tmp_path / "fitted")
+    torch.testing.assert_close(again.model(IDS).logits, expected, rtol=0, atol=0)
+    assert torch.equal(again.score(["a"], ["able"]).variance, rm.score(["a"], ["able"]).variance)
+
+
+def test_an_adapter_beside_one_with_layers_of_its_own_needs_them_too(headless, tmp_path):
+    trained(headless, tmp_path / "first", "bert", modules_to_save=["pooler"])
+    trained(headless, tmp_path / "second", "bert")
+    model, _ = load_adapter(tmp_path / "first")
+    with pytest.raises(InputError, match=r"second lacks bert\.pooler, which the adapters beside it hold"):
+        add_adapter(model, tmp_path / "second", "second")
+    add_adapter(model, tmp_path / "first", "again")
+
+
+def test_a_base_models_layer_of_another_shape_is_random_too(base_folder, tmp_path):
+    folder = shutil.copytree(base_folder, tmp_path / "base")
+    weights = load_file(folder / "model.safetensors")
+    weights["score.weight"] = weights["score.weight"].repeat(2, 1)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(InputError, match=r"lacks score\.weight, which would be random"):
+        load_model(folder, None, ignore_mismatched_sizes=True)
+
+
+NAME = "base_model.model.model.layers.1.mlp.up_proj.lora_A.weight"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda weights: weights.pop(NAME), r"lacks model\.layers\.1\.mlp\.up_proj\.lora_A\.weight, which would be"),
+        (
+            lambda weights: weights.update({NAME.replace("up_", "down_"): weights[NAME].clone()}),
+            r"holds model\.layers\.1\.mlp\.down_proj\.lora_A\.weight, of which adapter_config\.json makes no layer",
+        ),
+        (lambda weights: weights.update({NAME: weights[NAME][:2].clone()}), "cannot be put on its base model: size"),
+    ],
+)
+def test_an_adapters_file_holds_its_layers_and_no_others(adapter_folder, tmp_path, change, message):
+    folder = shutil.copytree(adapter_folder, tmp_path / "adapter")
+    weights = load_file(folder / "adapter_model.safetensors")
+    change(weights)
+    save_file(weights, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(InputError, match=message):
+        load(folder)
+
+
+def initialised_by(kind, base_folder, folder, **options):
+    base = AutoModelForSequenceClassification.from_pretrained(base_folder)
+    config = LoraConfig(r=2, target_modules=["q_proj"], task_type="SEQ_CLS", init_lora_weights=kind, **options)
+    model = get_peft_model(base, config).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.add_(0.1)
+    model.save_pretrained(folder)
+    tiny_tokenizer("llama").save_pretrained(folder)
+    return model
+
+
+@pytest.mark.parametrize("kind", ["pissa_niter_4", "corda", "lora_ga"])
+def test_adapters_whose_base_weights_no_load_restores_are_refused(base_folder, adapter_folder, tmp_path, kind):
+    folder = edited(adapter_folder, tmp_path / "adapter", init_lora_weights=kind)
+    with pytest.raises(InputError, match=f"adapter was initialised by '{kind}', which changes the base weights"):
+        load(folder)
+
+
+def test_such_an_adapter_is_fitted_where_it_was_trained_and_not_saved(base_folder, tmp_path):
+    model = initialised_by("pissa_niter_4", base_folder, tmp_path / "adapter")
+    rm = BayesianRewardModel(model, tiny_tokenizer("llama")).fit(tiny_pairs(), rank=4)
+    assert rm.score(["a"], ["able"]).variance > 0
+    with pytest.raises(InputError, match="'default' was initialised by 'pissa_niter_4'"):
+        rm.save_pretrained(tmp_path / "fitted")
+    assert not (tmp_path / "fitted").exists()
+
+
+@pytest.mark.parametrize("kind", ["pissa", "olora", "orthogonal", "eva", "gaussian"])
+def test_adapters_whose_base_weights_every_load_restores_are_served(base_folder, tmp_path, kind):
+    model = initialised_by(kind, base_folder, tmp_path / "adapter")
+    rm = load(tmp_path / "adapter")
+    # A decomposition and a product, each to float32's rounding of weights of about 1.
+    torch.testing.assert_close(rm.model(IDS).logits, model(IDS).logits, rtol=1e-4, atol=1e-4)
+    rm.fit(tiny_pairs(), rank=4).save_pretrained(tmp_path / "fitted")
+    again = load(tmp_path / "fitted")
+    assert torch.equal(again.score(["a"], ["able"]).variance, rm.score(["a"], ["able"]).variance)
+
+
+@pytest.mark.parametrize("kind", ["pissa", "olora"])
+def test_adapters_that_change_the_base_do_not_share_it(base_folder, adapter_folder, tmp_path, kind):
+    initialised_by(kind, base_folder, tmp_path / "adapter")
+    for first, second in ((tmp_path / "adapter", adapter_folder), (adapter_folder, tmp_path / "adapter")):
+        model, _ = load_adapter(first)
+        with pytest.raises(InputError, match=f"initialised by '{kind}' change the base model, and cannot share it"):
+            add_adapter(model, second, "second")
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"peft_type": "UNHEARD_OF"}'])

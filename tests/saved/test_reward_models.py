@@ -5,8 +5,9 @@ import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tiny import tiny_adapter, tiny_base, tiny_pairs, tiny_tokenizer, words
-from transformers import AutoModel
+from transformers import AutoModel, AutoModelForSequenceClassification
 
 from bayesrm_fast import BayesianRewardModel, InputError
 from bayesrm_fast.posterior.files import load_posterior, save_posterior
@@ -21,6 +22,18 @@ def scores(rm):
 
 def load(folder, **options):
     return BayesianRewardModel.from_pretrained(folder, device="cpu", **options)
+
+
+@pytest.fixture(scope="session")
+def of_an_encoder(tmp_path_factory):
+    """An adapter with a posterior, on a base model with a head of two layers; not to be written to."""
+    folder = tmp_path_factory.mktemp("encoder")
+    tiny_base("roberta").save_pretrained(folder / "base")
+    tiny_tokenizer("roberta").save_pretrained(folder / "base")
+    base = AutoModelForSequenceClassification.from_pretrained(folder / "base")
+    tiny_adapter("roberta", base=base, task_type=None).save_pretrained(folder / "plain")
+    load(folder / "plain").fit(tiny_pairs(), rank=4).save_pretrained(folder / "adapter")
+    return folder
 
 
 @pytest.fixture
@@ -44,8 +57,6 @@ def test_a_saved_model_gives_the_same_scores(adapter_folder, tmp_path):
 
 def test_several_outputs_are_saved_with_their_weights(tmp_path):
     tiny_base("qwen2", num_labels=3).save_pretrained(tmp_path / "base")
-    from transformers import AutoModelForSequenceClassification
-
     base = AutoModelForSequenceClassification.from_pretrained(tmp_path / "base")
     weights = [1.0, -0.5, 0.1]  # the last has no exact float32
     rm = BayesianRewardModel(tiny_adapter("qwen2", base=base), tiny_tokenizer("qwen2"), output_weights=weights)
@@ -86,20 +97,54 @@ def test_bases_lie_by_columns_fitted_and_loaded(adapter_folder, model_folder):
 
 
 def test_other_adapter_weights_are_refused(copied):
-    from safetensors.torch import load_file, save_file
-
     tensors = load_file(copied / "adapter_model.safetensors")
     name = next(name for name in tensors if "lora_A" in name)
     tensors[name] = tensors[name] * 1.01
     save_file(tensors, copied / "adapter_model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(InputError, match="other adapter weights"):
+    with pytest.raises(InputError, match=r"what differs: adapter weights$"):
         load(copied)
 
 
-def test_a_record_that_names_another_adapter_is_refused(copied):
-    edit(copied, adapter_sha256="0" * 64)
-    with pytest.raises(InputError, match="other adapter weights"):
-        load(copied)
+def edited_json(file, **changes):
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+def edited_tensor(file, name):
+    tensors = load_file(file)
+    tensors[name][0] += 1
+    save_file(tensors, file, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("part", "change"),
+    [
+        ("adapter scaling", lambda adapter, base: edited_json(adapter / "adapter_config.json", lora_alpha=7)),
+        ("adapter scaling", lambda adapter, base: edited_json(adapter / "adapter_config.json", use_rslora=True)),
+        (
+            "adapter scaling",
+            lambda adapter, base: edited_json(adapter / "adapter_config.json", alpha_pattern={"query": 7}),
+        ),
+        ("score head", lambda adapter, base: edited_tensor(base / "model.safetensors", "classifier.out_proj.bias")),
+        ("score head", lambda adapter, base: edited_tensor(base / "model.safetensors", "classifier.dense.weight")),
+        (
+            "base weights",
+            lambda adapter, base: edited_tensor(
+                base / "model.safetensors", "roberta.encoder.layer.1.output.LayerNorm.bias"
+            ),
+        ),
+        ("configuration", lambda adapter, base: edited_json(base / "config.json", layer_norm_eps=0.1)),
+        ("tokenizer", lambda adapter, base: edited_json(adapter / "tokenizer.json", normalizer={"type": "Lowercase"})),
+        ("chat template", lambda adapter, base: (adapter / "chat_template.jinja").write_text("{{ messages }}")),
+    ],
+)
+def test_a_posterior_of_another_model_is_refused_by_the_part_that_differs(of_an_encoder, tmp_path, part, change):
+    folder = shutil.copytree(of_an_encoder, tmp_path / "both")
+    edited_json(folder / "adapter" / "adapter_config.json", base_model_name_or_path=str(folder / "base"))
+    again = load(folder / "adapter")
+    torch.testing.assert_close(scores(again), scores(load(of_an_encoder / "adapter")), rtol=0, atol=0)
+    change(folder / "adapter", folder / "base")
+    with pytest.raises(InputError, match=rf"fitted on another model .* what differs: {part}( \(|$)"):
+        load(folder / "adapter")
 
 
 @pytest.mark.parametrize("name", ["posterior.safetensors", "adapter_model.safetensors"])
@@ -132,7 +177,7 @@ def test_a_posterior_with_values_that_are_not_finite_is_refused(model_folder, tm
 
 def test_a_record_with_a_prior_precision_that_is_not_positive_is_refused(copied):
     edit(copied, prior_precision=-1.0)
-    with pytest.raises(InputError, match="prior precision"):
+    with pytest.raises(InputError, match=r"posterior\.json: prior_precision cannot be -1.0"):
         load(copied)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from tiny import tiny_base, tiny_pairs, tiny_tokenizer, words
 from transformers import AutoModelForSequenceClassification
 
 from bayesrm_fast import BayesianRewardModel, InputError
+from bayesrm_fast.saved.virtual import FILES
 
 PROMPTS, RESPONSES = [words(3, 1)] * 3, [words(4 + i, i) for i in range(3)]
 
@@ -39,6 +41,14 @@ def copied(saved, tmp_path):
 def edit(folder, **changes):
     path = folder / "virtual_adapter.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def rewrite(folder, change=lambda tensors: None, **changes):
+    """Other tensors and another record, each with its own checksum."""
+    record = FILES.read_record(folder)
+    tensors = FILES.read_tensors(folder, record)
+    change(tensors)
+    FILES.write(folder, replace(record, **changes), tensors)
 
 
 def test_a_saved_model_gives_the_same_scores_and_holds_no_model(base_folder, tmp_path):
@@ -87,8 +97,8 @@ def test_other_weights_are_refused(base_folder, copied, tmp_path):
     weights = load_file(other / "model.safetensors")
     weights["model.layers.0.mlp.up_proj.weight"][0, 0] += 1
     save_file(weights, other / "model.safetensors", metadata={"format": "pt"})
-    edit(copied, model=str(other))
-    with pytest.raises(InputError, match="made for other weights"):
+    rewrite(copied, model=str(other))
+    with pytest.raises(InputError, match="what differs: base weights"):
         load(copied)
 
 
@@ -98,10 +108,24 @@ def test_other_weights_are_refused(base_folder, copied, tmp_path):
         (lambda f: (f / "virtual_adapter.safetensors").unlink(), "cannot be read"),
         (lambda f: (f / "virtual_adapter.safetensors").write_bytes(b"x"), "truncated or belongs to another"),
         (lambda f: (f / "virtual_adapter.json").write_text("{"), "not valid JSON"),
-        (lambda f: edit(f, format=99), "of format 1"),
-        (lambda f: edit(f, model="no/such-model"), "cannot be loaded"),
-        (lambda f: edit(f, layers={"model.nothing": "model.nothing"}), "no linear layer model.nothing|no readable"),
-        (lambda f: edit(f, virtual_rank=7), "is \\[2, "),
+        (lambda f: edit(f, format=99), "of format 2"),
+        (lambda f: rewrite(f, model="no/such-model"), "cannot be loaded"),
+        (
+            lambda f: rewrite(
+                f,
+                lambda tensors: tensors.clear() or tensors.update({"model.nothing": torch.ones(2, 16)}),
+                layers={"model.nothing": "model.nothing"},
+            ),
+            "no linear layer model.nothing",
+        ),
+        (lambda f: rewrite(f, lambda tensors: tensors.popitem()), "does not hold the A of each"),
+        (lambda f: rewrite(f, lambda tensors: next(iter(tensors.values())).fill_(float("nan"))), "is NaN or infinite"),
+        (lambda f: edit(f, virtual_rank=True), "virtual_rank must be a whole number, not True"),
+        (lambda f: edit(f, virtual_rank=0), "virtual_rank must be a whole number of at least 1"),
+        (lambda f: edit(f, virtual_targets="("), "is no regular expression"),
+        (lambda f: edit(f, layers={}), "the model or the layers are empty"),
+        (lambda f: edit(f, model="elsewhere"), r"virtual_adapter\.json was changed after it was written"),
+        (lambda f: rewrite(f, virtual_rank=7), "is \\[2, "),
     ],
 )
 def test_damaged_folders_are_named(copied, damage, message):
@@ -115,7 +139,7 @@ def test_a_posterior_of_other_directions_is_refused(copied, base_folder, tmp_pat
     load(base_folder, virtual_rank=2).fit(tiny_pairs(seed=50), prior_precision=1.0).save_pretrained(other)
     for file in ("virtual_adapter.json", "virtual_adapter.safetensors"):
         shutil.copy(other / file, copied / file)
-    with pytest.raises(InputError, match="fitted on other adapter weights"):
+    with pytest.raises(InputError, match=r"what differs: adapter weights$"):
         load(copied)
 
 

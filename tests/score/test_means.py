@@ -35,6 +35,7 @@ def test_a_row_whose_reward_is_nan_has_its_own_number_also_after_its_equals(prom
     rows = rm.tokenize(["a"] * 4, ["able", "able", "art", "about"])
     with torch.no_grad():
         rm.model.get_input_embeddings().weight[rm.tokenizer("art").input_ids[1]] = float("nan")
+    rm.posterior = rm.posterior  # of the model as it is now
     for posterior in (None, rm.fitted):
         with pytest.raises(InputError, match=r"^row 3: .*NaN"):
             bounded_rewards(rm.passes(), rows, prompts, posterior)

@@ -174,6 +174,7 @@ def test_a_constant_on_a_prompts_rewards_changes_nothing():
     absolute = rm.score([PROMPT] * 5, RESPONSES)
     with torch.no_grad():
         find_head(model).module.bias.add_(3.0)
+    rm.posterior = rm.posterior  # of the model as it is now
     after, again = rm.score([PROMPT] * 5, RESPONSES, relative_to="prompt"), rm.best_of_n(PROMPT, RESPONSES)
     torch.testing.assert_close(after.mean, before.mean, rtol=1e-8, atol=1e-10)
     torch.testing.assert_close(again.scores, best.scores, rtol=1e-8, atol=1e-10)
@@ -201,7 +202,7 @@ def test_progress_counts_the_differences(memory):
     [
         ("mean", "'prompt', a reference for each row or None"),
         (["able"], "5 prompts but 1 references"),
-        (np.zeros(5), "not a ndarray"),
+        (np.zeros(5), "reference 1 must be a string"),
         (iter(["able"] * 5), "a reference for each row"),
         ([3] * 5, "reference 1 must be a string"),
     ],

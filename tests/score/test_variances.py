@@ -25,6 +25,7 @@ def broken(rm):
     """Every row with "art" has a reward that is NaN."""
     with torch.no_grad():
         rm.model.get_input_embeddings().weight[rm.tokenizer("art").input_ids[1]] = float("nan")
+    rm.posterior = rm.posterior  # of the model as it is now
     return rm
 
 
@@ -33,6 +34,7 @@ def test_a_row_whose_reward_is_nan_has_its_own_number_also_after_its_equals(budg
     rm = model(max_batch_tokens=budget)
     with torch.no_grad():
         rm.model.get_input_embeddings().weight[rm.tokenizer("art").input_ids[1]] = float("nan")
+    rm.posterior = rm.posterior  # of the model as it is now
     with pytest.raises(InputError, match=r"^row 3: the model's reward is NaN or infinite"):
         rm.score(["a"] * 3, ["a", "a", "art"])
     with pytest.raises(InputError, match=r"^row 4: "):
@@ -101,3 +103,30 @@ def test_the_probability_of_a_pair_knows_variance_and_temperature():
     expected = 1 / (1 + math.exp(-3 / math.sqrt(4 + math.pi / 8 * 5)))
     assert float(pairs.probability) == pytest.approx(expected, rel=1e-6)
     assert list(pairs.to_pandas().columns) == ["mean", "variance", "std", "truncated", "probability"]
+
+
+@pytest.mark.parametrize("structure", ["ggn", "kfac"])
+@pytest.mark.parametrize("relative", [False, True])
+def test_a_variance_that_is_infinite_is_refused_by_its_row(structure, relative):
+    """Rewards of 10²¹ are finite, the squares of their gradients are not."""
+    rm = BayesianRewardModel(tiny_adapter("llama"), tiny_tokenizer("llama"))
+    rm.fit(tiny_pairs(), structure=structure, rank=4, prior_precision=1.0)
+    with torch.no_grad():
+        rm.model.get_base_model().score.modules_to_save["default"].weight.mul_(1e21)
+    rm.posterior = rm.posterior  # of the weights as they now are
+    rows = ["able", "about"]
+    for call, name in (
+        (lambda: rm.score(["a"] * 2, rows), "row 1"),
+        (lambda: rm.score(["a"] * 2, rows, relative_to="prompt"), "row 1"),
+        (lambda: rm.covariance("a", rows), "row 1"),
+        (lambda: rm.score_pairs([{"prompt": "a", "chosen": "able", "rejected": "about"}]), "pairs, row 1"),
+        (lambda: rm.best_of_n("a", rows, relative=relative), r"responses\[0\]"),
+    ):
+        with pytest.raises(InputError, match=rf"{name}: the variance is NaN or infinite: the prior precision is too"):
+            call()
+
+
+def test_a_posterior_on_another_device_is_refused(rm):
+    rm.posterior = rm.posterior.to("meta")
+    with pytest.raises(InputError, match=r"the posterior is on meta, the model on cpu: give the model posterior\.to"):
+        rm.score(["a"], ["able"])

@@ -5,6 +5,7 @@ import torch
 from tiny import tiny_adapter, tiny_pairs, tiny_tokenizer, words
 
 from bayesrm_fast import BayesianRewardModel, InputError
+from bayesrm_fast.score.variances import score_examples
 from bayesrm_fast.select import choice
 from bayesrm_fast.select.rules import KnownCandidates, MeanReward, Need, PenalisedReward, Rule, WorstCase, first_best
 from bayesrm_fast.text.records import Candidates
@@ -168,6 +169,27 @@ class Doubtful(Rule):
 
     def scores(self, known):
         return known.variance
+
+
+def test_equal_candidates_are_computed_once_and_the_first_of_them_wins(rm, monkeypatch):
+    rm.passes().budget.batch_tokens = 16  # so that a wave is one candidate
+    asked = []
+
+    def recorded(passes, rows, posterior, *rest):
+        asked.extend(tuple(row.input_ids) for row in rows)
+        return score_examples(passes, rows, posterior, *rest)
+
+    monkeypatch.setattr(choice, "score_examples", recorded)
+    different = [words(3, seed) for seed in range(4)]
+    sets = [{"prompt": words(2, 5), "responses": different * 20}, {"prompt": words(3, 6), "responses": ["able"] * 50}]
+    found = rm.best_of_each(sets, "std", 3.0, relative=False)
+    assert len(asked) == len(set(asked)) <= 5
+    for one, best in zip(sets, found, strict=True):
+        full = rm.best_of_n(one["prompt"], one["responses"], "std", 3.0, relative=False, exhaustive=True)
+        assert best.index == full.index < 4
+        known = ~best.variance.isnan()
+        torch.testing.assert_close(best.variance[known], full.variance[known], rtol=1e-4, atol=0)
+        assert best.variances_computed == int(known.sum()) >= 20
 
 
 def test_a_rule_without_ceilings_gets_every_variance_and_it_is_said(rm):

@@ -1,10 +1,13 @@
 """How a prompt and a response become one row."""
 
+import re
+
 import pytest
 from tiny import tiny_tokenizer
 
 from bayesrm_fast import InputError, PreferencePair
 from bayesrm_fast.text.encoder import TextEncoder, default_max_length
+from bayesrm_fast.text.records import all_pairs
 
 CHAT = "{% for m in messages %}{{ m['role'] }} : {{ m['content'] }} </s> {% endfor %}"
 
@@ -81,6 +84,17 @@ def test_an_empty_response_is_encoded_with_a_warning():
     assert len(rows) == 2
 
 
+def test_responses_by_themselves_are_whole_and_bare():
+    tokenizer = tiny_tokenizer("bert")
+    responses = ["act " * 20, [{"role": "able", "content": "again all"}], ""]
+    ids = TextEncoder(tokenizer, 8).encode_responses(responses)
+    assert [tokenizer.convert_ids_to_tokens(one) for one in ids[:2]] == [
+        ["act"] * 20,
+        ["able", "<unk>", "again", "all"],
+    ]
+    assert ids[2] == []
+
+
 def test_default_length_is_what_tokenizer_and_model_accept():
     tokenizer = tiny_tokenizer("llama")
     assert default_max_length(tokenizer, 32) == 32
@@ -121,3 +135,108 @@ def test_a_slow_tokenizer_and_a_short_length_are_refused():
         TextEncoder(Slow(), 64)
     with pytest.raises(InputError, match="at least 8, not 7"):
         TextEncoder(tiny_tokenizer("llama"), 7)
+
+
+WITH_TOOLS = (
+    "{% for t in tools or [] %}{{ t['function']['name'] }} {% endfor %}"
+    "{% for m in messages %}{{ m['role'] }} : {{ m['content'] or '' }}"
+    "{% for c in m['tool_calls'] or [] %} {{ c['function']['name'] }}{% endfor %} </s> {% endfor %}"
+)
+TOOLS = [{"type": "function", "function": {"name": "add"}}]
+CALL = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "age", "arguments": {}}}]}
+
+
+def test_tools_and_their_calls_are_rendered_by_the_template():
+    tokenizer = tiny_tokenizer("llama", WITH_TOOLS)
+    asked = [{"role": "user", "content": "above"}]
+    (row,) = TextEncoder(tokenizer, 64).encode([asked], [[CALL]], tools=[TOOLS])
+    whole = tokenizer.apply_chat_template([*asked, CALL], tools=TOOLS, tokenize=False)
+    assert row.input_ids == tokenizer(whole, add_special_tokens=False).input_ids
+    assert {"add", "age"} <= set(tokens(tokenizer, row))
+    pairs = all_pairs([{"prompt": asked, "chosen": [CALL], "rejected": "all", "tools": TOOLS}])
+    (pair,) = TextEncoder(tokenizer, 64).encode_pairs(pairs)
+    assert pair.chosen == row
+    assert tokens(tokenizer, pair.rejected)[0] == "add"
+
+
+@pytest.mark.parametrize(
+    ("template", "response", "tools", "message"),
+    [
+        (None, "again", TOOLS, "row 1 has tools, which need a tokenizer with a chat template"),
+        (None, [CALL], None, "row 1 has tool_calls, which need a tokenizer with a chat template"),
+        (CHAT, "again", TOOLS, "row 1 has tools, which the tokenizer's chat template leaves out"),
+        (CHAT, [CALL], None, "row 1 has tool_calls, which the tokenizer's chat template leaves out"),
+    ],
+)
+def test_tools_are_never_dropped(template, response, tools, message):
+    with pytest.raises(InputError, match=message):
+        TextEncoder(tiny_tokenizer("llama", template), 64).encode(["above"], [response], tools=[tools])
+
+
+def test_a_template_that_takes_no_conversation_without_an_answer_will_do():
+    template = "{{ raise_exception('no answer') if messages | length < 2 }}" + CHAT
+    tokenizer = tiny_tokenizer("llama", template)
+    (row,) = TextEncoder(tokenizer, 64).encode(["above"], ["again"])
+    assert tokens(tokenizer, row) == ["<unk>", "<unk>", "above", "</s>", "<unk>", "<unk>", "again", "</s>"]
+
+
+def test_a_row_without_tokens_is_refused_by_name():
+    tokenizer = tiny_tokenizer("llama", "{{ messages[0]['content'] }}")
+    with (
+        pytest.raises(InputError, match=r"^candidates, row 7 has no tokens"),
+        pytest.warns(UserWarning, match="empty"),
+    ):
+        TextEncoder(tokenizer, 64).encode(["", "above"], ["", "again"], ["candidates, row 7", "candidates, row 8"])
+
+
+def test_a_conversation_without_content_is_an_empty_response():
+    encoder = TextEncoder(tiny_tokenizer("llama", CHAT), 64)
+    with pytest.warns(UserWarning, match=r"1 empty response\(s\), the first is row 1"):
+        encoder.encode(["above", "above"], [[{"role": "assistant", "content": " "}], "again"])
+
+
+@pytest.mark.parametrize("length", [0, -1, 7.5, "64", True])
+def test_lengths_that_are_none_are_refused(length):
+    with pytest.raises(InputError, match=r"max_length must be (at least 8|a whole number), not"):
+        TextEncoder(tiny_tokenizer("llama"), length)
+
+
+def test_a_default_length_that_no_row_fits_into_is_refused_by_its_origin():
+    tokenizer = tiny_tokenizer("llama")
+    with pytest.raises(InputError, match=r"the model's max_position_embeddings is 4, .*: give max_length"):
+        default_max_length(tokenizer, 4)
+    tokenizer.model_max_length = 0
+    with pytest.raises(InputError, match=r"the tokenizer's model_max_length is 0, .*: give max_length"):
+        default_max_length(tokenizer, 64)
+
+
+CONVERSATION = [{"role": "assistant", "content": "again"}]
+
+
+@pytest.mark.parametrize(
+    ("trained", "template", "response", "message"),
+    [
+        (None, None, "again", None),
+        ("blank line", None, "again", None),
+        ("chat template", None, "again", "trained on rows joined by chat template, .* here .* by blank line"),
+        ("blank line", CHAT, "again", "trained on rows joined by blank line, .* here .* by chat template"),
+        ("trl", None, "again", "trained by trl, which puts nothing between"),
+        ("trl", CHAT, "again", "trained by trl, which puts nothing between"),
+        ("trl", CHAT, CONVERSATION, None),
+    ],
+)
+def test_rows_that_are_joined_otherwise_than_for_training_are_told(trained, template, response, message, recwarn):
+    tokenizer = tiny_tokenizer("llama", template)
+    if trained is not None:
+        tokenizer.init_kwargs["trained_joining"] = trained
+    TextEncoder(tokenizer, 64).encode(["above"], [response])
+    told = [str(warning.message) for warning in recwarn]
+    assert len(told) == (message is not None)
+    assert message is None or re.search(message, told[0])
+
+
+def test_a_prompt_that_the_template_has_rendered_already_is_told():
+    tokenizer = tiny_tokenizer("llama", CHAT)
+    rendered = tokenizer.apply_chat_template([{"role": "user", "content": "above"}], tokenize=False)
+    with pytest.warns(UserWarning, match="row 2: the prompt holds the special token </s>"):
+        TextEncoder(tokenizer, 64).encode(["above", rendered], ["again", "again"])

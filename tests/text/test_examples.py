@@ -1,5 +1,8 @@
 """What a pass runs over: rows and pairs, and which are equal."""
 
+import pytest
+
+from bayesrm_fast import InputError
 from bayesrm_fast.text.examples import TokenizedPair, TokenizedRow, distinct
 
 
@@ -43,3 +46,8 @@ def test_a_part_of_a_row_has_its_types_and_its_name():
     part = row(5, 6, 7, 8, truncated=True, where="row 9", types=[0, 0, 1, 1]).part(1, 3)
     assert (part.input_ids, part.token_type_ids, part.truncated, part.where) == ([6, 7], [0, 1], True, "row 9")
     assert row(5, 6, 7).part(1, None) == row(6, 7)
+
+
+def test_a_row_without_tokens_is_refused_by_name():
+    with pytest.raises(InputError, match=r"^pairs, row 2: chosen has no tokens"):
+        row(where="pairs, row 2: chosen")

@@ -1,6 +1,7 @@
 """Rows in and out of files."""
 
 import gzip
+import os
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,7 @@ def test_rows_that_fit_no_schema_are_refused(tmp_path):
         ("rows.jsonl", b"\n \n", "empty"),
         ("rows.jsonl", b'{"a": 1}\n{"a": \n', "row 2 is not valid JSON"),
         ("rows.jsonl", b'{"a": 1}\n[1]\n', "row 2 is not a JSON object"),
+        ("rows.jsonl", b'{"a": 1}\n{"a": ' + b"[" * 10**5, "row 2 is nested too deeply"),
         ("rows.jsonl", b"\xff\xfe{}", "cannot be read"),
         ("rows.jsonl.gz", b"no gzip", "cannot be read"),
         ("rows.jsonl.gz", gzip.compress(b'{"a": 1}\n' * 1000, mtime=0)[:-20], "cannot be read"),
@@ -44,6 +46,15 @@ def test_bad_files_are_named(tmp_path, name, content, message):
     with pytest.raises(InputError, match=message) as error:
         read_rows(path)
     assert str(path) in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.jsonl.gz", "rows.parquet"])
+def test_what_is_no_regular_file_is_refused_and_not_waited_for(tmp_path, name):
+    os.mkfifo(tmp_path / name)
+    (tmp_path / "folder.jsonl").mkdir()
+    for path in (tmp_path / name, tmp_path / "folder.jsonl"):
+        with pytest.raises(InputError, match=f"{path} is no regular file"):
+            read_rows(path)
 
 
 def test_a_missing_file():

@@ -1,37 +1,25 @@
 """What a user gives, checked by row."""
 
+import io
+
+import numpy
+import pandas
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from bayesrm_fast import InputError, PreferencePair
 from bayesrm_fast.text.records import (
     Candidates,
+    all_pairs,
     candidate_sets,
-    check_rows,
-    check_text,
+    checked_rows,
     iter_candidate_sets,
     iter_preference_pairs,
     pairs_within_prompts,
     preference_pairs,
-    prompt_and_response,
+    single_responses,
 )
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        (3, "must be a string or a list of messages"),
-        (None, "not null"),
-        ([], "empty list of messages"),
-        ([{"role": "user"}], "with string role and content"),
-        ("a\0b", "NUL"),
-        ("a\ud800b", "lone surrogate"),
-        ([{"role": "user", "content": "a\0"}], "NUL"),
-    ],
-)
-def test_what_is_no_text(text, message):
-    with pytest.raises(InputError, match=message) as error:
-        check_text(text, "rows.jsonl, row 3: prompt")
-    assert str(error.value).startswith("rows.jsonl, row 3: prompt")
 
 
 def test_pairs_from_dicts_records_and_datasets():
@@ -122,6 +110,87 @@ def test_numbers_that_are_not_one_for_each_response_are_named(numbers, message):
         candidate_sets([{"prompt": "a", "responses": ["b", "c"], **numbers}], "rows.jsonl")
 
 
+def test_equal_pairs_are_left_out_with_their_count_where_they_are_labels():
+    pair, equal = {"prompt": "a", "chosen": "b", "rejected": "c"}, {"prompt": "a", "chosen": "b", "rejected": "b"}
+    with pytest.warns(UserWarning, match=r"rows, row 2: .* are equal, .*; 2 such pair\(s\) of 4 are left out"):
+        found = preference_pairs([pair, equal, pair, equal], "rows")
+    assert [one.where for one in found] == ["rows, row 1", "rows, row 3"]
+    with pytest.raises(InputError, match=r"row 1: chosen and rejected are equal, .* all 2 pairs"):
+        preference_pairs([equal, equal], "rows")
+    assert len(all_pairs([pair, equal])) == 2  # scores have a place for each row
+
+
+TABLE = [
+    {
+        "prompt": "a",
+        "chosen": [{"role": "assistant", "content": "b"}],
+        "rejected": [{"role": "assistant", "content": "c"}],
+    },
+    {
+        "prompt": "d",
+        "chosen": [{"role": "assistant", "content": "e"}],
+        "rejected": [{"role": "assistant", "content": "f"}],
+    },
+]
+
+
+def in_parquet(rows):
+    buffer = io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), buffer)
+    return pandas.read_parquet(buffer)
+
+
+@pytest.mark.parametrize(
+    "as_given",
+    [
+        pandas.DataFrame,
+        in_parquet,
+        pyarrow.Table.from_pylist,
+        lambda rows: [row for _, row in pandas.DataFrame(rows).iterrows()],
+        lambda rows: pandas.DataFrame(rows).itertuples(),
+    ],
+    ids=["pandas", "pandas from Parquet", "Arrow", "rows of pandas", "named tuples"],
+)
+def test_tables_and_their_rows_are_rows(as_given):
+    assert all_pairs(as_given(TABLE)) == all_pairs(TABLE)
+    sets = [
+        {"prompt": row["prompt"], "responses": [row["chosen"], row["rejected"]], "gold": [1.0, 0.0]} for row in TABLE
+    ]
+    assert candidate_sets(as_given(sets)) == candidate_sets(sets)
+
+
+def test_arrays_are_lists():
+    row = {"prompt": "a", "responses": ["b", "c"], "gold": [True, False], "log_probabilities": [-1.0, -2.0]}
+    arrays = {name: value if name == "prompt" else numpy.array(value) for name, value in row.items()}
+    arrays["similarities"] = numpy.eye(2, dtype=numpy.float32)
+    assert candidate_sets([arrays]) == candidate_sets([row | {"similarities": [[1.0, 0.0], [0.0, 1.0]]}])
+    assert checked_rows(numpy.array(["a"]), pandas.Series(["b"])) == (["a"], ["b"])
+    with pytest.raises(InputError, match="responses must be a list, not int"):
+        candidate_sets([row | {"responses": numpy.int64(3)}])
+
+
+@pytest.mark.parametrize("rows", [{"prompt": ["a"], "chosen": ["b"], "rejected": ["c"]}, "pairs.jsonl"])
+def test_what_is_no_row_after_another_is_refused(rows):
+    with pytest.raises(InputError, match="pairs must be rows one after another, not a"):
+        preference_pairs(rows)
+
+
+TOOLS = [{"type": "function", "function": {"name": "add"}}]
+
+
+def test_tools_stay_with_their_rows():
+    pair = {"prompt": "a", "chosen": "b", "rejected": "c"}
+    assert [one.tools for one in all_pairs([pair | {"tools": TOOLS}, pair | {"tools": None}, pair])] == [
+        TOOLS,
+        None,
+        None,
+    ]
+    (again,) = all_pairs(all_pairs([pair | {"tools": TOOLS}]))
+    assert again.tools == TOOLS
+    assert candidate_sets([{"prompt": "a", "responses": ["b"], "tools": TOOLS}])[0].tools == TOOLS
+    assert single_responses([(1, {"prompt": "a", "response": "b", "tools": TOOLS})])[0].tools == TOOLS
+
+
 def test_rows_are_validated_one_by_one_and_numbered_from_where_they_begin():
     pair = {"prompt": "a", "chosen": "b", "rejected": "c"}
     pairs = iter_preference_pairs([pair, {"prompt": "a"}], "rows.jsonl", first=7)
@@ -144,11 +213,11 @@ def test_a_prompt_with_a_single_response_is_left_out_with_a_warning():
 
 
 def test_a_row_of_a_stream_is_a_pair_of_texts_or_a_mapping_of_them():
-    assert prompt_and_response(("a", "b"), "row 1") == ("a", "b")
-    assert prompt_and_response({"response": "b", "prompt": "a", "more": 1}, "row 1") == ("a", "b")
+    rows = [(1, ("a", "b")), (2, {"response": "b", "prompt": "a", "more": 1})]
+    assert single_responses(rows) == [Candidates("a", ["b"])] * 2
     for bad, message in (("ab", "not str"), (("a", "b", "c"), "not tuple"), (("a", 3), "response must be a string")):
         with pytest.raises(InputError, match=f"^row 4.*{message}"):
-            prompt_and_response(bad, "row 4")
+            single_responses([(4, bad)])
 
 
 @pytest.mark.parametrize(
@@ -163,7 +232,7 @@ def test_a_row_of_a_stream_is_a_pair_of_texts_or_a_mapping_of_them():
 )
 def test_prompts_and_responses_that_are_no_two_lists_of_texts(prompts, responses, message):
     with pytest.raises(InputError, match=message):
-        check_rows(prompts, responses)
+        checked_rows(prompts, responses)
 
 
 def test_a_record_that_is_checked_again_keeps_its_name():

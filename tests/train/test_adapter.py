@@ -6,6 +6,8 @@ import shutil
 import sys
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 from tiny import tiny_base, tiny_pairs, tiny_tokenizer, words
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -28,6 +30,7 @@ def test_a_trained_adapter_is_fitted_and_scored(base_folder, tmp_path):
     assert not {"README.md", "training_args.bin"} & {path.name for path in (tmp_path / "adapter").iterdir()}
     rm = BayesianRewardModel.from_pretrained(tmp_path / "adapter", device="cpu").fit(tiny_pairs(), rank=4)
     assert rm.score([words(3)], [words(4)]).variance[0] > 0
+    assert (rm.encoder.trained_joining, rm.encoder.joining) == ("blank line", "blank line")
     assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
 
 
@@ -160,4 +163,32 @@ def test_a_base_model_with_code_of_its_own_is_refused_and_nobody_is_asked(base_f
     monkeypatch.setattr(sys, "stdin", None)
     with pytest.raises(InputError, match="brings code of its own, which training does not run"):
         train_adapter(folder, tiny_pairs(), tmp_path / "adapter", OPTIONS)
+    assert not (tmp_path / "adapter").exists()
+
+
+@pytest.mark.parametrize(("architecture", "layer"), [("bert", "bert.pooler.dense"), ("deberta-v2", "pooler.dense")])
+def test_layers_that_the_base_lacks_are_trained_and_saved_with_the_adapter(architecture, layer, tmp_path):
+    classifier = tiny_base(architecture)
+    backbone = getattr(classifier, classifier.base_model_prefix)
+    backbone.pooler = None
+    backbone.save_pretrained(tmp_path / "base")
+    tiny_tokenizer(architecture).save_pretrained(tmp_path / "base")
+    options = TrainOptions(lora_rank=2, target_modules=["query", "query_proj", "dense"], batch_size=2)
+    train_adapter(tmp_path / "base", tiny_pairs(), tmp_path / "adapter", options)
+    assert layer in json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["modules_to_save"]
+    rewards = []
+    for seed in range(3):
+        torch.manual_seed(seed)
+        rewards.append(BayesianRewardModel.from_pretrained(tmp_path / "adapter", device="cpu").rewards(["a"], ["able"]))
+    assert rewards[0].equal(rewards[1])
+    assert rewards[0].equal(rewards[2])
+
+
+def test_a_base_without_a_layer_of_its_backbone_is_refused(base_folder, tmp_path):
+    base = shutil.copytree(base_folder, tmp_path / "base")
+    weights = load_file(base / "model.safetensors")
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    save_file(weights, base / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(InputError, match=r"does not hold model\.layers\.1\.mlp\.up_proj, which would be random"):
+        train_adapter(base, tiny_pairs(), tmp_path / "adapter", OPTIONS)
     assert not (tmp_path / "adapter").exists()

@@ -12,7 +12,7 @@ def kron_variance(
     """As `bayesrm_fast.ops.kron_variance`."""
     segments, basis = Segments(p, q, offsets), Basis(basis_p, basis_q)
     weight, residual = weight.float().contiguous(), residual.float().contiguous()
-    variance = torch.empty(segments.count)
+    variance = torch.empty(segments.count, dtype=torch.float32, device="cpu")
     outputs = (weight.data_ptr(), residual.data_ptr(), variance.data_ptr())
     compiled.kron_variance(*segments.arguments(), *basis.arguments(), *outputs, torch.get_num_threads())
     return variance

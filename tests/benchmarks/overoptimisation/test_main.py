@@ -6,17 +6,19 @@ import pytest
 from quick_run import quick_run
 
 from benchmarks.data import data_folder
-from benchmarks.overoptimisation.tasks import FILE
+from benchmarks.overoptimisation.tasks import HUMANEVAL
 
 folder = data_folder()
 
 
-@pytest.mark.skipif(folder is None or not (folder / FILE).is_file(), reason=f"{FILE} is not here: BAYESRM_DATA")
+@pytest.mark.skipif(
+    folder is None or not (folder / HUMANEVAL).is_file(), reason=f"{HUMANEVAL} is not here: BAYESRM_DATA"
+)
 def test_overoptimisation_quick(tmp_path):
     pytest.importorskip("trl", reason="the extra `train` is not installed")
     quick_run("overoptimisation", tmp_path, "--work", tmp_path / "work")
-    results = json.loads((tmp_path / "overoptimisation-noise0.25-quick.json").read_text())
-    assert (tmp_path / "overoptimisation-noise0.25-quick.png").stat().st_size > 10_000
+    results = json.loads((tmp_path / "overoptimisation-quick-noise0.25.json").read_text())
+    assert (tmp_path / "overoptimisation-quick-noise0.25.png").stat().st_size > 10_000
     rows = results["rows"]
     oracle = rows["oracle"]["gold"]
     assert oracle == sorted(oracle)

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from benchmarks.overoptimisation.__main__ import gains, summary
-from benchmarks.overoptimisation.measured import PRECISIONS
 from benchmarks.overoptimisation.rules import Rule, crossed, curve, rules
+from benchmarks.overoptimisation.steps import PRECISIONS
 
 COUNT = len(PRECISIONS) + 1
 
@@ -16,8 +16,11 @@ def made_task(seed, sign=1.0, n=40):
     gold = (lot.random(n) < 0.4).astype(float)
     relative = np.where(gold == 1, 0.5, 1.5) if sign > 0 else np.where(gold == 1, 1.5, 0.5)
     mean = lot.normal(size=n) + 3.0 * ((gold == 0) & (lot.random(n) < 0.1))
-    task = {"gold": gold, "samples": np.arange(n), "mean": mean, "mbr": -relative}
-    for name in ("exact", "ggn", "kfac", "ekfac", "last layer", "prior"):
+    task = {"gold": gold, "samples": np.arange(n), "mean": mean, "mbr": -relative, "best": -relative}
+    task["draws"] = mean + relative * lot.normal(size=(8, n))
+    for number in range(1, 5):
+        task[f"member{number}"] = mean + number + relative * lot.normal(size=n)
+    for name in ("exact", "ggn", "kfac", "ekfac", "last layer", "prior", "margins", "virtual"):
         task[f"{name}/absolute"] = np.tile(1 + lot.random(n), (COUNT, 1))
         task[f"{name}/relative"] = np.tile(relative + 0.1 * lot.random(n), (COUNT, 1))
     return task
@@ -45,9 +48,10 @@ def test_of_one_candidate_every_rule_picks_that_one_and_the_oracle_bounds_all():
 @pytest.mark.parametrize("structure", ["exact", "ggn", "kfac", "ekfac"])
 def test_what_tells_right_from_wrong_gains_and_noise_does_not(structure):
     assert gain(f"{structure}, relative std, k = 1, λ by evidence") > 0
-    for choice in ("k tuned", "k and λ tuned"):
-        assert gain(f"{structure}, relative std, {choice}") > 0.3
-        assert abs(gain(f"{structure}, absolute std, {choice}")) < 0.3
+    for choice in ("std, k tuned", "std, k and λ tuned", "variance, k tuned"):
+        assert gain(f"{structure}, relative {choice}") > 0.3
+        assert abs(gain(f"{structure}, absolute {choice}")) < 0.3
+    assert gain("ggn, relative std, k by tune_penalty") > 0.3
     assert gain("MBR") > 0.3
     assert gain("prior alone, relative, k tuned") > 0.3
 
@@ -56,6 +60,32 @@ def test_where_a_penalty_harms_the_tuned_one_is_none():
     tasks = [made_task(seed, sign=-1.0) for seed in range(24)]
     assert gain("exact, relative std, k = 1, λ by evidence", tasks) < -0.1
     assert gain("exact, relative std, k tuned", tasks) == 0.0
+    assert gain("ggn, relative std, k by tune_penalty", tasks) == 0.0
+
+
+def test_a_constant_that_a_member_adds_to_a_prompt_is_no_disagreement_of_relative_members():
+    def scores(kind, constant):
+        task = dict(TASKS[0], member1=TASKS[0]["member1"] + constant)
+        return ROWS[f"ensemble of 3, {kind} worst"].choices[""](task)
+
+    np.testing.assert_allclose(scores("relative", 100.0), scores("relative", 0.0), atol=1e-12)
+    assert not np.allclose(scores("absolute", -100.0), scores("absolute", 0.0))
+
+
+def test_thompson_sampling_is_the_mean_over_its_draws_and_not_the_choice_by_their_mean():
+    task = TASKS[0]
+    by_draw = np.stack([curve(lambda task, one=one: one, task) for one in task["draws"]])
+    np.testing.assert_allclose(curve(lambda task: task["draws"], task), by_draw.mean(0))
+
+
+def test_a_row_is_of_the_seeds_that_have_what_it_reads():
+    without = [{name: array for name, array in task.items() if not name.startswith("member")} for task in TASKS]
+    row = summary(ROWS["ensemble of 3, mean"], [without, TASKS])
+    assert row["seeds"] == [1]
+    assert gains(row, summary(ROWS["MAP"], [without, TASKS]), NAMES * 2) == gains(
+        summary(ROWS["ensemble of 3, mean"], [TASKS]), summary(ROWS["MAP"], [TASKS]), NAMES
+    )
+    assert summary(ROWS["ensemble of 3, mean"], [without])["curves"] == []
 
 
 def test_a_half_is_scored_by_what_the_other_half_chose():
@@ -74,7 +104,7 @@ def test_a_half_is_scored_by_what_the_other_half_chose():
 def test_a_task_in_several_seeds_counts_once_in_the_standard_error():
     row, base = summary(ROWS["MBR"], [TASKS]), summary(ROWS["MAP"], [TASKS])
     once = gains(row, base, NAMES)
-    doubled = {name: {"curves": one["curves"] * 2} for name, one in (("row", row), ("base", base))}
+    doubled = {name: {"seeds": [0, 1], "curves": one["curves"] * 2} for name, one in (("row", row), ("base", base))}
     twice = gains(doubled["row"], doubled["base"], NAMES * 2)
     assert twice["standard_error"] == pytest.approx(once["standard_error"])
     assert (twice["gain"], once["spread_of_seeds"]) == (pytest.approx(once["gain"]), None)
