@@ -211,7 +211,7 @@ class _Trial:
 
         With them and without, the calls are the same: what padding or other rows do to a reward is in neither less.
         """
-        eps = torch.finfo(next(p.dtype for p in self.model.parameters() if p.is_floating_point())).eps
+        eps = _unit(next(p.dtype for p in self.model.parameters() if p.is_floating_point()))
         least = eps * float(self.alone.abs().max())
         batch = self.collate(self.rows * copies)
         for shortcuts in (Shortcuts(), Shortcuts(equal_lengths=True)):
@@ -257,6 +257,11 @@ def _random_rows(frame: RowFrame, lengths: Sequence[int], collate: Collator) -> 
     return rows
 
 
+def _unit(dtype: torch.dtype) -> float:
+    """Relative size of a rounding error; float32's for float64, because such models round to float32 inside."""
+    return max(torch.finfo(dtype).eps, torch.finfo(torch.float32).eps)
+
+
 @contextlib.contextmanager
 def _rounding_errors(model: nn.Module) -> Iterator[None]:
     """Every innermost module's output off by one unit in the last place, or none, at random."""
@@ -267,7 +272,7 @@ def _rounding_errors(model: nn.Module) -> Iterator[None]:
             return output
         generator = torch.Generator(output.device).manual_seed(next(calls))
         units = torch.randint(-1, 2, output.shape, generator=generator, device=output.device)
-        return output * (1 + torch.finfo(output.dtype).eps * units.to(output.dtype))
+        return output * (1 + _unit(output.dtype) * units.to(output.dtype))
 
     with contextlib.ExitStack() as stack:
         for module in model.modules():
