@@ -175,7 +175,7 @@ def with_lora(model: PreTrainedModel) -> PeftModel:
     targets = [
         name
         for name, (module, _, _) in linear_modules(model).items()
-        if module in inside and type(module) in (nn.Linear, Conv1D)
+        if module in inside and isinstance(module, nn.Linear | Conv1D) and not name.endswith("router")
     ]
     if any(
         name.endswith(".experts") for name, _ in model.named_modules()

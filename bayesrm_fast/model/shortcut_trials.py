@@ -182,7 +182,7 @@ class _Trial:
         copies: int,
     ) -> None:
         self.model, self.readout, self.collate = model, readout, collate
-        self.rows = _random_rows(frame, lengths, collate)
+        self.rows = random_rows(frame, lengths, collate)
         self.tokens_first = False
         plain = Forward(model, readout)
         try:
@@ -243,7 +243,8 @@ class _Trial:
         return forward.scalars_after(cache, torch.tensor(beginnings, device=device), owners, rest)
 
 
-def _random_rows(frame: RowFrame, lengths: Sequence[int], collate: Collator) -> list[TokenizedRow]:
+def random_rows(frame: RowFrame, lengths: Sequence[int], collate: Collator) -> list[TokenizedRow]:
+    """Rows of random tokens within a frame, which begin alike in two groups; the same ones every time."""
     own = {collate.pad_token_id, *frame.reserved, *frame.begins, *frame.ends}
     free = torch.tensor([i for i in range(1, collate.vocab_size) if i not in own] or [0])
     generator = torch.Generator().manual_seed(0)
