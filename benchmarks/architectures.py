@@ -86,7 +86,6 @@ OWN: dict[str, dict[str, Any]] = {
     "mistral4": MLA,
     "big_bird": {"attention_type": "original_full"},
     "bigbird_pegasus": {"attention_type": "original_full"},
-    "cohere_compass_text": {"layer_types": ["full_attention"] * 2},
     "diffllama": {"num_key_value_heads": 2},
     "falcon": {"head_dim": None},
     "funnel": {"block_sizes": [1, 1], "num_hidden_layers": None, "num_decoder_layers": 2},
@@ -176,8 +175,14 @@ def with_lora(model: PreTrainedModel) -> PeftModel:
     targets = [
         name
         for name, (module, _, _) in linear_modules(model).items()
-        if module in inside and type(module) in (nn.Linear, Conv1D)
+        if module in inside and isinstance(module, nn.Linear | Conv1D) and not name.endswith("router")
     ]
+    if any(
+        name.endswith(".experts") for name, _ in model.named_modules()
+    ):  # peft would adapt the experts by these names
+        targets = [name for name in targets if not name.endswith(("gate_proj", "up_proj", "down_proj"))]
+    if not targets:
+        raise InputError("it has no linear layers that LoRA could adapt")
     options = LoraConfig(task_type="SEQ_CLS", r=2, lora_alpha=4, target_modules=targets, modules_to_save=[])
     adapted = get_peft_model(model, options)
     generator = torch.Generator().manual_seed(1)
@@ -212,20 +217,22 @@ def texts(count: int, seed: int) -> list[str]:
     ]
 
 
-def jacobian(model: nn.Module, row: TokenizedRow) -> tuple[float, Tensor]:  # shape: (P,)
+def jacobian(model: PeftModel, row: TokenizedRow) -> tuple[float, Tensor]:  # shape: (P,)
     """Reward and Jacobian of a row alone, by autograd."""
     weights = [parameter for name, parameter in model.named_parameters() if "lora_" in name]
-    for weight in weights:
-        weight.requires_grad_()
-    reward = model(input_ids=torch.tensor([row.input_ids])).logits[0, 0]
-    gradients = torch.autograd.grad(reward, weights, allow_unused=True)
-    for weight in weights:
-        weight.requires_grad_(False)
-    dense = [
-        torch.zeros_like(weight) if gradient is None else gradient
-        for weight, gradient in zip(weights, gradients, strict=True)
-    ]
-    return float(reward), torch.cat([gradient.flatten() for gradient in dense])
+    with contextlib.ExitStack() as stack:
+        # Reformer's reversible layers give gradients in a backward pass alone, and to a graph that begins below them.
+        root = torch.zeros((), requires_grad=True)
+        hook = model.get_input_embeddings().register_forward_hook(lambda _, args, output: output + root)
+        stack.callback(hook.remove)
+        for weight in weights:
+            weight.grad = None
+            stack.callback(weight.requires_grad_, weight.requires_grad)
+            weight.requires_grad_()
+        reward = model(input_ids=torch.tensor([row.input_ids])).logits[0, 0]
+        reward.backward()
+    dense = [torch.zeros_like(weight) if weight.grad is None else weight.grad.clone() for weight in weights]
+    return reward.item(), torch.cat([gradient.flatten() for gradient in dense])
 
 
 def variances(observed: Tensor, weights: Tensor, asked: Tensor) -> Tensor:  # (M, P), (M,), (N, P) -> (N,)
@@ -263,6 +270,8 @@ def tried(name: str) -> Outcome:
         torch.sigmoid(margins) * torch.sigmoid(-margins),
         torch.stack([j for _, j in rows]),
     )
+    if not expected.any():
+        return Outcome(name, False, "the tiny one's reward does not depend on its layers")
     alone = torch.tensor([reward for reward, _ in rows], dtype=torch.float64)
     return Outcome(
         name,

@@ -184,7 +184,7 @@ class RewardModel:
         tapped = TappedModel(Forward(self.model, self.readout, self.shortcuts), taps)
         budget = self._budget
         if budget is None:
-            budget = measured_budget(tapped, self.encoder.max_length, self.collator)
+            budget = measured_budget(tapped, self.encoder.max_length, self.collator, row_frame(self.encoder))
             self._budget = budget if taps else None  # a pass without taps keeps nothing, and says nothing of one with
         return Passes(tapped, self.collator, budget)
 

@@ -182,7 +182,7 @@ class _Trial:
         copies: int,
     ) -> None:
         self.model, self.readout, self.collate = model, readout, collate
-        self.rows = _random_rows(frame, lengths, collate)
+        self.rows = random_rows(frame, lengths, collate)
         self.tokens_first = False
         plain = Forward(model, readout)
         try:
@@ -211,7 +211,7 @@ class _Trial:
 
         With them and without, the calls are the same: what padding or other rows do to a reward is in neither less.
         """
-        eps = torch.finfo(next(p.dtype for p in self.model.parameters() if p.is_floating_point())).eps
+        eps = _unit(next(p.dtype for p in self.model.parameters() if p.is_floating_point()))
         least = eps * float(self.alone.abs().max())
         batch = self.collate(self.rows * copies)
         for shortcuts in (Shortcuts(), Shortcuts(equal_lengths=True)):
@@ -244,7 +244,8 @@ class _Trial:
         return forward.scalars_after(cache, lengths, owners, rest)
 
 
-def _random_rows(frame: RowFrame, lengths: Sequence[int], collate: Collator) -> list[TokenizedRow]:
+def random_rows(frame: RowFrame, lengths: Sequence[int], collate: Collator) -> list[TokenizedRow]:
+    """Rows of random tokens within a frame, which begin alike in two groups; the same ones every time."""
     own = {collate.pad_token_id, *frame.reserved, *frame.begins, *frame.ends}
     ids = [i for i in range(1, collate.vocab_size) if i not in own] or [0]
     free = torch.tensor(ids, dtype=torch.int64, device="cpu")
@@ -261,6 +262,11 @@ def _random_rows(frame: RowFrame, lengths: Sequence[int], collate: Collator) -> 
     return rows
 
 
+def _unit(dtype: torch.dtype) -> float:
+    """Relative size of a rounding error; float32's for float64, because such models round to float32 inside."""
+    return max(torch.finfo(dtype).eps, torch.finfo(torch.float32).eps)
+
+
 @contextlib.contextmanager
 def _rounding_errors(model: nn.Module) -> Iterator[None]:
     """Every innermost module's output off by one unit in the last place, or none, at random."""
@@ -271,7 +277,7 @@ def _rounding_errors(model: nn.Module) -> Iterator[None]:
             return output
         generator = torch.Generator(output.device).manual_seed(next(calls))
         units = torch.randint(-1, 2, output.shape, generator=generator, dtype=output.dtype, device=output.device)
-        return output * (1 + torch.finfo(output.dtype).eps * units)
+        return output * (1 + _unit(output.dtype) * units)
 
     with contextlib.ExitStack() as stack:
         for module in model.modules():

@@ -18,7 +18,7 @@ from bayesrm_fast.errors import InputError
 from bayesrm_fast.model.calls import Call, joined, loses
 from bayesrm_fast.model.forward import Forward
 from bayesrm_fast.model.head import HeadTap
-from bayesrm_fast.model.layers import last_layer, refuse
+from bayesrm_fast.model.layers import class_name, last_layer, refuse
 from bayesrm_fast.model.lora import LoraTap
 from bayesrm_fast.model.virtual import VirtualTap
 from bayesrm_fast.sites import Consumer, Site
@@ -93,7 +93,7 @@ class TappedModel:
 
         Raises:
             InputError: a tapped layer is not called exactly once in a call of the model, or not on the batch's tokens;
-                in float16, gradients that overflow at every scale.
+                autograd does not see them; in float16, gradients that overflow at every scale.
         """
         consumers = [make_consumer()]
         gradients_alone = consumers[0].gradients_alone
@@ -107,6 +107,10 @@ class TappedModel:
                 count = scalars.shape[1]
                 consumers += [make_consumer() for _ in range(count - 1)]
                 if self.taps:  # otherwise nothing requires a gradient
+                    if not scalars.requires_grad:  # Reformer's reversible layers run without autograd
+                        raise InputError(
+                            f"cannot serve {class_name(self.forward.model)}: autograd does not see its adapted layers"
+                        )
                     for column, consumer in enumerate(consumers):
                         one = scalars[:, column]
                         _backward(run, one, cotangent(one.detach()), consumer, is_last=column == count - 1)

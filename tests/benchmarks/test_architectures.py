@@ -4,7 +4,7 @@ import pytest
 
 from benchmarks.architectures import ARCHITECTURES, Outcome, table, tried
 
-SERVED = ["camembert", "canine", "ctrl", "fnet", "gpt_neo", "longformer", "mt5", "phi3", "plbart"]
+SERVED = ["camembert", "deepseek_v3", "ctrl", "fnet", "gpt_neo", "longformer", "mt5", "phi3", "plbart"]
 
 
 @pytest.mark.parametrize("name", SERVED)

@@ -266,3 +266,10 @@ def test_adalora_is_refused_by_name():
     config = AdaLoraConfig(task_type="SEQ_CLS", target_modules=["q_proj"], total_step=10)
     with pytest.raises(InputError, match=r"of the kind adalora\.layer\.SVDLinear: model\.layers\.0"):
         BayesianRewardModel(get_peft_model(tiny_base("llama"), config), tiny_tokenizer("llama"))
+
+
+def test_layers_that_run_without_autograd_are_refused():
+    model = adapter("llama")
+    model.get_base_model().model.forward = torch.no_grad()(model.get_base_model().model.forward)
+    with pytest.raises(InputError, match="LlamaForSequenceClassification: autograd does not see its adapted layers"):
+        BayesianRewardModel(model, tiny_tokenizer("llama")).fit(tiny_pairs(2))
