@@ -140,10 +140,15 @@ def draw(results: dict[str, Any], path: Path) -> None:
     figure = Figure(figsize=(7.2, 4.6), layout="constrained")
     axis = figure.subplots()
     beside: dict[str, Any] = {"xytext": (6, -3), "textcoords": "offset points", "fontsize": 8.5}
-    for name in SHOWN:
+    ends = sorted(SHOWN, key=lambda name: results["rows"][name]["gold"][-1])
+    heights = [results["rows"][name]["gold"][-1] for name in ends]
+    least = 0.03 * (max(max(results["rows"][name]["gold"]) for name in SHOWN) - min(heights))
+    for below, height in enumerate(heights[1:]):  # no label covers another
+        heights[below + 1] = max(height, heights[below] + least)
+    for name, height in zip(ends, heights, strict=True):
         gold = results["rows"][name]["gold"]
         (line,) = axis.plot(results["kl"], gold, "o-", ms=4, lw=2.2 if name == "MAP" or "ggn" in name else 1.3)
-        axis.annotate(name, (results["kl"][-1], gold[-1]), color=line.get_color(), **beside)
+        axis.annotate(name, (results["kl"][-1], height), color=line.get_color(), **beside)
     last = results["sizes"][-1]
     axis.set(xlabel=f"KL of best-of-n to the policy, nats (n = 1 to {last})", ylabel="gold of the choice")
     axis.set_xlim(0, results["kl"][-1] * 1.75)
