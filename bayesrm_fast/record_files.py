@@ -12,7 +12,7 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from bayesrm_fast.atomic import replaced_whole
+from bayesrm_fast.atomic import check_regular, replaced_whole
 from bayesrm_fast.errors import InputError
 from bayesrm_fast.schema import parsed, typed
 
@@ -112,17 +112,11 @@ class RecordFiles(Generic[R]):
 
 def content_of(path: Path) -> bytes:
     """What a file holds; raises InputError where it cannot be read, or is a pipe or a folder."""
-    refuse_no_file(path)
     try:
+        check_regular(path)
         return path.read_bytes()
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from error
-
-
-def refuse_no_file(path: Path) -> None:
-    """Raise InputError where there is something that is no file: reading a pipe would wait for whoever writes to it."""
-    if path.exists() and not path.is_file():
-        raise InputError(f"{path} is not a file")
 
 
 def as_bytes(tensors: Mapping[str, Tensor]) -> bytes:

@@ -8,6 +8,7 @@ from typing import Any, Self
 import torch
 from peft import PeftModel
 
+from bayesrm_fast.atomic import settle
 from bayesrm_fast.errors import InputError
 from bayesrm_fast.fit.calibration import Calibration, calibrate_posterior
 from bayesrm_fast.fit.fitting import fit_posterior
@@ -112,6 +113,7 @@ class BayesianRewardModel(FittedRewardModel):
         """
         if not isinstance(self.model, PeftModel):
             raise InputError("only a model with a LoRA adapter takes another one beside it")
+        settle(folder)
         saved = read_fit(folder, self.output_weights.tolist())
         add_adapter(self.model, folder, name)
         length = self.encoder.max_length if saved.posterior is None else None

@@ -42,6 +42,7 @@ def test_the_commands_run(base_folder, tmp_path):
         "info",
         "score",
         "best-of-n",
+        "best-of-n",
         "info",
     ]
     for line in lines:

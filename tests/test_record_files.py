@@ -148,5 +148,5 @@ def test_what_is_no_file_is_refused_at_once(tmp_path, name, make):
     record = FILES.read_record(tmp_path)
     (tmp_path / name).unlink()
     make(tmp_path / name)
-    with pytest.raises(InputError, match=f"{name} is not a file"):
+    with pytest.raises(InputError, match=f"{name} is (no regular file|a folder)"):
         FILES.read_record(tmp_path) if name == FILES.record else FILES.read_tensors(tmp_path, record)

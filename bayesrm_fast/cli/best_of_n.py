@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bayesrm_fast.cli.arguments import AsJson, MaxBatchTokens, Model, Output, Relative, Resume, number
-from bayesrm_fast.cli.jobs import in_chunks, job_header
+from bayesrm_fast.cli.jobs import check_unchanged, file_sha256, job_of
 from bayesrm_fast.cli.models import load_fitted
+from bayesrm_fast.cli.places import check_output
 from bayesrm_fast.cli.resumable import ResumableOutput
 from bayesrm_fast.cli.terminal import progress_bar, show_summary
 from bayesrm_fast.errors import InputError
@@ -33,7 +34,7 @@ def best_of_n(
     """Pick the best response of every prompt by its reward less the uncertainty of the choice."""
     from bayesrm_fast.select.choice import check_needs
     from bayesrm_fast.select.rules import rule_of
-    from bayesrm_fast.text.files import check_output, iter_rows
+    from bayesrm_fast.text.files import iter_rows
     from bayesrm_fast.text.prefetching import prefetched
     from bayesrm_fast.text.records import iter_candidate_sets
 
@@ -42,30 +43,32 @@ def best_of_n(
     weight = k if k == "tuned" else number("k", k)
     asked = rule_of(rule, 1.0 if isinstance(weight, str) else weight)
     check_needs(asked, [])
-    check_output(output, input_file)
+    check_output(output, input_file, model)
+    sha256 = file_sha256(input_file)
     total = sum(1 for _ in iter_candidate_sets(iter_rows(input_file), str(input_file)))
     loaded = load_fitted(model, max_batch_tokens)
     used = loaded.penalty_weight(weight, relative, rule)
     options = {"max_batch_tokens": max_batch_tokens, "rule": rule, "k": used, "relative": relative, "explain": explain}
-    header = job_header(loaded, input_file, options)
+    job = job_of(loaded, sha256, {"command": "best-of-n", **options})
     tally = dict.fromkeys(("candidates", "variances_computed", "choices_changed_by_the_penalty"), 0)
     warned = 0
-    with ResumableOutput(output, header, resume) as results, progress_bar("choosing") as tell:
-        sets = iter_candidate_sets(iter_rows(input_file), str(input_file))
-        for chunk in prefetched(in_chunks(sets, results.count)):
+    sets = iter_candidate_sets(iter_rows(input_file), str(input_file))
+    with ResumableOutput(output, job, sets, resume) as results, progress_bar("choosing") as tell:
+        for chunk in prefetched(results.chunks()):
             best = loaded.best_of_each(chunk, rule, used, relative=relative)
             rows = [_chosen_row(one, found) for one, found in zip(chunk, best, strict=True)]
             if explain:
                 for row, one, found in zip(rows, chunk, best, strict=True):
                     row["advice"] = _advice(loaded, one, found)
-            results.add(rows)
+            results.add(chunk, rows)
             tell(results.count, total)
+        check_unchanged(input_file, sha256)
         for row in results.rows():
             tally["candidates"] += row["candidates"]
             tally["variances_computed"] += row["variances_computed"]
             tally["choices_changed_by_the_penalty"] += row["index"] != row["index_by_mean"]
             warned += explain and bool(row["advice"]["warnings"])
-        results.finish()
+        results.finish(total)
     told = {"prompts_with_warnings": warned, "k_by_tuning": _tuned(loaded)} if explain else {}
     show_summary({"output": str(output), "prompts": results.count, **tally, **told}, as_json)
 

@@ -5,9 +5,10 @@ from typing import Annotated, Any
 
 import typer
 
-from bayesrm_fast.atomic import check_folder
+from bayesrm_fast.atomic import check_folder, one_writer
 from bayesrm_fast.cli.arguments import AsJson, MaxBatchTokens, Model, Pairs, precision
 from bayesrm_fast.cli.models import load_fitted
+from bayesrm_fast.cli.places import check_apart, files_in
 from bayesrm_fast.cli.terminal import progress_bar, show_summary
 
 
@@ -31,11 +32,14 @@ def calibrate(
     check_folder(folder)
     if plot is not None:
         check_plot(plot)
+        check_apart(plot, [pairs], "the input")
+        check_apart(plot, files_in(folder), "a file of the model")
     rows = preference_pairs(read_rows(pairs), str(pairs))
-    loaded = load_fitted(folder, max_batch_tokens)
-    with progress_bar("calibrating") as tell:
-        found = loaded.calibrate(rows, chosen, progress=tell)
-    save_posterior(loaded.fitted, folder)
+    with one_writer(folder, "run"):
+        loaded = load_fitted(folder, max_batch_tokens)
+        with progress_bar("calibrating") as tell:
+            found = loaded.calibrate(rows, chosen, progress=tell)
+        save_posterior(loaded.fitted, folder)
     if plot is not None:
         found.plot(plot)
     shown: dict[str, Any] = {

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from bayesrm_fast.atomic import check_folder
+from bayesrm_fast.atomic import check_folder, one_writer, settle
 from bayesrm_fast.cli.arguments import AsJson, MaxBatchTokens, MaxLength, Pairs, dtype, number, precision, whole_number
 from bayesrm_fast.cli.models import load, posterior_summary
 from bayesrm_fast.cli.terminal import progress_bar, show_summary
@@ -52,6 +52,7 @@ def fit(
     from bayesrm_fast.text.records import candidate_sets, preference_pairs
 
     folder = output or model
+    settle(model)
     if output is None and not is_saved_adapter(model):
         raise InputError("--output is needed: posterior and virtual adapters go into a folder of their own")
     virtual: dict[str, Any] = {}
@@ -75,14 +76,17 @@ def fit(
         raise InputError(f"{pairs} has tools, which go with labelled pairs: leave out --unlabelled")
     labelled = [] if unlabelled else preference_pairs(read_rows(pairs), str(pairs))
 
-    loaded = load(model, output_weights=weights, max_length=max_length, max_batch_tokens=max_batch_tokens, **virtual)
-    check_target(folder, has_lora=loaded.adapter is not None)
-    with progress_bar("fitting") as tell:
-        if unlabelled:
-            prompts = [one.prompt for one in sets for _ in one.responses]
-            responses = [response for one in sets for response in one.responses]
-            loaded.fit_unlabelled(prompts, responses, options, progress=tell)
-        else:
-            loaded.fit(labelled, options, progress=tell)
-    loaded.save_pretrained(folder)
+    with one_writer(folder, "run"):
+        loaded = load(
+            model, output_weights=weights, max_length=max_length, max_batch_tokens=max_batch_tokens, **virtual
+        )
+        check_target(folder, None if loaded.adapter is None else loaded.base_model)
+        with progress_bar("fitting") as tell:
+            if unlabelled:
+                prompts = [one.prompt for one in sets for _ in one.responses]
+                responses = [response for one in sets for response in one.responses]
+                loaded.fit_unlabelled(prompts, responses, options, progress=tell)
+            else:
+                loaded.fit(labelled, options, progress=tell)
+        loaded.save_pretrained(folder)
     show_summary({"output": str(folder), **posterior_summary(folder)}, as_json)

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from bayesrm_fast.atomic import settle
 from bayesrm_fast.cli.arguments import AsJson
 from bayesrm_fast.cli.models import load, posterior_summary
 from bayesrm_fast.cli.terminal import show_summary, stdout
@@ -36,6 +37,7 @@ def info(
     if shortcuts:
         show_summary(load(model).shortcuts.told(), as_json)
         return
+    settle(model)
     record = FILES.read_record(model)
     if as_json:
         stdout.print_json(json.dumps(asdict(record)))

@@ -1,46 +1,53 @@
-"""Runs over a file of rows: in chunks, and told from any other run."""
+"""What the results of a run over a file of rows follow from."""
 
+import dataclasses
 import hashlib
-import itertools
-from collections.abc import Iterable, Iterator
+import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
+from bayesrm_fast.atomic import check_regular
+from bayesrm_fast.errors import InputError
 from bayesrm_fast.versions import library_versions
 
 if TYPE_CHECKING:
+    from bayesrm_fast.posterior.base import Posterior
     from bayesrm_fast.reward_model import BayesianRewardModel
 
-CHUNK = 64
-"""Rows of an input file that are scored together; a resumed run continues at a multiple of it."""
 
-T = TypeVar("T")
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes; raises InputError where they cannot be read."""
+    try:
+        check_regular(path)
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from error
 
 
-def job_header(loaded: "BayesianRewardModel", input_file: Path, options: dict[str, Any]) -> dict[str, Any]:
-    """What the results of a run follow from: the posterior, the model, the input and the options."""
-    from bayesrm_fast.posterior.files import tensors_sha256
+def check_unchanged(path: Path, sha256: str) -> None:
+    """Raise InputError where an input is no longer the file that it was when the run began."""
+    if file_sha256(path) != sha256:
+        raise InputError(f"{path} has changed while it was read: nothing is written, run again")
 
-    posterior = loaded.fitted
-    with input_file.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+
+def job_of(loaded: "BayesianRewardModel", input_sha256: str, options: dict[str, Any]) -> dict[str, Any]:
+    """What the results of a run follow from, by the names that a refusal calls its parts by."""
     return {
-        "input_sha256": digest,
-        "base_model": posterior.record.base_model,
-        "fingerprint": posterior.record.fingerprint_sha256,
-        "posterior_sha256": tensors_sha256(posterior),
-        "structure": posterior.record.structure,
-        "rank": posterior.record.rank,
-        "prior_precision": posterior.prior_precision,
-        "temperature": posterior.temperature,
+        "input": input_sha256,
+        "posterior": _posterior_sha256(loaded.fitted),
+        **loaded.fitted.record.fingerprint,
         "max_length": loaded.encoder.max_length,
-        "versions": library_versions(),
+        "versions of libraries": library_versions(),
         **options,
     }
 
 
-def in_chunks(records: Iterable[T], done: int) -> Iterator[list[T]]:
-    """The records after those that are done, in chunks."""
-    left = itertools.islice(records, done, None)
-    while chunk := list(itertools.islice(left, CHUNK)):
-        yield chunk
+def _posterior_sha256(posterior: "Posterior") -> str:
+    """Of what a fit has found, and how; the model that it was fitted on has its fingerprint."""
+    from bayesrm_fast.posterior.files import tensors_sha256
+
+    record = dataclasses.asdict(posterior.record)
+    kept = {name: held for name, held in record.items() if name not in ("base_model", "fingerprint", "versions")}
+    numbers = (tensors_sha256(posterior), posterior.prior_precision, posterior.temperature)
+    return hashlib.sha256(json.dumps({"numbers": numbers, **kept}, sort_keys=True).encode()).hexdigest()

@@ -1,6 +1,7 @@
 """The command `bayesrm`: its parts import torch and transformers when they run, so that help needs neither."""
 
 import logging
+import signal
 import sys
 import warnings
 
@@ -22,12 +23,20 @@ app.command()(info.info)
 
 
 def main() -> None:
-    """Run the command line; bad input ends with one line and exit code 2."""
+    """Run the command line; bad input and errors of the file system end with one line and exit code 2.
+
+    A run that is told to terminate removes its locks and scratch files first, as one that is interrupted does.
+    """
     warnings.showwarning = show_warning
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("bayesrm_fast").setLevel(logging.INFO)
+    signal.signal(signal.SIGTERM, _terminate)
     try:
         app()
-    except InputError as error:
+    except (InputError, OSError) as error:
         show_line(f"bayesrm: {error}")
         sys.exit(2)
+
+
+def _terminate(number: int, _: object) -> None:
+    sys.exit(128 + number)

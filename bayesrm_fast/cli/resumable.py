@@ -1,90 +1,143 @@
 """Output files whose computing may be killed and continued."""
 
+import contextlib
+import dataclasses
+import hashlib
+import itertools
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any, Self
+from typing import Any, Generic, Self, TypeVar
 
-from bayesrm_fast.atomic import cannot_write
-from bayesrm_fast.cli.jobs import CHUNK
+from bayesrm_fast.atomic import cannot_write, one_writer
+from bayesrm_fast.cli.places import partial_of
+from bayesrm_fast.cli.terminal import show_line
 from bayesrm_fast.errors import InputError
 from bayesrm_fast.text.files import json_line, write_rows
 
-try:
-    import fcntl
-except ImportError:  # Windows has no lock of this kind
-    fcntl = None  # type: ignore[assignment]
+CHUNK = 64
+"""Rows of an input file that are scored together; a resumed run continues at a multiple of it."""
+
+T = TypeVar("T")
 
 
-class ResumableOutput:
+class ResumableOutput(Generic[T]):
     """Rows gathered in `<path>.partial`, which becomes the output once all are there.
 
-    The partial file is JSON Lines, readable at any time, and begins with a line that names the job. Rows arrive in
-    chunks of `CHUNK`, and a chunk counts only when it is whole: a resumed run then forms the very batches that an
-    unbroken run forms. No more than a chunk is held in memory.
+    The partial file is JSON Lines, readable at any time. Its first line names the job. Every other holds a result, its
+    number, and a hash over both, the job and the record that it was computed from: a row that was lost, doubled, moved
+    or altered is found when a run is resumed, and computed again with all after it. Rows arrive in chunks of `CHUNK`,
+    and a chunk counts only when it is whole: a resumed run then forms the very batches that an unbroken run forms. No
+    more than a chunk is held in memory.
 
     Args:
-        path: the output.
-        job: what the rows are computed from; a partial file of another job is not continued.
+        path: the output, which no other process may be writing.
+        job: what the rows are computed from, by names for people; a partial file of another job is not continued.
+        records: all that results are computed from, dataclasses in their order; read as far as they are needed.
         resume: continue the partial file of an earlier run.
 
     Attributes:
         count: rows that are there.
 
     Raises:
-        InputError: resume is asked for and the partial file is another job's.
+        InputError: another process writes the output, it cannot be written, or resume is asked for and the partial file
+            is another job's.
     """
 
-    def __init__(self, path: Path, job: dict[str, Any], resume: bool) -> None:
+    def __init__(self, path: Path, job: dict[str, Any], records: Iterable[T], resume: bool) -> None:
         self.path = path
-        self.partial = path.with_name(f"{path.name}.partial")
+        self.partial = partial_of(path)
         self.count = 0
-        header = json_line({"job": job, "chunk": CHUNK}).encode()
-        try:
-            self._held = self.partial.open("ab")  # as long as this is open, because two runs' rows would mix
-        except OSError as error:
-            raise cannot_write(self.partial, error) from error
-        try:
-            _lock(self._held, self.partial)
-            if resume:
-                self._keep_whole_chunks(header)
-            else:
-                self.partial.write_bytes(header)
-        except BaseException as error:
-            self.close()
-            if isinstance(error, OSError):
+        self._job = {**job, "chunk": CHUNK}
+        self._header = json_line({"job": self._job}).encode()
+        self._records = iter(records)
+        self._read_ahead: list[T] = []
+        with contextlib.ExitStack() as held:
+            held.enter_context(one_writer(path, "run"))
+            try:
+                if resume and self.partial.exists():
+                    self._keep_whole_chunks()
+                else:
+                    self.partial.write_bytes(self._header)
+            except OSError as error:
                 raise cannot_write(self.partial, error) from error
-            raise
+            self._held = held.pop_all()
 
-    def _keep_whole_chunks(self, header: bytes) -> None:
+    def _keep_whole_chunks(self) -> None:
         with self.partial.open("r+b") as file:
             found = file.readline()
-            if header.startswith(found) and found != header:  # killed before the first row
+            if found != self._header:
+                self._refuse_another_job(found)
+                if found:
+                    show_line(f"{self.partial} does not say whose rows it holds: beginning anew")
                 file.seek(0)
                 file.truncate()
-                file.write(header)
+                file.write(self._header)
                 return
-            if found != header:
-                raise InputError(
-                    f"{self.partial} is of another model, input or version; remove it or run without --resume"
-                )
-            end, lines = file.tell(), 0
-            while line := file.readline():
-                if not _is_row(line):  # half a row, or what a machine that went down has left
+            end = file.tell()
+            while chunk := self._next_chunk():
+                lines = [file.readline() for _ in chunk]
+                numbered = enumerate(zip(lines, chunk, strict=True), start=self.count + 1)
+                broken = next((line for number, (line, one) in numbered if not self._proves(line, number, one)), None)
+                if broken is not None:
+                    self._read_ahead = chunk
+                    if broken.endswith(b"\n"):  # else it is where a run was killed
+                        show_line(f"{self.partial} is damaged: continuing after its row {self.count}")
                     break
-                lines += 1
-                if lines % CHUNK == 0:
-                    end, self.count = file.tell(), lines
+                self.count += len(chunk)
+                end = file.tell()
             file.truncate(end)
 
-    def add(self, rows: Iterable[dict[str, Any]]) -> None:
-        """Append a chunk, on disk when this returns.
+    def _refuse_another_job(self, header: bytes) -> None:
+        """Raise InputError where a header is another job's, and not just damaged."""
+        try:
+            job = json.loads(header)["job"]
+            names = [*self._job, *(name for name in job if name not in self._job)]
+            other = [name for name in names if name not in job or name not in self._job or job[name] != self._job[name]]
+        except (ValueError, TypeError, KeyError, RecursionError):
+            return
+        if other:
+            raise InputError(
+                f"{self.partial} is of another run (what differs: {', '.join(other)}): "
+                "remove it or run without --resume"
+            )
+
+    def _next_chunk(self) -> list[T]:
+        return list(itertools.islice(self._records, CHUNK))
+
+    def _proves(self, line: bytes, number: int, record: T) -> bool:
+        """Whether a line of the partial file is whole, and the result of this record at this place."""
+        try:
+            row = json.loads(line)
+            return line.endswith(b"\n") and row == self._proven(row["result"], number, record)
+        except (ValueError, TypeError, KeyError, RecursionError):
+            return False
+
+    def _proven(self, result: dict[str, Any], number: int, record: T) -> dict[str, Any]:
+        compared = [getattr(record, field.name) for field in dataclasses.fields(record) if field.compare]  # type: ignore[arg-type]
+        told = f"{number}\n{compared!r}\n{json_line(result)}"
+        return {
+            "row": number,
+            "sha256": hashlib.sha256(self._header + told.encode("utf-8", "surrogatepass")).hexdigest(),
+            "result": result,
+        }
+
+    def chunks(self) -> Iterator[list[T]]:
+        """The records whose results are not there yet, in chunks; each goes back into `add`."""
+        if self._read_ahead:
+            yield self._read_ahead
+        while chunk := self._next_chunk():
+            yield chunk
+
+    def add(self, chunk: Sequence[T], results: Iterable[dict[str, Any]]) -> None:
+        """Append the results of a chunk, on disk when this returns.
 
         Raises:
-            InputError: it cannot be written; what was there before is kept for another run.
+            InputError: they cannot be written; what was there before is kept for another run.
         """
-        lines = [json_line(row) for row in rows]
+        pairs = zip(chunk, results, strict=True)
+        lines = [json_line(self._proven(row, number, one)) for number, (one, row) in enumerate(pairs, self.count + 1)]
         try:
             with self.partial.open("ab") as file:
                 file.write("".join(lines).encode())
@@ -95,20 +148,45 @@ class ResumableOutput:
         self.count += len(lines)
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """The rows that are there, one by one."""
-        with self.partial.open("rb") as file:
-            file.readline()
-            for line in file:
-                yield json.loads(line)
+        """The results that are there, one by one.
 
-    def finish(self) -> None:
-        """Write the output and remove the partial file."""
+        Raises:
+            InputError: something else has changed the partial file.
+        """
+        number = 0
+        try:
+            with self.partial.open("rb") as file:
+                is_ours = file.readline() == self._header
+                for number, line in enumerate(file, start=1):
+                    row = json.loads(line)
+                    is_ours = is_ours and row["row"] == number
+                    yield row["result"]
+        except (OSError, ValueError, TypeError, KeyError):
+            is_ours = False
+        if not is_ours or number != self.count:
+            raise InputError(f"{self.partial} was changed by something else while it was written: run again")
+
+    def finish(self, total: int) -> None:
+        """Write the output and remove the partial file.
+
+        Args:
+            total: rows that the input had when the run began.
+
+        Raises:
+            InputError: the output cannot be written, something else has changed the partial file, or there are more or
+                fewer rows.
+        """
+        if self.count != total:
+            raise InputError(f"the input had {total} rows, and {self.count} were read: {self.path} is not written")
         write_rows(self.path, self.rows())
-        self.partial.unlink()
+        try:
+            self.partial.unlink()
+        except OSError as error:
+            raise cannot_write(self.partial, error) from error
         self.close()
 
     def close(self) -> None:
-        """Let another run have the partial file."""
+        """Let another run have the output."""
         self._held.close()
 
     def __enter__(self) -> Self:
@@ -116,18 +194,3 @@ class ResumableOutput:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def _lock(file: IO[bytes], path: Path) -> None:
-    try:
-        if fcntl is not None:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise InputError(f"{path} is being written by another run") from error
-
-
-def _is_row(line: bytes) -> bool:
-    try:
-        return line.endswith(b"\n") and isinstance(json.loads(line), dict)
-    except ValueError:
-        return False

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from bayesrm_fast.atomic import check_folder
+from bayesrm_fast.atomic import check_folder, one_writer
 from bayesrm_fast.cli.arguments import AsJson, MaxLength, Pairs
 from bayesrm_fast.cli.terminal import progress_bar, quiet_transformers, show_summary
 
@@ -34,7 +34,7 @@ def train(
 
     quiet_transformers()
     options = TrainOptions(lora_rank, lora_alpha, target, epochs, learning_rate, batch_size, max_length, seed)
-    with progress_bar("training") as tell:
+    with one_writer(output, "run"), progress_bar("training") as tell:
         log = train_adapter(base, rows, output, options, tell)
     last = log[-1] if log else {}
     show_summary(

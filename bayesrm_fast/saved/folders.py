@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.peft_utils import find_adapter_config_file
 
-from bayesrm_fast.atomic import check_folder, replaced_whole
+from bayesrm_fast.atomic import check_folder, replaced_whole, settle
 from bayesrm_fast.errors import InputError
 from bayesrm_fast.model.virtual import VirtualAdapter
 from bayesrm_fast.posterior.base import Posterior
@@ -39,17 +39,18 @@ def hub_options(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def local_folder(path_or_name: str | os.PathLike[str], **options: Any) -> Path:
-    """The folder itself, or a hub repository's adapter files, downloaded.
+    """The folder itself, with a save that was killed in it undone or finished; or a hub repository's adapter files.
 
     Args:
         path_or_name: a folder, or a name on the hub.
         options: of `HUB_OPTIONS`, for a name on the hub.
 
     Raises:
-        InputError: neither a folder nor a repository that can be had.
+        InputError: neither a folder nor a repository that can be had, or a folder that cannot be settled.
     """
     folder = Path(path_or_name)
     if folder.is_dir():
+        settle(folder)
         return folder
     if folder.exists() or folder.is_absolute() or len(folder.parts) != 2:
         raise InputError(f"{folder} is not a folder")
@@ -94,11 +95,18 @@ def has_adapter_files(folder: Path, or_fail: bool) -> bool:
     return False
 
 
-def check_target(folder: Path, has_lora: bool) -> None:
-    """Raise InputError where `save_folder` would refuse a folder; leaves nothing behind."""
+def check_target(folder: Path, base_model: str | None) -> None:
+    """Raise InputError where `save_folder` would refuse a folder; leaves nothing behind.
+
+    Args:
+        folder: where to save.
+        base_model: name or folder of the model under the LoRA adapter; None where there is no adapter.
+    """
     check_folder(folder)
-    if not has_lora and (folder / ADAPTER_CONFIG).is_file():
+    if base_model is None and (folder / ADAPTER_CONFIG).is_file():
         raise InputError(f"{folder} holds a LoRA adapter, and this model has none: save it to another folder")
+    if base_model is not None and folder.exists() and Path(base_model).exists() and folder.samefile(base_model):
+        raise InputError(f"{folder} is the base model's folder: save the adapter to another one")
 
 
 def save_folder(
@@ -115,9 +123,10 @@ def save_folder(
     an earlier save wrote, all of it or none; other files stay.
 
     Raises:
-        InputError: the folder cannot be written, or holds a LoRA adapter while there is none to take its place.
+        InputError: the folder cannot be written, is the base model's of a LoRA adapter, or holds a LoRA adapter while
+            there is none to take its place.
     """
-    check_target(folder, has_lora=adapter is not None)
+    check_target(folder, None if adapter is None else str(model.peft_config[adapter].base_model_name_or_path))
     with replaced_whole(folder, OWNED) as new:
         if adapter is not None:
             try:

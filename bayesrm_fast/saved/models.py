@@ -1,7 +1,6 @@
 """Models and adapters loaded from disk or from the hub."""
 
-import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreT
 from bayesrm_fast.errors import InputError
 from bayesrm_fast.model.head import HEADS
 from bayesrm_fast.model.layers import plain_name
-from bayesrm_fast.record_files import refuse_no_file
+from bayesrm_fast.saved.damage import ADAPTER_FILES, MODEL_FILES, TOKENIZER_FILES, check_files, naming_damage
 from bayesrm_fast.saved.folders import (
     ADAPTER_CONFIG,
     ADAPTER_TENSORS,
@@ -58,7 +57,9 @@ def load_adapter(folder: Path, **model_options: Any) -> tuple[PeftModel, PreTrai
             `trust_remote_code`, or layers that neither adapter nor base model holds.
     """
     config = _adapter_config(folder)
-    base = str(config.base_model_name_or_path)
+    base = config.base_model_name_or_path
+    if not isinstance(base, str):
+        raise InputError(f"{folder / ADAPTER_CONFIG} names no base model")
     if config.revision is not None:
         model_options.setdefault("revision", config.revision)
     shapes = _shapes(folder / ADAPTER_TENSORS)
@@ -70,7 +71,7 @@ def load_adapter(folder: Path, **model_options: Any) -> tuple[PeftModel, PreTrai
             "train the adapter with modules_to_save for them"
         )
     _resize_embeddings(model, shapes)
-    with _told(folder):
+    with naming_damage(f"the adapter in {folder}", folder, ADAPTER_FILES, "cannot be put on its base model"):
         adapted = PeftModel.from_pretrained(model, str(folder))
     _check_all_loaded(adapted, "default", folder, shapes)
     return adapted.eval(), tokenizer
@@ -99,17 +100,10 @@ def add_adapter(model: PeftModel, folder: Path, name: str) -> None:
     absent = [path for path in copied if not any(held.startswith(f"{path}.") for held in shapes)]
     if absent:
         raise InputError(f"the adapter in {folder} lacks {named(absent)}, which the adapters beside it hold")
-    with _told(folder):
+    with naming_damage(f"the adapter in {folder}", folder, ADAPTER_FILES, "cannot be put on its base model"):
         model.load_adapter(str(folder), adapter_name=name)
     _check_all_loaded(model, name, folder, shapes)
     model.set_adapter(name, inference_mode=True)
-
-
-def check_files(folder: Path) -> None:
-    """Raise InputError where a pipe or a folder stands in the place of a file that would be read."""
-    for path in sorted(folder.iterdir()):
-        if path.suffix in (".json", ".safetensors", ".jinja", ".model", ".txt", ".bin"):
-            refuse_no_file(path)
 
 
 def check_restorable(config: PeftConfig, what: str) -> None:
@@ -136,16 +130,6 @@ def named(names: Sequence[str]) -> str:
     return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
 
 
-@contextlib.contextmanager
-def _told(folder: Path) -> Iterator[None]:
-    """peft's own words for an adapter that does not fit its base model, by the adapter's folder."""
-    try:
-        yield
-    except (RuntimeError, ValueError, TypeError, KeyError, AttributeError, SafetensorError) as error:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise InputError(f"the adapter in {folder} cannot be put on its base model: {lines[-1].strip()}") from error
-
-
 def _check_all_loaded(model: PeftModel, name: str, folder: Path, shapes: Mapping[str, list[int]]) -> None:
     """Raise InputError unless an adapter's file held all weights of its layers, and no other LoRA weights."""
     own = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
@@ -167,19 +151,17 @@ def _loaded(
             check_files(folder)
     trusted = options.setdefault("trust_remote_code", False)  # None would ask on the terminal
     found = {**hub_options(options), "trust_remote_code": trusted}
-    has_tokenizer = tokenizer_folder is not None and (tokenizer_folder / TOKENIZER_CONFIG).is_file()
-    try:
+    with naming_damage(what, name, MODEL_FILES):
         model, loading = AutoModelForSequenceClassification.from_pretrained(
             name, output_loading_info=True, **options, **({} if labels is None else {"num_labels": labels})
         )
-        if has_tokenizer:
-            tokenizer = AutoTokenizer.from_pretrained(str(tokenizer_folder), trust_remote_code=trusted)
-        else:
-            tokenizer = AutoTokenizer.from_pretrained(name, **found)
-    except (OSError, ValueError) as error:
-        if "trust_remote_code" in str(error):
-            raise InputError(f"{what} brings code of its own: pass trust_remote_code=True to run it") from error
-        raise InputError(f"{what} cannot be loaded: {str(error).splitlines()[0]}") from error
+    place, options_there = name, found
+    if tokenizer_folder is not None and (tokenizer_folder / TOKENIZER_CONFIG).is_file():
+        place, options_there = str(tokenizer_folder), {"trust_remote_code": trusted}
+    whose = f"of {what}" if place == name else f"in {place}"
+    with naming_damage(f"the tokenizer {whose}", place, TOKENIZER_FILES):
+        tokenizer = AutoTokenizer.from_pretrained(place, **options_there)
+        tokenizer("a")  # a tokenizer without a token for what it does not know says so now
     reshaped = [key for key, *_ in loading["mismatched_keys"]]
     return model, tokenizer, sorted({*loading["missing_keys"], *reshaped})
 
@@ -187,10 +169,10 @@ def _loaded(
 def _adapter_config(folder: Path) -> PeftConfig:
     try:
         config: PeftConfig = PeftConfig.from_pretrained(str(folder))
-        check_restorable(config, f"the adapter in {folder}")
-        return config
-    except (ValueError, TypeError, KeyError) as error:
+    except Exception as error:
         raise InputError(f"{folder / ADAPTER_CONFIG} cannot be read: {error}") from error
+    check_restorable(config, f"the adapter in {folder}")
+    return config
 
 
 def _resize_embeddings(model: PreTrainedModel, shapes: Mapping[str, list[int]]) -> None:

@@ -15,9 +15,10 @@ from bayesrm_fast.model.reward_model import RewardModel
 from bayesrm_fast.model.virtual import VirtualAdapter
 from bayesrm_fast.posterior.base import Posterior
 from bayesrm_fast.posterior.files import FILES, load_posterior
+from bayesrm_fast.saved.damage import check_files
 from bayesrm_fast.saved.folders import MODEL_CONFIG, has_adapter_files, hub_options, local_folder_or_name
 from bayesrm_fast.saved.joining import record_joining
-from bayesrm_fast.saved.models import check_files, load_adapter, load_model, named
+from bayesrm_fast.saved.models import load_adapter, load_model, named
 from bayesrm_fast.saved.virtual import VirtualRecord, load_virtual, read_virtual_record
 
 _HINT = " (weights held in float16 or quantised differ from the same weights in float32 or bfloat16)"

@@ -65,7 +65,7 @@ def read_virtual_record(folder: Path) -> VirtualRecord | None:
     """The readable half of saved virtual adapters; None where the folder has none.
 
     Raises:
-        InputError: the file cannot be read, is no JSON object, or is of another format.
+        InputError: the file cannot be read, is of another format, holds other than the record, or was changed.
     """
     return FILES.read_record(folder) if FILES.are_in(folder) else None
 
@@ -85,7 +85,7 @@ def load_virtual(folder: Path, record: VirtualRecord, model: nn.Module) -> Virtu
     layers = linear_modules(model)
     for name, owner in record.layers.items():
         if name not in layers:
-            raise InputError(f"{folder}: {record.model} has no linear layer {name}")
+            raise InputError(f"{folder / FILES.record}: {record.model} has no linear layer {name}")
         module, d_in, d_out = layers[name]
         down = tensors[owner]
         if down.shape != (record.virtual_rank, d_in):

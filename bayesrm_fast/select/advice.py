@@ -18,9 +18,9 @@ LARGEST_K = WEIGHTS[-1]
 APART = 0.2
 """Mean similarity between two groups of texts below which they count as of several sources.
 
-Set on samples of one policy (CodeGen-16B on HumanEval, 8 to 75 distinct ones of a task), none of which it takes for
-two sources (of 789 sets 1 at 0.225), and on the same with a quarter or half of them replaced by answers to AlpacaEval
-prompts; docs/maths.md, section 11, has the rates. Sources that write alike are not told apart.
+Found on samples of one policy (CodeGen-16B on HumanEval), alone and with a quarter or half of them replaced by answers
+to AlpacaEval prompts. How often it is right, `python -m benchmarks.sources` measures; docs/maths.md, section 11, has
+the rates. Sources that write alike are not told apart.
 """
 
 SMALLEST_SHARE = 0.2

@@ -4,14 +4,12 @@ import contextlib
 import gzip
 import itertools
 import json
-import os
-import stat
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from bayesrm_fast.atomic import cannot_write, check_place, written_whole
+from bayesrm_fast.atomic import cannot_write, check_regular, written_whole
 from bayesrm_fast.errors import InputError
 
 KINDS = (".jsonl", ".jsonl.gz", ".parquet")
@@ -41,8 +39,7 @@ def iter_rows(path: Path) -> Iterator[dict[str, Any]]:
     kind = kind_of(path)
     rows = 0
     try:
-        if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe that nobody writes to waits for ever
-            raise InputError(f"{path} is no regular file; its rows are read more than once, so write them to one")
+        check_regular(path, "rows are read more than once, so write them to a file first")
         for row in _iter_parquet(path) if kind == ".parquet" else _iter_json_lines(path, kind):
             rows += 1
             yield row
@@ -128,6 +125,8 @@ def _write_parquet(path: Path, beside: Path, rows: Iterable[dict[str, Any]]) -> 
                 if writer is None:
                     writer = stack.enter_context(pyarrow.parquet.ParquetWriter(beside, table.schema))
                 writer.write_table(table)
+    except InputError:  # of the rows
+        raise
     except (pyarrow.ArrowException, ValueError) as error:
         raise InputError(f"{path}: the rows do not fit one Parquet schema; write .jsonl") from error
 
@@ -135,20 +134,3 @@ def _write_parquet(path: Path, beside: Path, rows: Iterable[dict[str, Any]]) -> 
 def json_line(row: dict[str, Any]) -> str:
     """A row as one line of JSON."""
     return json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
-
-
-def check_output(path: Path, source: Path) -> None:
-    """Raise InputError unless a file of a known kind, and not `source` itself, can be written at `path`.
-
-    Leaves nothing behind.
-    """
-    kind_of(path)
-    if path.exists() and source.exists() and path.samefile(source):
-        raise InputError(f"{path} is the input: give another name for the output")
-    if path.is_dir():
-        raise InputError(f"{path} is a folder")
-    if not path.absolute().parent.is_dir():
-        raise InputError(f"{path} cannot be written: the folder {path.absolute().parent} does not exist")
-    check_place(path, path.absolute().parent)
-    if path.exists() and not os.access(path, os.W_OK):
-        raise InputError(f"{path} cannot be written: Permission denied")

@@ -12,12 +12,12 @@ from peft import PeftModel
 from peft.utils.constants import SEQ_CLS_HEAD_NAMES
 from torch import Tensor, nn
 
-from bayesrm_fast.atomic import check_folder
 from bayesrm_fast.errors import InputError
 from bayesrm_fast.model.layers import is_after_backbone
 from bayesrm_fast.model.lengths import check_length, most_tokens
 from bayesrm_fast.model.passes import Progress
-from bayesrm_fast.saved.folders import save_folder
+from bayesrm_fast.saved.damage import MODEL_FILES, TOKENIZER_FILES, cannot_load
+from bayesrm_fast.saved.folders import check_target, save_folder
 from bayesrm_fast.saved.models import named
 from bayesrm_fast.text.batches import Collator
 from bayesrm_fast.text.encoder import TRAINED_JOINING, TextEncoder, default_max_length
@@ -82,7 +82,7 @@ def train_adapter(
     from transformers import AutoModelForSequenceClassification, AutoTokenizer, set_seed
 
     folder = Path(folder)
-    check_folder(folder)
+    check_target(folder, str(base))
     checked = preference_pairs(pairs)
     set_seed(options.seed)
     try:
@@ -91,10 +91,11 @@ def train_adapter(
         model, loading = AutoModelForSequenceClassification.from_pretrained(
             str(base), num_labels=1, trust_remote_code=False, output_loading_info=True
         )
-    except (OSError, ValueError) as error:
+    except Exception as error:
         if "trust_remote_code" in str(error):
             raise InputError(f"the base model {base} brings code of its own, which training does not run") from error
-        raise InputError(f"the base model {base} cannot be loaded: {str(error).splitlines()[0]}") from error
+        files = (*MODEL_FILES, *TOKENIZER_FILES)
+        raise cannot_load(f"the base model {base}", str(base), files, error) from error
     new_layers = _new_layers(model, loading["missing_keys"], str(base))
     config = model.config.get_text_config()
     longest = default_max_length(tokenizer, most_tokens(model)) if options.max_length is None else options.max_length

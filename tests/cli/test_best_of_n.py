@@ -1,8 +1,7 @@
 """`bayesrm best-of-n`."""
 
-import json
-
 import pytest
+from full_disk import full_disk
 from tiny import words
 
 from bayesrm_fast import BayesianRewardModel
@@ -67,18 +66,23 @@ def test_a_run_is_explained(model_folder, tmp_path, summary):
     assert [len(row["advice"]["warnings"]) for row in read_rows(tmp_path / "tuned.parquet")] == [0, 1]
 
 
-def test_variances_are_counted_and_a_run_is_resumed(model_folder, tmp_path, summary, refused):
+def test_variances_are_counted_and_a_run_is_resumed(model_folder, tmp_path, summary, refused, monkeypatch):
+    monkeypatch.setattr("bayesrm_fast.cli.resumable.CHUNK", 16)
     rows = [{"prompt": words(3, i), "responses": [words(2 + j, 9 * i + j) for j in range(12)]} for i in range(70)]
     write_rows(tmp_path / "many.jsonl", rows)
     arguments = (model_folder, tmp_path / "many.jsonl")
     told = summary("best-of-n", *arguments, tmp_path / "best.jsonl", "--k", "0.1", "--absolute")
     assert (told["prompts"], told["candidates"]) == (70, 840)
     assert 70 <= told["variances_computed"] < 840
-    again, partial = tmp_path / "again.jsonl", tmp_path / "again.jsonl.partial"
-    refused("best-of-n", *arguments, again, "--k", "-1")
-    lines = (tmp_path / "best.jsonl").read_bytes().splitlines(keepends=True)
-    partial.write_bytes(json.dumps({"job": None}).encode() + b"\n" + b"".join(lines[:64]))
-    assert "another model" in refused("best-of-n", *arguments, again, "--k", "0.1", "--resume")
+    again = tmp_path / "again.jsonl"
+    with full_disk(10_000):  # before the last rows
+        assert "cannot be written: File too large" in refused(
+            "best-of-n", *arguments, again, "--k", "0.1", "--absolute"
+        )
+    assert summary("best-of-n", *arguments, again, "--k", "0.1", "--absolute", "--resume") == told | {
+        "output": str(again)
+    }
+    assert again.read_bytes() == (tmp_path / "best.jsonl").read_bytes()
 
 
 def test_a_run_by_another_rule_is_not_continued(model_folder, candidates_file, tmp_path, refused, monkeypatch):
@@ -92,8 +96,8 @@ def test_a_run_by_another_rule_is_not_continued(model_folder, candidates_file, t
         with pytest.raises(KeyboardInterrupt):
             best_of_n(model_folder, candidates_file, tmp_path / "best.jsonl")
     arguments = ("best-of-n", model_folder, candidates_file, tmp_path / "best.jsonl", "--resume")
-    for options in (("--k", "0.5"), ("--rule", "variance"), ("--explain",)):
-        assert "another model" in refused(*arguments, *options)
+    for name, *value in (("k", "0.5"), ("rule", "variance"), ("explain",)):
+        assert f"(what differs: {name})" in refused(*arguments, f"--{name}", *value)
 
 
 @pytest.mark.parametrize(
@@ -124,8 +128,7 @@ def test_a_reward_that_is_nan_is_named_by_its_file_row_and_response(
     model_folder, tmp_path, number, refused, nan_at, monkeypatch
 ):
     """In a chunk after the first, too."""
-    for module in ("jobs", "resumable"):
-        monkeypatch.setattr(f"bayesrm_fast.cli.{module}.CHUNK", 4)
+    monkeypatch.setattr("bayesrm_fast.cli.resumable.CHUNK", 4)
     rows = [{"prompt": "able", "responses": ["act", "all " * i]} for i in range(1, 13)]
     rows[number - 1]["responses"][1] = "art"
     write_rows(tmp_path / "rows.jsonl", rows)

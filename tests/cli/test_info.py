@@ -1,6 +1,11 @@
 """`bayesrm info`."""
 
+import shutil
+
+from dying import killed
+
 from bayesrm_fast.ops.cpu import unavailable
+from bayesrm_fast.posterior.files import load_posterior, save_posterior
 
 
 def test_it_shows_the_posterior(model_folder, summary, bayesrm, no_model):
@@ -30,3 +35,10 @@ def test_it_says_which_shortcuts_a_model_takes(model_folder, summary):
 def test_a_folder_without_a_posterior_is_told(adapter_folder, tmp_path, refused):
     for folder in (adapter_folder, tmp_path, tmp_path / "nothing"):
         assert "posterior.json cannot be read: No such file" in refused("info", folder)
+
+
+def test_a_folder_whose_save_was_killed_is_settled_first(model_folder, tmp_path, summary):
+    folder = shutil.copytree(model_folder, tmp_path / "rm")
+    posterior = load_posterior(folder)
+    assert killed(lambda: save_posterior(posterior, folder), 2)
+    assert summary("info", folder) == summary("info", model_folder)

@@ -1,19 +1,13 @@
-"""Runs in chunks, and told from any other run."""
+"""What the results of a run follow from."""
 
+import json
 import shutil
+from dataclasses import replace
 
 import pytest
 
-from bayesrm_fast import BayesianRewardModel
-from bayesrm_fast.cli import jobs
-from bayesrm_fast.cli.jobs import in_chunks, job_header
-
-
-def test_records_come_in_chunks_after_those_that_are_done(monkeypatch):
-    monkeypatch.setattr(jobs, "CHUNK", 3)
-    assert list(in_chunks(range(8), 0)) == [[0, 1, 2], [3, 4, 5], [6, 7]]
-    assert list(in_chunks(iter(range(8)), 6)) == [[6, 7]]
-    assert list(in_chunks(range(6), 6)) == []
+from bayesrm_fast import BayesianRewardModel, InputError
+from bayesrm_fast.cli.jobs import check_unchanged, file_sha256, job_of
 
 
 @pytest.fixture
@@ -21,30 +15,79 @@ def rm(model_folder):
     return BayesianRewardModel.from_pretrained(model_folder, device="cpu")
 
 
-def test_a_header_says_what_results_follow_from(rm, model_folder, tmp_path):
-    input_file = tmp_path / "rows.jsonl"
-    input_file.write_text("rows")
-    header = job_header(rm, input_file, {"k": 0.5})
-    again = BayesianRewardModel.from_pretrained(model_folder, device="cpu")
-    moved = shutil.copy(input_file, tmp_path / "moved.jsonl")
-    assert job_header(again, moved, {"k": 0.5}) == header
-    changed = []
+def load(folder, **options):
+    return BayesianRewardModel.from_pretrained(folder, device="cpu", **options)
 
-    def differs(name, other):
-        changed.append({key for key in header if other[key] != header[key]})
-        assert changed[-1] == {name}
 
-    differs("k", job_header(rm, input_file, {"k": 1.0}))
-    moved.write_text("other rows")
-    differs("input_sha256", job_header(rm, moved, {"k": 0.5}))
-    again.posterior.prior_precision *= 2
-    differs("prior_precision", job_header(again, input_file, {"k": 0.5}))
-    again = BayesianRewardModel.from_pretrained(model_folder, device="cpu")
-    again.posterior.temperature = 2.0
-    differs("temperature", job_header(again, input_file, {"k": 0.5}))
-    shorter = BayesianRewardModel.from_pretrained(model_folder, device="cpu", max_length=16)
-    differs("max_length", job_header(shorter, input_file, {"k": 0.5}))
-    again = BayesianRewardModel.from_pretrained(model_folder, device="cpu")
-    next(iter(again.posterior.blocks.values())).eigenvalues[0, 0] *= 2
-    differs("posterior_sha256", job_header(again, input_file, {"k": 0.5}))
-    assert isinstance(header["prior_precision"], float)
+def job(rm):
+    return job_of(rm, "abc", {"k": 1.0})
+
+
+def test_the_same_model_elsewhere_has_the_same_job(rm, model_folder, tmp_path):
+    assert job(load(shutil.copytree(model_folder, tmp_path / "copy"))) == job(rm)
+    rm.save_pretrained(tmp_path / "saved again")
+    assert job(load(tmp_path / "saved again")) == job(rm)
+    json.dumps(job(rm))
+
+
+def another_model(part):
+    def change(rm):
+        record = rm.posterior.record
+        rm.posterior.record = replace(record, fingerprint=record.fingerprint | {part: "another"})
+
+    return change
+
+
+def another_structure(rm):
+    rm.posterior.record = replace(rm.posterior.record, rank=1)
+
+
+def another_precision(rm):
+    rm.posterior.prior_precision *= 2
+
+
+def another_temperature(rm):
+    rm.posterior.temperature = 2.0
+
+
+def another_eigenvalue(rm):
+    next(iter(rm.posterior.blocks.values())).eigenvalues[0, 0] *= 2
+
+
+def another_length(rm):
+    rm.encoder.max_length = 16
+
+
+@pytest.mark.parametrize(
+    ("change", "part"),
+    [
+        *((another_model(part), part) for part in ("adapter weights", "base weights", "tokenizer", "chat template")),
+        (another_structure, "posterior"),
+        (another_precision, "posterior"),
+        (another_temperature, "posterior"),
+        (another_eigenvalue, "posterior"),
+        (another_length, "max_length"),
+    ],
+)
+def test_what_a_reward_depends_on_differs_by_its_part(rm, change, part):
+    before = job(rm)
+    change(rm)
+    after = job(rm)
+    assert {name for name in before if after[name] != before[name]} == {part}
+
+
+def test_a_job_is_its_input_the_model_and_the_options(rm):
+    assert job(rm).items() >= {"input": "abc", "k": 1.0, **rm.posterior.record.fingerprint}.items()
+
+
+def test_an_input_that_changes_is_told(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("rows")
+    sha256 = file_sha256(path)
+    check_unchanged(path, sha256)
+    path.write_text("rowz")
+    with pytest.raises(InputError, match=r"rows\.jsonl has changed while it was read: nothing is written"):
+        check_unchanged(path, sha256)
+    path.unlink()
+    with pytest.raises(InputError, match=r"rows\.jsonl cannot be read: No such file"):
+        check_unchanged(path, sha256)

@@ -1,6 +1,8 @@
 """The installed command from outside, and what all commands have in common."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +10,7 @@ from pathlib import Path
 import pytest
 import typer
 
+from bayesrm_fast.atomic import written_whole
 from bayesrm_fast.cli.main import app
 from bayesrm_fast.text.files import read_rows, write_rows
 
@@ -97,6 +100,29 @@ def test_other_errors_are_not_hidden(bayesrm, monkeypatch):
     monkeypatch.setattr("bayesrm_fast.ops.machine.describe_machine", breaks)
     with pytest.raises(ZeroDivisionError):
         bayesrm("info")
+
+
+def test_a_run_that_is_told_to_terminate_cleans_up(bayesrm, tmp_path, monkeypatch):
+    def works():
+        with written_whole(tmp_path / "file") as beside:
+            beside.write_text("half")
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr("bayesrm_fast.ops.machine.describe_machine", works)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        bayesrm("info", code=128 + signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_error_of_the_file_system_is_one_line(refused, monkeypatch):
+    def fails(*args):
+        raise OSError(28, "No space left on device", "/dev/full")
+
+    monkeypatch.setattr("bayesrm_fast.ops.machine.describe_machine", fails)
+    assert refused("info") == "bayesrm: [Errno 28] No space left on device: '/dev/full'"
 
 
 def test_words_of_other_languages_and_markup_are_shown_as_they_are(refused, tmp_path):

@@ -1,7 +1,6 @@
 """`bayesrm score`."""
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -13,7 +12,7 @@ import pytest
 from tiny import tiny_pairs, words
 
 from bayesrm_fast import BayesianRewardModel, InputError
-from bayesrm_fast.cli.jobs import CHUNK
+from bayesrm_fast.cli.resumable import CHUNK
 from bayesrm_fast.cli.score import score
 from bayesrm_fast.text.files import read_rows, write_rows
 
@@ -22,8 +21,7 @@ COMMAND = Path(sys.executable).with_name("bayesrm")
 
 @pytest.fixture
 def small_chunks(monkeypatch):
-    for module in ("jobs", "resumable"):
-        monkeypatch.setattr(f"bayesrm_fast.cli.{module}.CHUNK", 4)
+    monkeypatch.setattr("bayesrm_fast.cli.resumable.CHUNK", 4)
 
 
 def rows_of(count, responses=2):
@@ -75,13 +73,6 @@ def test_pairs_of_other_layouts_are_scored_each_in_its_row(model_folder, tmp_pat
     assert found[2]["mean"] == 0.0
 
 
-def test_a_pipe_is_refused_and_not_waited_for(model_folder, tmp_path, refused, no_model):
-    os.mkfifo(tmp_path / "rows.jsonl")
-    for command in ("score", "best-of-n"):
-        assert "is no regular file" in refused(command, model_folder, tmp_path / "rows.jsonl", tmp_path / "out.jsonl")
-    assert "is no regular file" in refused("fit", model_folder, tmp_path / "rows.jsonl")
-
-
 def test_pairs_are_scored_as_differences(model_folder, pairs_file, tmp_path, bayesrm):
     bayesrm("score", model_folder, pairs_file, tmp_path / "scores.jsonl")
     rm = BayesianRewardModel.from_pretrained(model_folder, device="cpu")
@@ -129,7 +120,7 @@ def test_a_failure_in_the_middle_leaves_what_was_scored_readable(model_folder, t
     with pytest.raises(InputError, match="NaN"):
         score(model_folder, tmp_path / "many.jsonl", tmp_path / "scores.jsonl")
     partial = [json.loads(line) for line in (tmp_path / "scores.jsonl.partial").read_text().splitlines()]
-    assert [row["prompt"] for row in partial[1:]] == [row["prompt"] for row in rows[:CHUNK]]
+    assert [row["result"]["prompt"] for row in partial[1:]] == [row["prompt"] for row in rows[:CHUNK]]
     score(model_folder, tmp_path / "many.jsonl", tmp_path / "scores.jsonl", resume=True)
     assert len(read_rows(tmp_path / "scores.jsonl")) == len(rows)
 
@@ -188,7 +179,9 @@ def test_another_posterior_of_the_same_prior_precision_is_not_continued(
     before = interrupted.read_bytes()
     other = refit(model_folder, tmp_path / "other", pairs=tiny_pairs(seed=50))
     arguments = (tmp_path / "rows.jsonl", tmp_path / "out.jsonl", "--resume")
-    assert "out.jsonl.partial is of another model, input or version" in refused("score", other, *arguments)
+    assert "out.jsonl.partial is of another run (what differs: posterior): remove it" in refused(
+        "score", other, *arguments
+    )
     assert interrupted.read_bytes() == before
     same = refit(model_folder, tmp_path / "same", pairs=tiny_pairs())  # fitted again, to the same numbers
     assert summary("score", same, *arguments)["rows"] == 10
@@ -199,11 +192,39 @@ def test_another_posterior_of_the_same_prior_precision_is_not_continued(
 def test_another_input_or_another_budget_is_not_continued(model_folder, tmp_path, interrupted, refused, summary):
     write_rows(tmp_path / "rows.jsonl", [*rows_of(9), *rows_of(1)])
     arguments = (model_folder, tmp_path / "rows.jsonl", tmp_path / "out.jsonl")
-    assert "another model, input or version" in refused("score", *arguments, "--resume")
+    assert "(what differs: input)" in refused("score", *arguments, "--resume")
     write_rows(tmp_path / "rows.jsonl", rows_of(10))
-    assert "another model, input or version" in refused("score", *arguments, "--resume", "--max-batch-tokens", "99")
+    line = refused("score", *arguments, "--resume", "--max-batch-tokens", "99")
+    assert "(what differs: max_batch_tokens)" in line
     moved = shutil.copy(tmp_path / "rows.jsonl", tmp_path / "moved.jsonl")  # the same rows
     assert summary("score", model_folder, moved, tmp_path / "out.jsonl", "--resume")["rows"] == 10
+
+
+@pytest.mark.parametrize("command", ["score", "best-of-n"])
+@pytest.mark.parametrize("change", ["grows", "shrinks", "other rows"])
+def test_an_input_that_changes_meanwhile_becomes_no_output(
+    model_folder, tmp_path, monkeypatch, refused, summary, command, change
+):
+    path, out = tmp_path / "rows.jsonl", tmp_path / "out.jsonl"
+    write_rows(path, rows_of(6))
+    load = BayesianRewardModel.from_pretrained
+
+    def meanwhile(*args, **options):
+        write_rows(path, {"grows": rows_of(7), "shrinks": rows_of(5), "other rows": rows_of(7)[1:]}[change])
+        return load(*args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(BayesianRewardModel, "from_pretrained", meanwhile)
+        line = refused(command, model_folder, path, out)
+    assert "rows.jsonl has changed while it was read: nothing is written, run again" in line
+    assert not out.exists()
+    assert f"{out}.partial is of another run (what differs: input)" in refused(
+        command, model_folder, path, out, "--resume"
+    )
+    write_rows(path, rows_of(6))  # as it was: what was scored of other rows is not taken
+    summary(command, model_folder, path, out, "--resume")
+    summary(command, model_folder, path, tmp_path / "unbroken.jsonl")
+    assert out.read_bytes() == (tmp_path / "unbroken.jsonl").read_bytes()
 
 
 @pytest.mark.parametrize("command", ["score", "best-of-n"])

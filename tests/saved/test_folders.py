@@ -6,7 +6,9 @@ import shutil
 
 import pytest
 import torch
+from dying import killed
 from failing_rename import FailingRename
+from full_disk import full_disk
 from tiny import tiny_adapter, tiny_pairs, tiny_tokenizer, words
 
 from bayesrm_fast import BayesianRewardModel, InputError
@@ -117,7 +119,7 @@ def test_a_failure_at_any_step_leaves_the_folder_as_it_was(used, less, monkeypat
             break
         assert content(used) == before, f"step {steps + 1}"
         steps += 1
-    assert steps >= 12  # two files of the posterior, then more than five out and five in
+    assert steps >= 14  # two files of the posterior, then more than five out and five in, with a turn each
     torch.testing.assert_close(scores(load(used)), scores(less), rtol=0, atol=0)
     assert [path.name for path in used.parent.iterdir()] == ["used"]
 
@@ -152,9 +154,48 @@ def test_a_new_folder_appears_whole_or_not_at_all(less, tmp_path, monkeypatch, e
             break
         assert content(tmp_path) == {}, f"step {steps + 1}"
         steps += 1
-    assert steps == 3  # the posterior's two files, and the folder
+    assert steps == 4  # the posterior's two files with the turn before them, and the folder
     assert [path.name for path in tmp_path.iterdir()] == ["new"]
     torch.testing.assert_close(scores(load(tmp_path / "new")), scores(less), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("moment", [4, 8, 9, 12])
+def test_a_folder_loads_after_a_save_that_was_killed(used, less, moment):
+    """Before, between and after the steps of a save: as it was, or as it should become."""
+    before = scores(load(used))
+    assert killed(lambda: less.save_pretrained(used), moment)
+    found = scores(load(used))
+    assert torch.equal(found, before) or torch.equal(found, scores(less))
+    less.save_pretrained(used)
+    assert not [name for name in content(used) if name.startswith(".")]
+    torch.testing.assert_close(scores(load(used)), scores(less), rtol=0, atol=0)
+
+
+def test_an_adapter_beside_others_loads_after_a_save_that_was_killed(adapter_folder, less, tmp_path):
+    less.save_pretrained(tmp_path / "second")
+    assert killed(lambda: less.save_pretrained(tmp_path / "second"), 9)
+    again = load(adapter_folder).with_adapter(tmp_path / "second", "second")
+    torch.testing.assert_close(scores(again), scores(less), rtol=0, atol=0)
+
+
+def test_an_adapter_is_not_saved_into_its_base_models_folder(adapter_folder, base_folder, tmp_path):
+    before = content(base_folder)
+    (tmp_path / "link").symlink_to(base_folder)
+    for folder in (base_folder, tmp_path / "link"):
+        with pytest.raises(InputError, match="is the base model's folder: save the adapter to another one"):
+            load(adapter_folder).save_pretrained(folder)
+    assert content(base_folder) == before
+
+
+def test_a_disk_that_is_full_leaves_all_as_it_was(used, everything, tmp_path):
+    before = content(used)
+    sizes = sorted({path.stat().st_size for path in used.iterdir() if path.name not in FOREIGN})
+    for size in [0, *(size - 1 for size in sizes)]:
+        for folder in (used, tmp_path / "new"):
+            with full_disk(size), pytest.raises(InputError, match=f"^{folder} cannot be written: "):
+                everything.save_pretrained(folder)
+    assert content(used) == before
+    assert [path.name for path in tmp_path.iterdir()] == ["used"]
 
 
 def test_a_model_without_lora_does_not_take_the_place_of_an_adapter(used, virtual):

@@ -116,11 +116,10 @@ def test_other_weights_are_refused(base_folder, copied, tmp_path):
                 lambda tensors: tensors.clear() or tensors.update({"model.nothing": torch.ones(2, 16)}),
                 layers={"model.nothing": "model.nothing"},
             ),
-            "no linear layer model.nothing",
+            r"virtual_adapter\.json: .* no linear layer model.nothing",
         ),
         (lambda f: rewrite(f, lambda tensors: tensors.popitem()), "does not hold the A of each"),
         (lambda f: rewrite(f, lambda tensors: next(iter(tensors.values())).fill_(float("nan"))), "is NaN or infinite"),
-        (lambda f: edit(f, virtual_rank=True), "virtual_rank must be a whole number, not True"),
         (lambda f: edit(f, virtual_rank=0), "virtual_rank must be a whole number of at least 1"),
         (lambda f: edit(f, virtual_targets="("), "is no regular expression"),
         (lambda f: edit(f, layers={}), "the model or the layers are empty"),
@@ -131,6 +130,28 @@ def test_other_weights_are_refused(base_folder, copied, tmp_path):
 def test_damaged_folders_are_named(copied, damage, message):
     damage(copied)
     with pytest.raises(InputError, match=message):
+        load(copied)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("model", None),
+        ("model", 3),
+        ("virtual_rank", None),
+        ("virtual_rank", True),
+        ("virtual_rank", "2"),
+        ("virtual_targets", None),
+        ("virtual_targets", [3]),
+        ("layers", None),
+        ("layers", []),
+        ("layers", {"model.layers.0.mlp.up_proj": 3}),
+        ("layers", {"model.layers.0.mlp.up_proj": "nothing"}),
+    ],
+)
+def test_a_part_of_the_record_that_is_not_what_was_saved_is_named(copied, name, value):
+    edit(copied, **{name: value})
+    with pytest.raises(InputError, match=rf"{copied}/virtual_adapter\.json(: {name}.* must be | was changed)"):
         load(copied)
 
 
