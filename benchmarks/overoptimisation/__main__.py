@@ -147,8 +147,10 @@ def draw(results: dict[str, Any], path: Path) -> None:
         heights[below + 1] = max(height, heights[below] + least)
     for name, height in zip(ends, heights, strict=True):
         gold = results["rows"][name]["gold"]
-        (line,) = axis.plot(results["kl"], gold, "o-", ms=4, lw=2.2 if name == "MAP" or "ggn" in name else 1.3)
-        axis.annotate(name, (results["kl"][-1], height), color=line.get_color(), **beside)
+        colour = f"C{SHOWN.index(name)}"
+        width = 2.2 if name == "MAP" or "ggn" in name else 1.3
+        axis.plot(results["kl"], gold, "o-", ms=4, lw=width, color=colour)
+        axis.annotate(name, (results["kl"][-1], height), color=colour, **beside)
     last = results["sizes"][-1]
     axis.set(xlabel=f"KL of best-of-n to the policy, nats (n = 1 to {last})", ylabel="gold of the choice")
     axis.set_xlim(0, results["kl"][-1] * 1.75)
