@@ -1,76 +1,105 @@
-"""The demo's picture."""
+"""What a person sees: tables and the picture."""
 
 from pathlib import Path
+from typing import Any
 
 import matplotlib
-import numpy as np
+import torch
+from rich.table import Table
 
-from demo.passages import IN_DISTRIBUTION
+from bayesrm_fast.select.estimators import best_of_n_kl, mean_and_standard_error, sizes_up_to
+from bayesrm_fast.select.rules import first_best
+from demo.experiment import DEFAULT, MAP, Outcome
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
 
-COLOURS = {
-    "intact passage": "#2e7d4f",
-    "damaged copy": "#8fbf9f",
-    "another subject": "#d1495b",
-    "source code": "#e08e45",
-    "prompt echoed": "#7b5ea7",
-    "one word repeated": "#b08bd0",
-    "punctuation": "#555555",
-}
+ROWS = 4
+"""Candidates shown of the best by either rule."""
+
+COLOURS = {MAP: "#d1495b", DEFAULT: "#2e7d4f"}
 
 
-def draw(
-    kinds: np.ndarray,  # shape: (prompts, candidates)
-    mean: np.ndarray,  # shape: (prompts, candidates)
-    std: np.ndarray,  # shape: (prompts, candidates)
-    wins: dict[str, list[str]],
-    separation: float,
-    path: Path,
-) -> None:
-    """Reward against std, the std of either side, and who wins under either rule."""
-    figure, (cloud, sides, winners) = pyplot.subplots(1, 3, figsize=(15, 4.6), layout="constrained")
-    for kind, colour in COLOURS.items():
-        here = kinds == kind
-        cloud.scatter(mean[here], std[here], s=16, alpha=0.75, color=colour, label=kind, linewidth=0)
-    cloud.set(xlabel="reward", ylabel="posterior std", title="What the model likes, and how sure it is", yscale="log")
-    cloud.legend(frameon=False, fontsize=8, markerscale=1.5)
+def changed_prompts(outcome: Outcome) -> list[int]:
+    """Where the reward alone and the default choose differently."""
+    return [i for i, best in enumerate(outcome.best) if first_best(best.mean) != best.index]
 
-    inside = np.isin(kinds, IN_DISTRIBUTION)
-    bins = np.geomspace(std.min(), std.max(), 30)
-    for values, label, colour in (
-        (std[inside], "in-distribution", "#2e7d4f"),
-        (std[~inside], "off-distribution", "#d1495b"),
-    ):
-        sides.hist(
-            values,
-            bins=bins,
-            density=False,
-            weights=np.full(values.size, 1 / values.size),
-            alpha=0.6,
-            color=colour,
-            label=label,
-        )
-    sides.set(
-        xlabel="posterior std",
-        ylabel="share of the texts",
-        xscale="log",
-        title=f"The std of either kind of text: AUROC {separation:.2f}",
+
+def prompt_table(outcome: Outcome, at: int) -> Table:
+    """The best candidates of one prompt by either rule, highest reward first."""
+    one, best = outcome.sets[at], outcome.best[at]
+    by_reward = best.mean.argsort(descending=True, stable=True)
+    leading = {*by_reward[:ROWS].tolist(), *best.scores.argsort(descending=True)[:ROWS].tolist()}
+    winners = {MAP: first_best(best.mean), "default": best.index}
+    headings = ("candidate", "reward", "std", "reward − std", "chosen by", "on the subject")
+    table = Table(
+        *headings, title=f"“{one.prompt} …”, the best of {len(best.mean)}; reward and std relative to their mean"
     )
-    sides.legend(frameon=False)
+    for i in by_reward.tolist():
+        if i in leading:
+            numbers = (best.mean[i], best.variance[i].sqrt(), best.scores[i])
+            chosen = " and ".join(name for name, index in winners.items() if index == i)
+            table.add_row(one.responses[i], *(f"{value:.2f}" for value in numbers), chosen, f"{one.gold[i]:.0%}")
+    return table
 
-    left = np.zeros(2)
-    names = {"penalty": "reward − std", "MAP": "reward alone"}
-    for kind, colour in COLOURS.items():
-        counts = np.array([wins[name].count(kind) for name in names])
-        winners.barh(list(names.values()), counts, left=left, color=colour)
-        for row, count in enumerate(counts):
-            if count >= 2:
-                winners.text(left[row] + count / 2, row, str(count), ha="center", va="center", color="white")
-        left += counts
-    winners.set(xlabel="prompts won", title="Who is chosen (colours as on the left)")
-    for axis in (cloud, sides, winners):
+
+def gold_table(outcome: Outcome) -> Table:
+    """Gold of every rule's choice by n, and its gain at the largest n."""
+    count = len(outcome.best[0].mean)
+    sizes = sizes_up_to(count)
+    title = f"share of the chosen text that is on the subject, by the number of candidates; {len(outcome.best)} prompts"
+    table = Table("chosen by", *(f"n = {n}" for n in sizes), f"gain over MAP at {count}", title=title)
+    for name, curves in outcome.curves.items():
+        gain, error = mean_and_standard_error((curves - outcome.curves[MAP])[:, -1].tolist())
+        told = "" if name == MAP else f"{gain:+.3f} ± {error:.3f}"
+        table.add_row(name, *(f"{value:.3f}" for value in curves.mean(0).tolist()), told)
+    return table
+
+
+def draw(outcome: Outcome, at: int, path: Path) -> None:
+    """Gold against n, and the candidates of one prompt."""
+    figure, (course, cloud) = pyplot.subplots(1, 2, figsize=(12, 4.8), layout="constrained")
+    sizes = sizes_up_to(len(outcome.best[0].mean))
+    kl = [best_of_n_kl(n) for n in sizes]
+    for name, curves in outcome.curves.items():
+        if name == "oracle":
+            continue
+        middle, error = zip(*(mean_and_standard_error(column.tolist()) for column in curves.T), strict=True)
+        strong: dict[str, Any] = (
+            {"color": COLOURS[name], "lw": 2.4} if name in COLOURS else {"color": "#999999", "lw": 1.2}
+        )
+        course.plot(kl, middle, "o-" if name in COLOURS else "o--", ms=4, label=name, **strong)
+        if name in COLOURS:
+            low, high = (torch.tensor(middle) + sign * torch.tensor(error) for sign in (-1, 1))
+            course.fill_between(kl, low, high, color=COLOURS[name], alpha=0.12, linewidth=0)
+    course.set_xticks(kl, [f"{value:.1f}\nn = {n}" for value, n in zip(kl, sizes, strict=True)])
+    course.set(xlabel="KL of best-of-n to the policy, nats", ylabel="share of the text on the subject")
+    course.set_title(
+        f"What the chosen text is worth: mean of {len(outcome.best)} prompts and standard error", fontsize=11
+    )
+    course.legend(frameon=False, fontsize=9)
+
+    one, best = outcome.sets[at], outcome.best[at]
+    std = best.variance.sqrt()
+    points = cloud.scatter(
+        std, best.mean, c=one.gold, cmap="RdYlGn", vmin=0, vmax=1, s=30, edgecolors="#555555", linewidths=0.4
+    )
+    for index, (name, colour) in zip((first_best(best.mean), best.index), COLOURS.items(), strict=True):
+        cloud.scatter(std[index], best.mean[index], s=170, facecolors="none", edgecolors=colour, linewidths=2)
+        cloud.annotate(
+            name,
+            (std[index], best.mean[index]),
+            (0, 12),
+            textcoords="offset points",
+            color=colour,
+            ha="center",
+            fontsize=9,
+        )
+    cloud.margins(0.15)
+    cloud.set(xlabel="relative std", ylabel="relative reward")
+    cloud.set_title(f"The candidates of “{one.prompt} …”", fontsize=11)
+    figure.colorbar(points, label="share of the text on the subject")
+    for axis in (course, cloud):
         axis.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=130)
     pyplot.close(figure)
