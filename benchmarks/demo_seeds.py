@@ -32,7 +32,7 @@ def main(
     """Run the demo with each seed and tell."""
     console = Console(width=150)
     quiet_transformers()
-    scale = QUICK if quick else Scale()
+    scale, seeds = (QUICK, 2) if quick else (Scale(), seeds)
     outcomes = []
     for seed in range(seeds):
         with tempfile.TemporaryDirectory() as folder:

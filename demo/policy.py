@@ -9,7 +9,7 @@ from pydoc_data.topics import topics
 SHORTEST = 150
 """Words that an article has at least."""
 
-DRIFT = 1 / 8
+DRIFT = 1 / 6
 """How often, after a word, the chain goes over to another article that has this word, and stays there."""
 
 LONGEST = 40

@@ -7,9 +7,6 @@ from dataclasses import dataclass
 from demo.policy import MarkovChain, articles
 
 PROMPT_WORDS = 6
-ENOUGH = 3
-"""Words of five letters or more without which a text says nothing."""
-
 PAIRS_A_PROMPT = 10
 
 
@@ -27,10 +24,10 @@ def vocabulary(texts: Sequence[str]) -> set[str]:
     return {word for word in words if len(word) > 4}
 
 
-def is_right(text: str, article_words: set[str]) -> bool:
-    """The gold: whether the text has at least three words of five letters or more, and the article has them all."""
+def on_subject(text: str, article_words: set[str]) -> float:
+    """The gold: which share of the text's words of five letters or more the article has; 0 of a text without any."""
     words = vocabulary([text])
-    return len(words) >= ENOUGH and words <= article_words
+    return len(words & article_words) / max(len(words), 1)
 
 
 class Task:
@@ -57,8 +54,8 @@ class Task:
         return found
 
     def gold(self, prompt: Prompt, texts: Sequence[str]) -> list[float]:
-        """1 of a continuation that is right, else 0."""
-        return [float(is_right(text, self._words[prompt.topic])) for text in texts]
+        """Of continuations."""
+        return [on_subject(text, self._words[prompt.topic]) for text in texts]
 
     def candidates(self, prompt: Prompt, count: int) -> list[str]:
         """Samples of the policy."""
@@ -66,19 +63,18 @@ class Task:
         return [self.policy.continuation(prompt.topic, prompt.text, generator) for _ in range(count)]
 
     def pairs(self, count: int, noise: float) -> list[dict[str, str]]:
-        """A right and a wrong sample each; in a share `noise` of the pairs the wrong one is called the better one."""
+        """Two samples of different gold each; in a share `noise` of the pairs the worse one is called the better."""
         lot = random.Random(self.seed)
         found: list[dict[str, str]] = []
         for prompt in self.training:
             if len(found) >= count:
                 break
-            texts = self.candidates(prompt, 4 * PAIRS_A_PROMPT)
-            gold = self.gold(prompt, texts)
-            right = [text for text, worth in zip(texts, gold, strict=True) if worth == 1]
-            wrong = [text for text, worth in zip(texts, gold, strict=True) if worth == 0]
-            for pair in list(zip(right, wrong, strict=False))[:PAIRS_A_PROMPT]:
-                better, worse = reversed(pair) if lot.random() < noise else pair
-                found.append({"prompt": prompt.text, "chosen": better, "rejected": worse})
+            texts = self.candidates(prompt, 2 * PAIRS_A_PROMPT)
+            both = zip(texts, self.gold(prompt, texts), strict=True)
+            for (first, worth), (second, other) in zip(both, both, strict=True):
+                if worth != other:
+                    better, worse = (first, second) if (worth > other) != (lot.random() < noise) else (second, first)
+                    found.append({"prompt": prompt.text, "chosen": better, "rejected": worse})
         return found[:count]
 
 

@@ -12,7 +12,7 @@ from bayesrm_fast.select.estimators import expected_best_of_n
 from demo.experiment import DEFAULT, MAP, Outcome, Scale, expected_gold, run, scores
 from demo.policy import LONGEST, MarkovChain, articles
 from demo.report import draw, gold_table, prompt_table
-from demo.task import Task, agreement, is_right, vocabulary
+from demo.task import Task, agreement, on_subject, vocabulary
 
 ARTICLE = ["The parser reads tokens: names, numbers and *strings*.", "A statement holds expressions."]
 TASK = Task(0)
@@ -36,18 +36,17 @@ def test_no_topic_is_both_trained_on_and_held_out():
 
 
 @pytest.mark.parametrize(
-    ("text", "right"),
+    ("text", "share"),
     [
-        ("A parser reads names, and numbers.", True),
-        ("Strings, numbers: STATEMENT!", True),
-        ("numbers numbers numbers", False),  # one word alone
-        ("reads names", False),  # too few
-        ("A parser reads names, numbers and turtles", False),
-        ("", False),
+        ("A parser reads names, and numbers.", 1.0),
+        ("numbers numbers turtles", 1 / 2),  # a word counts once
+        ("Strings, TURTLES: STATEMENT! #turning", 1 / 2),
+        ("the sun", 0.0),  # no long word
+        ("", 0.0),
     ],
 )
-def test_right_is_enough_words_and_all_of_them_the_articles(text, right):
-    assert is_right(text, vocabulary(ARTICLE)) is right
+def test_gold_is_the_share_of_long_words_that_the_article_has(text, share):
+    assert on_subject(text, vocabulary(ARTICLE)) == share
 
 
 def test_words_are_compared_without_case_and_punctuation():
@@ -65,18 +64,15 @@ def test_the_chain_follows_the_article_and_ends_with_the_sentence():
 
 def test_as_many_labels_are_wrong_as_asked_for():
     clean, noisy = TASK.pairs(200, 0.0), TASK.pairs(200, 0.3)
-    by_prompt = {prompt.text: vocabulary(TASK.reference[prompt.topic]) for prompt in TASK.training}
+    words = {prompt.text: vocabulary(TASK.reference[prompt.topic]) for prompt in TASK.training}
     for pair in clean:
-        words = by_prompt[pair["prompt"]]
-        assert is_right(pair["chosen"], words)
-        assert not is_right(pair["rejected"], words)
-    flipped = [one != other for one, other in zip(clean, noisy, strict=True)]
-    assert 0.2 < sum(flipped) / 200 < 0.4  # three standard deviations of 200 draws
-    assert all(
-        one["chosen"] == other["rejected"]
-        for one, other, is_flipped in zip(clean, noisy, flipped, strict=True)
-        if is_flipped
-    )
+        chosen, rejected = (on_subject(pair[side], words[pair["prompt"]]) for side in ("chosen", "rejected"))
+        assert chosen > rejected
+    flipped = 0
+    for one, other in zip(clean, noisy, strict=True):
+        assert {one["chosen"], one["rejected"]} == {other["chosen"], other["rejected"]}
+        flipped += one["chosen"] == other["rejected"]
+    assert 0.2 < flipped / 200 < 0.4  # three standard deviations of 200 draws
 
 
 def test_agreement_is_largest_for_what_most_texts_say():
@@ -87,7 +83,7 @@ def test_agreement_is_largest_for_what_most_texts_say():
     assert values[3] == 0.25
 
 
-def chosen(mean, std):
+def best_of(mean, std):
     mean, std = torch.tensor(mean), torch.tensor(std)
     known = torch.zeros(len(mean), dtype=torch.bool)
     values = mean - std
@@ -96,7 +92,7 @@ def chosen(mean, std):
 
 def test_the_curves_are_those_of_the_unbiased_estimator():
     sets = [Candidates("p", ["a", "b", "c", "d"], gold=[0.0, 1.0, 0.0, 1.0])]
-    best = [chosen([3.0, 1.0, 0.0, -1.0], [5.0, 0.1, 0.1, 0.1])]
+    best = [best_of([3.0, 1.0, 0.0, -1.0], [5.0, 0.1, 0.1, 0.1])]
     curves = {name: expected_gold(of, sets)[0].tolist() for name, of in scores(sets, best).items()}
     gold = torch.tensor(sets[0].gold)
     for name, values in ((MAP, best[0].mean), (DEFAULT, best[0].scores), ("oracle", gold)):
