@@ -24,8 +24,8 @@ MAX_LENGTH = 64
 class Scale:
     """How much there is of everything."""
 
-    pairs: int = 200
-    noise: float = 0.3
+    pairs: int = 160
+    noise: float = 0.4
     epochs: int = 4
     prompts: int = 40
     candidates: int = 64
@@ -58,8 +58,7 @@ def run(seed: int, scale: Scale, folder: Path, console: Console) -> Outcome:
     options = TrainOptions(
         target_modules=["query", "value"],
         epochs=scale.epochs,
-        learning_rate=2e-3,
-        batch_size=4,
+        learning_rate=1e-3,
         max_length=MAX_LENGTH,
         seed=seed,
     )
