@@ -49,8 +49,8 @@ VICTIMS = {
 """Architecture: the posterior's structure, virtual rank, and the configuration."""
 
 NAMES = {
-    "config.json": ["configuration", "the model base", "base model base", "neither base nor", "base is no reward model"],
-    "model.safetensors": ["base weights", "score head", "the model base", "base model base", "base lacks"],
+    "config.json": ["configuration", "base"],
+    "model.safetensors": ["base weights", "score head", "base"],
     "adapter_config.json": ["the adapter in model", "adapter scaling", "base model"],
     "adapter_model.safetensors": ["adapter weights", "score head", "the adapter in model"],
     "tokenizer.json": ["tokenizer"],
@@ -102,7 +102,10 @@ def scored_rows(path):
                 raise InputError(told.getvalue().splitlines()[-1]) from left
     rows = [json.loads(line) for line in Path("out.jsonl").read_text().splitlines()]
     Path("out.jsonl").unlink()
-    return [[row["mean"], row["variance"]] if isinstance(row["mean"], list) else [[row["mean"]], [row["variance"]]] for row in rows]
+    return [
+        [row["mean"], row["variance"]] if isinstance(row["mean"], list) else [[row["mean"]], [row["variance"]]]
+        for row in rows
+    ]
 
 
 def are_equal(found, expected):
@@ -162,43 +165,57 @@ def differ_unseen(whole):
     return True
 
 
-def child(answer, *attack):
+def worker(pipe, place):
+    """Answer attacks with verdicts, in silence and in bounded memory."""
     limit = MEMORY + int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     silent = os.open(os.devnull, os.O_WRONLY)
     os.dup2(silent, 1)
     os.dup2(silent, 2)
-    answer.send(attacked(*attack))
+    while True:
+        pipe.send(attacked(*pipe.recv(), place))
+        os.chdir(place)
 
 
 def verdicts(attacks, place, jobs, limit):
-    """Verdicts as they come, each from a process of its own that is ended after `limit` seconds."""
-    context = multiprocessing.get_context("fork")
+    """Verdicts as they come from other processes, each of which is ended where it takes more than `limit` seconds."""
     waiting, running = list(reversed(attacks)), {}
-    while waiting or running:
-        while waiting and len(running) < jobs:
-            attack = waiting.pop()
-            here, there = context.Pipe(duplex=False)
-            process = context.Process(target=child, args=(there, *attack, place))
-            process.start()
-            there.close()
-            running[here] = (attack, process, time.monotonic() + limit)
-        ready = wait(running, timeout=1)
-        for here, (attack, process, end) in list(running.items()):
-            if here in ready:
-                try:
-                    verdict = here.recv()
-                except EOFError:
-                    process.join()
-                    verdict = "unclear", f"the process ended with {process.exitcode}"
-            elif time.monotonic() > end:
-                verdict = "hang", f"no answer within {limit} s"
-            else:
-                continue
+    context = multiprocessing.get_context("fork")
+
+    def start():
+        here, there = context.Pipe()
+        process = context.Process(target=worker, args=(there, place), daemon=True)
+        process.start()
+        there.close()
+        give(here, process)
+
+    def give(pipe, process):
+        if not waiting:
             process.kill()
-            process.join()
-            del running[here]
+            return
+        attack = waiting.pop()
+        pipe.send(attack)
+        running[pipe] = (attack, process, time.monotonic() + limit)
+
+    for _ in range(jobs):
+        start()
+    while running:
+        ready = wait(running, timeout=1)
+        for pipe, (attack, process, end) in list(running.items()):
+            if pipe not in ready and time.monotonic() < end:
+                continue
+            del running[pipe]
+            try:
+                verdict = pipe.recv() if pipe in ready else ("hang", f"no answer within {limit} s")
+            except EOFError:
+                process.join()
+                verdict = "unclear", f"the process ended with {process.exitcode}"
             yield attack, verdict
+            if process.is_alive() and verdict[0] != "hang":
+                give(pipe, process)
+            else:
+                process.kill()
+                start()
 
 
 VERDICTS = ("refused", "same", "unseen", "wrong", "unclear", "hang")

@@ -48,6 +48,18 @@ def test_bad_files_are_named(tmp_path, name, content, message):
     assert str(path) in str(error.value)
 
 
+@pytest.mark.parametrize("name", ["rows.jsonl.gz", "rows.parquet"])
+def test_a_bit_of_a_text_that_has_flipped_is_found(tmp_path, name):
+    path = tmp_path / name
+    write_rows(path, ROWS)
+    content = bytearray(path.read_bytes())
+    place = content.find("ü".encode())
+    content[place if place > 0 else len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"cannot be read|is not a readable Parquet file"):
+        read_rows(path)
+
+
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.jsonl.gz", "rows.parquet"])
 def test_what_is_no_regular_file_is_refused_and_not_waited_for(tmp_path, name):
     os.mkfifo(tmp_path / name)
