@@ -79,7 +79,7 @@ def virtual_passes_of(model: Any, batch_tokens: int, pairs: list[TokenizedPair])
 def _passes_over(model: Any, taps: Sequence[Tap], batch_tokens: int, device: str) -> Passes:
     readout = PooledReadout(torch.ones(1))
     collator = Collator(pad_token_id=0, vocab_size=VOCABULARY, device=torch.device(device))
-    shortcuts = find_shortcuts(model, readout, collator, max_length=MAX_LENGTH, has_types=False)
+    shortcuts = find_shortcuts(model, readout, collator, max_length=MAX_LENGTH)
     return Passes(TappedModel(Forward(model, readout, shortcuts), taps), collator, TokenBudget(batch_tokens))
 
 

@@ -11,8 +11,8 @@ TEXT = (
 )
 WORDS = TEXT.split()
 
-DECODERS = ["llama", "mistral", "qwen2", "qwen3", "gemma2", "gpt_neox", "gpt2", "opt"]
-ENCODERS = ["bert", "roberta", "deberta-v2"]
+DECODERS = ["llama", "mistral", "qwen2", "qwen3", "qwen3_moe", "gemma2", "gemma3_text", "gpt_neox", "gpt2", "opt"]
+ENCODERS = ["bert", "roberta", "xlm-roberta", "deberta-v2", "modernbert"]
 ARCHITECTURES = DECODERS + ENCODERS
 
 _COMMON = dict(
@@ -27,10 +27,20 @@ _OWN = {
     "mistral": dict(num_key_value_heads=1),
     "qwen2": dict(num_key_value_heads=1),
     "qwen3": dict(num_key_value_heads=1, head_dim=8),
+    "qwen3_moe": dict(
+        num_key_value_heads=1,
+        head_dim=8,
+        num_experts=4,
+        num_experts_per_tok=2,
+        moe_intermediate_size=12,
+        experts_implementation="eager",  # the others know no float64
+    ),
+    "gemma3_text": dict(num_key_value_heads=1, head_dim=8, query_pre_attn_scalar=8),
     "gemma2": dict(num_key_value_heads=1, head_dim=8, query_pre_attn_scalar=8),
     "gpt2": dict(n_embd=16, n_layer=2, n_head=2, n_positions=64),
     "opt": dict(ffn_dim=24, word_embed_proj_dim=16),
     "roberta": dict(max_position_embeddings=66),
+    "xlm-roberta": dict(max_position_embeddings=66),
     "deberta-v2": dict(
         relative_attention=True, pos_att_type=["p2c", "c2p"], position_buckets=8, norm_rel_ebd="layer_norm"
     ),
@@ -39,9 +49,12 @@ TARGETS = {
     "gpt_neox": ["query_key_value", "dense_h_to_4h"],
     "gpt2": ["c_attn", "mlp.c_proj"],
     "opt": ["q_proj", "v_proj", "fc1"],
+    "qwen3_moe": ["q_proj", "k_proj", "v_proj"],
     "bert": ["query", "value", "output.dense"],
     "roberta": ["query", "value"],
+    "xlm-roberta": ["query", "value"],
     "deberta-v2": ["query_proj", "value_proj"],
+    "modernbert": ["Wqkv", "Wi"],
 }
 
 
@@ -66,7 +79,7 @@ def tiny_tokenizer(architecture, chat_template=None):
     )
     if not decoder:
         tokenizer.model_input_names = ["input_ids", "token_type_ids", "attention_mask"]
-    if architecture == "roberta":
+    if architecture in ("roberta", "xlm-roberta", "modernbert"):
         tokenizer.model_input_names = ["input_ids", "attention_mask"]
     tokenizer.chat_template = chat_template
     return tokenizer
@@ -76,6 +89,8 @@ def tiny_base(architecture, num_labels=1, dtype=torch.float32, **overrides):
     """A base classifier whose weights are large enough that nothing is lost in rounding."""
     torch.manual_seed(0)
     options = _COMMON | _OWN.get(architecture, {}) | dict(vocab_size=len(WORDS) + 4, num_labels=num_labels)
+    if architecture == "xlnet":
+        del options["max_position_embeddings"]  # its configuration refuses one
     config = AutoConfig.for_model(architecture, **(options | dict(pad_token_id=0, bos_token_id=1) | overrides))
     model = AutoModelForSequenceClassification.from_config(config)
     with torch.no_grad():

@@ -9,6 +9,7 @@ from torch import Tensor
 from bayesrm_fast.fit.memory import weights_that_fit
 from bayesrm_fast.fit.moments import SecondMoment
 from bayesrm_fast.fit.options import FitOptions
+from bayesrm_fast.model.calls import by_row, in_order
 from bayesrm_fast.model.layers import refuse
 from bayesrm_fast.model.passes import Passes, check_finite, drawn
 from bayesrm_fast.model.virtual import (
@@ -64,14 +65,17 @@ def input_directions(
         pairs = [sample[i] for i in positions]
         batch = passes.collate(pairs)
         moments: dict[int, SecondMoment] = {}
-        with contextlib.ExitStack() as stack:
-            for number, layer in first.items():
-                hook = keeping_input(_adding(moments, number, layer.d_in, rank, batch))
-                stack.callback(layer.module.register_forward_pre_hook(hook).remove)
-            stack.enter_context(passes.forward.prepared(batch, every_token=True))
-            with torch.no_grad():
-                scalars = passes.forward(batch)
-        check_finite(scalars, [row for pair in pairs for row in pair.rows])
+        calls = passes.forward.calls(batch)
+        scalars = []
+        for call in calls:
+            with contextlib.ExitStack() as stack:
+                for number, layer in first.items():
+                    hook = keeping_input(_adding(moments, number, layer.d_in, rank, call.batch))
+                    stack.callback(layer.module.register_forward_pre_hook(hook).remove)
+                stack.enter_context(passes.forward.prepared(call.batch, every_token=True))
+                with torch.no_grad():
+                    scalars.append(passes.forward(call.batch))
+        check_finite(in_order(calls, scalars), [row for pair in pairs for row in pair.rows])
         return moments
 
     total: dict[int, SecondMoment] = {}
@@ -89,7 +93,10 @@ def _adding(
     moments: dict[int, SecondMoment], number: int, size: int, rank: int, batch: TokenBatch
 ) -> Callable[[Tensor], None]:
     def add(x: Tensor) -> None:
-        moments[number] = SecondMoment(size, rank, x.device)
-        moments[number].add(x[batch.attention_mask.bool().to(x.device)] if x.dim() == 3 else x)
+        seen = by_row(x, batch)
+        assert seen is not None  # `linear_layers` has found that the layer serves
+        if number not in moments:
+            moments[number] = SecondMoment(size, rank, x.device)
+        moments[number].add(seen[batch.attention_mask.bool().to(x.device)] if seen.dim() == 3 else seen)
 
     return add

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from bayesrm_fast.model.head import HEADS
 from bayesrm_fast.model.layers import name_of_copied, outside_adapters, unread_copies
 from bayesrm_fast.model.lora import LoraTap
 from bayesrm_fast.model.virtual import VirtualTap
@@ -75,7 +76,7 @@ def scored_weights(model: nn.Module) -> dict[str, dict[str, Tensor]]:
             continue
         is_copy = ".modules_to_save." in path
         path = name_of_copied(path).replace(".base_layer", "")
-        part = HEAD if path.split(".")[0] in ("score", "classifier") else SAVED if is_copy else BASE
+        part = HEAD if path.split(".")[0] in HEADS else SAVED if is_copy else BASE
         found[part].update({f"{path}.{name}": weight for name, weight in _own_weights(module)})
     return found
 

@@ -12,7 +12,10 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from bayesrm_fast.errors import InputError
+from bayesrm_fast.model.calls import Call, calls_of, in_order
 from bayesrm_fast.model.exclusive import exclusively
+from bayesrm_fast.model.layers import class_name
 from bayesrm_fast.model.readout import Readout
 from bayesrm_fast.model.scored_token import scored_token_alone
 from bayesrm_fast.model.shortcuts import Shortcuts
@@ -49,6 +52,14 @@ class Forward:
 
     def __call__(self, batch: TokenBatch) -> Tensor:  # shape: (B, S)
         """As autograd sees them; to be called inside `prepared`."""
+        calls = self.calls(batch)
+        return in_order(calls, [self._of_call(call.batch) for call in calls])
+
+    def calls(self, batch: TokenBatch) -> list[Call]:
+        """The calls of the model that a pass over a batch makes, in their order."""
+        return calls_of(batch, self.shortcuts)
+
+    def _of_call(self, batch: TokenBatch) -> Tensor:  # shape: (B, S)
         inputs = batch.model_inputs()
         if self.shortcuts.no_mask:
             inputs.pop("attention_mask")
@@ -89,7 +100,11 @@ class Forward:
     def _read(self, batch: TokenBatch, use_cache: bool, **inputs: Any) -> Tensor:
         if self._takes_cache:
             inputs["use_cache"] = use_cache
-        return self.readout.scalars(self.model(**inputs), batch)
+        output = self.model(**inputs)
+        try:
+            return self.readout.scalars(output, batch)
+        except InputError as error:
+            raise InputError(f"{class_name(self.model)}: {error}") from error
 
     @property
     def _takes_cache(self) -> bool:
@@ -109,7 +124,7 @@ class Forward:
         with contextlib.ExitStack() as stack:
             stack.enter_context(exclusively(self.model))
             stack.enter_context(_undisturbed(self.model, batch.pad_token_id, checkpoints))
-            if self.shortcuts.scored_token is not None and not every_token:
+            if self.shortcuts.scored_token is not None and not every_token and len(self.calls(batch)) == 1:
                 stack.enter_context(scored_token_alone(self.model, batch, self.shortcuts.scored_token))
             yield
 

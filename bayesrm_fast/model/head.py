@@ -28,19 +28,28 @@ class HeadTap:
         return (self.module.weight,)
 
 
+HEADS = frozenset(("score", "classifier", "classification_head", "logits_proj"))
+"""What transformers' sequence classifiers call their heads."""
+
+
 def find_head(model: nn.Module) -> HeadTap | None:
-    """The linear layer that gives the model's scores, or None where there is none that can be recognised."""
+    """The linear layer that gives the model's scores, or None where there is none that can be recognised.
+
+    Of several linear layers in a head it is the last one with the outputs that the configuration says, or, where the
+    head has been replaced since, the last one.
+    """
     labels = getattr(getattr(model, "config", None), "num_labels", None)
     for name, module in model.named_modules():
-        if plain_name(name) in ("score", "classifier"):
+        if plain_name(name) in HEADS:
             unread = set(unread_copies(module))
             linears = [
                 (inner, layer)
                 for inner, layer in module.named_modules(prefix=plain_name(name))
-                if isinstance(layer, nn.Linear) and layer.out_features == labels and layer not in unread
+                if isinstance(layer, nn.Linear) and layer not in unread
             ]
             if linears:
-                inner, layer = linears[-1]
+                as_said = [one for one in linears if one[1].out_features == labels]
+                inner, layer = (as_said or linears)[-1]
                 return HeadTap(name_of_copied(inner), layer)
     return None
 

@@ -4,9 +4,12 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import cast
 
+from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import ModulesToSaveWrapper
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from bayesrm_fast.errors import InputError
@@ -70,6 +73,47 @@ def is_after_backbone(model: nn.Module, name: str) -> bool:
 def has_adapter(model: nn.Module) -> bool:
     """Whether any layer of the model carries an adapter of peft's, of whatever kind."""
     return any(isinstance(module, BaseTunerLayer) for module in model.modules())
+
+
+def check_model(model: nn.Module) -> None:
+    """Raise InputError where a model cannot be tapped as it is.
+
+    It is within copies on several devices, was made under `torch.inference_mode`, or has no numbers in its weights.
+    """
+    if isinstance(model, nn.DataParallel | DistributedDataParallel):
+        raise InputError(f"cannot serve a model within {type(model).__name__}: pass its .module")
+    if any(parameter.is_inference() for parameter in model.parameters()):
+        raise InputError("the model was made under torch.inference_mode: load it outside, where it has gradients")
+    absent = [
+        plain_name(f"{path}.{name}")
+        for path, module in model.named_modules()
+        for name, parameter in module.named_parameters(recurse=False)
+        if parameter.is_meta and not hasattr(module, "_hf_hook")  # by which accelerate brings what it has offloaded
+    ]
+    refuse(absent, "weights on the meta device that nothing brings when they are called")
+
+
+def class_name(model: nn.Module) -> str:
+    """What a model is, under peft's wrapping."""
+    return type(model.get_base_model() if isinstance(model, PeftModel) else model).__name__
+
+
+def is_language_model(model: nn.Module) -> bool:
+    """Whether a model of transformers gives logits for the tokens of its vocabulary."""
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    return isinstance(base, PreTrainedModel) and base.get_output_embeddings() is not None
+
+
+def embedded_tokens(model: nn.Module) -> int | None:
+    """Token ids that a model of transformers has embeddings for; None for any other model."""
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    if not isinstance(base, PreTrainedModel):
+        return None
+    try:
+        embeddings = base.get_input_embeddings()
+    except NotImplementedError:
+        return None
+    return getattr(embeddings, "num_embeddings", None)
 
 
 def linear_modules(model: nn.Module) -> dict[str, tuple[nn.Module, int, int]]:

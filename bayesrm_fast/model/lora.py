@@ -114,9 +114,12 @@ def find_lora_taps(model: nn.Module) -> list[LoraTap]:
             kind = type(variant).__name__.removesuffix("LinearVariant").removesuffix("Variant")
             same = [t.name for t in taps if type(t.layer.lora_variant.get(t.adapter)) is type(variant)]
             refuse(same, f"the LoRA variant {kind}")
+    for tap in taps:
+        if not all(type(side[tap.adapter]) is nn.Linear for side in (tap.layer.lora_A, tap.layer.lora_B)):
+            cls = type(tap.layer)
+            same = [t.name for t in taps if type(t.layer) is cls]
+            refuse(same, f"LoRA layers of the kind {cls.__module__.removeprefix('peft.tuners.')}.{cls.__name__}")
     refuse([t.name for t in taps if t.layer.lora_B[t.adapter].bias is not None], "a LoRA bias")
-    plain = [t for t in taps if all(type(side[t.adapter]) is nn.Linear for side in (t.layer.lora_A, t.layer.lora_B))]
-    refuse([t.name for t in taps if t not in plain], "a kind of LoRA layer that is unknown here")
     refuse(
         [t.name for t in taps if any(weight.is_meta for weight in t.weights)],
         "adapters that are offloaded (load the model without offloading, on one device or on several)",

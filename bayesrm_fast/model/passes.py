@@ -9,11 +9,12 @@ from torch import Tensor
 
 from bayesrm_fast.errors import InputError
 from bayesrm_fast.model.forward import Forward
+from bayesrm_fast.model.shortcut_trials import RowFrame, random_rows
 from bayesrm_fast.model.taps import TappedModel
 from bayesrm_fast.model.token_budget import TokenBudget, is_out_of_memory, release_memory, tokens_that_fit
 from bayesrm_fast.sites import Consumer, Site
 from bayesrm_fast.text.batches import Collator, plan_batches
-from bayesrm_fast.text.examples import Example, TokenizedRow
+from bayesrm_fast.text.examples import Example
 
 Progress = Callable[[int, int], None]
 """Called with the number of examples done and their total after every batch."""
@@ -219,16 +220,13 @@ class _Nothing:
         pass
 
 
-def measured_budget(tapped: TappedModel, max_length: int, collate: Collator) -> TokenBudget:
+def measured_budget(tapped: TappedModel, max_length: int, collate: Collator, frame: RowFrame) -> TokenBudget:
     """The token budget of a GPU, from two trial batches of random rows."""
     device = collate.device
     length = min(max_length, 256)
-    generator = torch.Generator().manual_seed(0)
 
     def peak_bytes(tokens: int) -> int:
-        shape = (max(tokens // length, 1), length)
-        ids = torch.randint(1, collate.vocab_size, shape, generator=generator, dtype=torch.int64, device="cpu").tolist()
-        batch = collate([TokenizedRow(row, None, False) for row in ids])
+        batch = collate(random_rows(frame, [length] * max(tokens // length, 1), collate))
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
         tapped.run(batch, unit_cotangent, _Nothing)

@@ -40,8 +40,22 @@ class PooledReadout:
         self.output_weights = output_weights
 
     def scalars(self, output: Any, batch: TokenBatch) -> Tensor:  # shape: (B, 1)
-        """See `Readout`; `output.logits` is `[B, L]`."""
-        logits = _at_least_float32(output.logits)
+        """See `Readout`; `output.logits` is `[B, L]`.
+
+        Raises:
+            InputError: the model gave anything else.
+        """
+        rows, labels = batch.input_ids.shape[0], len(self.output_weights)
+        logits = getattr(output, "logits", None)
+        if not isinstance(logits, Tensor) or logits.shape != (rows, labels):
+            if isinstance(output, Tensor):
+                raise InputError(f"it gives a tensor {list(output.shape)}: pass readout=TensorReadout()")
+            what = f" with logits {list(logits.shape)}" if isinstance(logits, Tensor) else " without logits"
+            raise InputError(
+                f"a sequence classifier gives logits [{rows}, {labels}], and it gives {type(output).__name__}{what}: "
+                "load it with AutoModelForSequenceClassification, or pass a readout of its own"
+            )
+        logits = _at_least_float32(logits)
         # A copy, because weights made under inference mode could not be kept for the backward pass.
         return (logits @ self.output_weights.to(logits.device, logits.dtype, copy=True))[:, None]
 

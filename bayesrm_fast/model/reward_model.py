@@ -8,14 +8,16 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from bayesrm_fast.errors import InputError
+from bayesrm_fast.model.exclusive import exclusive
 from bayesrm_fast.model.fingerprint import model_fingerprint
 from bayesrm_fast.model.forward import Forward, text_config
-from bayesrm_fast.model.head import find_head_tap
-from bayesrm_fast.model.layers import has_adapter
+from bayesrm_fast.model.head import find_head, find_head_tap
+from bayesrm_fast.model.layers import check_model, class_name, embedded_tokens, has_adapter, is_language_model
+from bayesrm_fast.model.lengths import check_length, most_tokens
 from bayesrm_fast.model.lora import LoraTap, find_lora_taps
 from bayesrm_fast.model.passes import Passes, measured_budget
 from bayesrm_fast.model.readout import PooledReadout, Readout, checked_output_weights
-from bayesrm_fast.model.shortcut_trials import find_shortcuts
+from bayesrm_fast.model.shortcut_trials import find_shortcuts, row_frame
 from bayesrm_fast.model.shortcuts import Shortcuts
 from bayesrm_fast.model.taps import Tap, TappedModel
 from bayesrm_fast.model.token_budget import BATCH_TOKENS, TokenBudget
@@ -64,9 +66,9 @@ class RewardModel:
         max_length: int | None = None,
         max_batch_tokens: int | None = None,
     ) -> None:
-        if any(parameter.is_inference() for parameter in model.parameters()):
-            raise InputError("the model was made under torch.inference_mode: load it outside, where it has gradients")
-        self.model: nn.Module = getattr(model, "_orig_mod", model)  # of torch.compile, whose graph has no taps
+        model = getattr(model, "_orig_mod", model)  # of torch.compile, whose graph has no taps
+        check_model(model)
+        self.model = model
         self.tokenizer = tokenizer
         self.virtual_options = None if virtual_rank is None else VirtualOptions(virtual_rank, virtual_targets)
         self.virtual: VirtualAdapter | None = None
@@ -74,27 +76,38 @@ class RewardModel:
         self.lora = self.find_lora()
         self._shortcuts: Shortcuts | None = None
         config = text_config(model)
-        labels = 1 if readout is not None else int(getattr(getattr(model, "config", None), "num_labels", None) or 0)
-        if labels == 0:
-            raise InputError("the model is no sequence classifier: give readout=TensorReadout(), or one of your own")
+        labels = 1 if readout is not None else self._outputs()
         if readout is not None and output_weights is not None:
             raise InputError("output_weights are for sequence classifiers; a readout of its own weighs by itself")
         self.output_weights = checked_output_weights(output_weights, labels)
         self.readout: Readout = PooledReadout(self.output_weights) if readout is None else readout
-        positions = getattr(config, "max_position_embeddings", None)
-        longest = default_max_length(tokenizer, positions) if max_length is None else max_length
+        longest = default_max_length(tokenizer, most_tokens(model)) if max_length is None else max_length
+        check_length(model, longest)
         self.encoder = TextEncoder(tokenizer, longest)
         if max_batch_tokens is not None and max_batch_tokens < 1:
             raise InputError(f"max_batch_tokens must be positive, not {max_batch_tokens}")
         device = next(model.parameters()).device
+        vocab_size = embedded_tokens(model) or getattr(config, "vocab_size", None) or len(tokenizer)
+        # The model's own alone: a row that ends in the tokenizer's padding token, because that is the eos token too, is
+        # scored at its end by a model that knows of none.
         padding = getattr(config, "pad_token_id", None)
-        self.collator = Collator(
-            pad_token_id=tokenizer.pad_token_id if padding is None else padding,
-            vocab_size=getattr(config, "vocab_size", None) or len(tokenizer),
-            device=device,
-        )
+        is_token = padding is not None and 0 <= padding < vocab_size
+        self.collator = Collator(padding if is_token else None, vocab_size, device)
         tokens = max_batch_tokens or BATCH_TOKENS.get(device.type)
         self._budget = None if tokens is None else TokenBudget(tokens)
+
+    def _outputs(self) -> int:
+        """How many a sequence classifier has: those of its head, whatever its configuration says."""
+        if is_language_model(self.model):
+            raise InputError(
+                f"{class_name(self.model)} is a language model, which gives no reward: load it with "
+                "AutoModelForSequenceClassification, or pass a readout of its own"
+            )
+        head = find_head(self.model)
+        labels = getattr(getattr(self.model, "config", None), "num_labels", None)
+        if head is None and not labels:
+            raise InputError("the model is no sequence classifier: give readout=TensorReadout(), or one of your own")
+        return int(labels or 0) if head is None else head.module.out_features
 
     @property
     def adapter(self) -> str | None:
@@ -131,12 +144,16 @@ class RewardModel:
         return self.encoder.encode(prompts, [response for one in sets for response in one.responses], where, tools)
 
     @property
+    @exclusive
     def shortcuts(self) -> Shortcuts:
         """The shortcuts that give this model's rewards exactly; tried when first asked for."""
         if self._shortcuts is None:
-            has_types = "token_type_ids" in self.tokenizer.model_input_names
             self._shortcuts = find_shortcuts(
-                self.model, self.readout, self.collator, max_length=self.encoder.max_length, has_types=has_types
+                self.model,
+                self.readout,
+                self.collator,
+                max_length=self.encoder.max_length,
+                frame=row_frame(self.encoder),
             )
         return self._shortcuts
 
@@ -167,7 +184,7 @@ class RewardModel:
         tapped = TappedModel(Forward(self.model, self.readout, self.shortcuts), taps)
         budget = self._budget
         if budget is None:
-            budget = measured_budget(tapped, self.encoder.max_length, self.collator)
+            budget = measured_budget(tapped, self.encoder.max_length, self.collator, row_frame(self.encoder))
             self._budget = budget if taps else None  # a pass without taps keeps nothing, and says nothing of one with
         return Passes(tapped, self.collator, budget)
 

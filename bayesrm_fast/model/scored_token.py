@@ -27,7 +27,7 @@ _numbers = itertools.count()
 
 
 def feed_forward(layer: nn.Module) -> tuple[nn.Module, str] | None:
-    """The module and the name of its method `[…, d] -> […, d]` that is the layer's feed-forward block.
+    """The module and the name of its method `[B, T, d] -> [B, T, d]` that is the layer's feed-forward block.
 
     Found by what transformers' layers call it: `mlp` in decoders, `feed_forward_chunk` in BERT's family.
     """
@@ -101,7 +101,7 @@ def _scatter(computed: Tensor, length: int, rows: Tensor, at: Tensor) -> Tensor:
 def _at_scored_tokens(whole: Callable[[Tensor], Tensor], rows: Tensor, at: Tensor) -> Callable[[Tensor], Tensor]:
     def run(hidden: Tensor) -> Tensor:  # shape: (B, T, d)
         row, position = rows.to(hidden.device), at.to(hidden.device)
-        return _scatter(whole(hidden[row, position]), hidden.shape[1], row, position)
+        return _scatter(whole(hidden[row, position][:, None])[:, 0], hidden.shape[1], row, position)
 
     return run
 

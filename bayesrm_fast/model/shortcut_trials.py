@@ -1,48 +1,122 @@
 """Which shortcuts to a model's rewards are exact: tried on the model itself, not looked up in a list."""
 
-from collections.abc import Callable
-from dataclasses import replace
+import contextlib
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from bayesrm_fast.model.forward import Forward, text_config
+from bayesrm_fast.errors import InputError
+from bayesrm_fast.model.forward import Forward
+from bayesrm_fast.model.layers import class_name, linear_modules
+from bayesrm_fast.model.lengths import switches, windows
 from bayesrm_fast.model.readout import Readout
 from bayesrm_fast.model.scored_token import ScoredToken, is_separable
 from bayesrm_fast.model.shortcuts import Shortcuts
+from bayesrm_fast.model.token_budget import is_out_of_memory
 from bayesrm_fast.text.batches import Collator
+from bayesrm_fast.text.encoder import TextEncoder
 from bayesrm_fast.text.examples import TokenizedRow
 
-LENGTHS = (23, 9, 16, 12, 21, 10)
-"""Of the trial rows: ragged, so that padding and positions matter."""
+LENGTHS = (23, 9, 16, 23, 9, 16)
+"""Of the trial rows: ragged, so that padding and positions matter, and each twice, for calls of equal lengths."""
 
 SHARED = 7
 """Tokens with which all trial rows begin."""
 
+DRAWS = 4
+"""Of rounding errors, of which the largest counts."""
+
+ERRORS = (AttributeError, TypeError, ValueError, RuntimeError, IndexError, KeyError, NotImplementedError)
+"""What models raise that cannot do what they are asked."""
+
+
+@dataclass(frozen=True)
+class RowFrame:
+    """What trial rows have in common with the rows that will be scored.
+
+    Attributes:
+        begins, ends: special tokens at the ends of every row, such as the eos at which an encoder-decoder is read.
+        reserved: token ids that no row has in between.
+        has_types: whether rows have token types.
+    """
+
+    begins: tuple[int, ...] = ()
+    ends: tuple[int, ...] = ()
+    reserved: frozenset[int] = frozenset()
+    has_types: bool = False
+
+
+def row_frame(encoder: TextEncoder) -> RowFrame:
+    """What rows of an encoder have in common."""
+    tokenizer = encoder.tokenizer
+    has_types = "token_type_ids" in tokenizer.model_input_names
+    reserved = frozenset(tokenizer.all_special_ids)
+    ids = encoder.encode(["a"], ["a"])[0].input_ids
+    special = [token in reserved and token != tokenizer.unk_token_id for token in ids]
+    if all(special):
+        return RowFrame(reserved=reserved, has_types=has_types)
+    first, last = special.index(False), special[::-1].index(False)
+    return RowFrame(tuple(ids[:first]), tuple(ids[len(ids) - last :]), reserved, has_types)
+
 
 def find_shortcuts(
-    model: nn.Module, readout: Readout, collate: Collator, *, max_length: int, has_types: bool
+    model: nn.Module, readout: Readout, collate: Collator, *, max_length: int, frame: RowFrame | None = None
 ) -> Shortcuts:
-    """Try each shortcut on six short rows of random tokens, and take those that give the plain call's rewards.
+    """Try each shortcut on rows of random tokens, and take those that give the rewards of each row alone.
 
-    Equal means: within the rounding that the model shows between a batch and its rows alone, which for trial rewards
-    that differ by no more than that says nothing, and then no shortcut is taken.
+    Equal means: within twice what rounding errors of one unit in every layer's output make of a reward. For trial
+    rewards that differ by no more than that, equality says nothing, and then no shortcut is taken. Where the model's
+    attention or its position embeddings change past a length, rows on both sides of it are tried.
 
     Args:
         model, readout: as for `Forward`.
         collate: as for the rows that will be scored.
         max_length: the longest row that will be scored.
-        has_types: whether the model takes token types.
-    """
-    trial = _Trial(Forward(model, readout), collate, has_types)
-    if not trial.tells_rows_apart:
-        why = "its rewards of trial rows do not differ by more than their rounding"
-        return Shortcuts(reasons=tuple((name, why) for name in ("no_mask", "scored_token", "shared_prefix")))
-    found = Shortcuts()
-    reasons: dict[str, str] = {}
+        frame: of these rows.
 
-    without_mask = trial.refusal(partial(trial.plainly, Shortcuts(no_mask=True)))
+    Raises:
+        InputError: a model that cannot be called on a row, or whose rewards depend on the rows beside.
+    """
+    frame = frame or RowFrame()
+    sides = tuple(length for length in switches(model) if length < max_length)
+    plain = Shortcuts(switches=sides)
+    lengths = [min(length, max_length) for length in LENGTHS]
+    trials = [_Trial(model, readout, collate, frame, lengths, DRAWS)]
+    plain = replace(plain, tokens_first=trials[0].tokens_first)
+    seen_in_part = tuple(length for length in windows(model) if length < max_length)
+    for length in sorted({*sides, *seen_in_part}):
+        past = (length + 9, length + 4, length + 1) if length in sides else (length + 9, length + 2, 9)
+        trials.append(_Trial(model, readout, collate, frame, [min(one, max_length) for one in past], 1))
+    if not all(trial.is_finite for trial in trials):
+        return _nothing_but(plain, "its rewards of trial rows are NaN or infinite")
+
+    padding = _refusal(trials, lambda trial: trial.plainly(plain))
+    if padding is not None:
+        plain = replace(plain, equal_lengths=True)
+        apart = _refusal(trials, lambda trial: trial.plainly(plain))
+        if apart is not None:
+            raise InputError(
+                f"cannot serve {class_name(model)}: the reward of a row depends on the rows beside it in a batch, "
+                f"even of its own length ({apart})"
+            )
+        return _nothing_but(plain, "rows share a call with rows of their own length alone", padding=padding)
+    if not trials[0].tells_rows_apart:
+        return _nothing_but(plain, "its rewards of trial rows do not differ by more than their rounding")
+    return _exact(model, readout, trials, plain, seen_in_part)
+
+
+def _exact(
+    model: nn.Module, readout: Readout, trials: "Sequence[_Trial]", plain: Shortcuts, seen_in_part: Sequence[int]
+) -> Shortcuts:
+    """The shortcuts that change no trial reward."""
+    found = plain
+    reasons: dict[str, str] = {}
+    without_mask = _refusal(trials, lambda trial: trial.plainly(replace(plain, no_mask=True)))
     if without_mask is None:
         found = replace(found, no_mask=True)
     else:
@@ -54,18 +128,19 @@ def find_shortcuts(
         reasons["scored_token"] = "neither its last layer's attention nor its feed-forward block is one call"
     else:
         tokens: tuple[ScoredToken, ...] = ("last", "first")
-        refusals = {token: trial.refusal(partial(trial.plainly, Shortcuts(scored_token=token))) for token in tokens}
+        refusals = {token: _refusal(trials, _at(replace(plain, scored_token=token))) for token in tokens}
         exact = [token for token in tokens if refusals[token] is None]
         if exact:
             found = replace(found, scored_token=exact[0])
         else:
             reasons["scored_token"] = "; ".join(f"the {token} token: {refusals[token]}" for token in tokens)
 
-    window = getattr(text_config(model), "sliding_window", None)
-    if window is not None and window < max_length:
-        reasons["shared_prefix"] = f"its attention slides over {window} tokens, fewer than a row may have"
+    if seen_in_part:
+        reasons["shared_prefix"] = f"its attention slides over {seen_in_part[0]} tokens, fewer than a row may have"
+    elif plain.switches:
+        reasons["shared_prefix"] = f"its position embeddings change past {plain.switches[0]} tokens"
     else:
-        prefix = trial.refusal(partial(trial.after_prefixes, found))
+        prefix = _refusal(trials, partial(_Trial.after_prefixes, shortcuts=found))
         if prefix is None:
             found = replace(found, shared_prefix=True)
         else:
@@ -73,50 +148,93 @@ def find_shortcuts(
     return replace(found, reasons=tuple(reasons.items()))
 
 
-class _Trial:
-    """Random rows that begin alike, in two groups of different beginnings, with their plain rewards."""
+def _at(shortcuts: Shortcuts) -> "Callable[[_Trial], Tensor]":
+    return lambda trial: trial.plainly(shortcuts)
 
-    def __init__(self, plain: Forward, collate: Collator, has_types: bool) -> None:
-        self.plain, self.collate = plain, collate
-        pad_token_id, vocab_size = collate.pad_token_id, collate.vocab_size
-        generator = torch.Generator().manual_seed(0)
-        ids = torch.randint(
-            1, vocab_size, (len(LENGTHS), max(LENGTHS)), generator=generator, dtype=torch.int64, device="cpu"
-        )
-        if pad_token_id is not None:
-            ids[ids == pad_token_id] = (pad_token_id + 1) % vocab_size
-        ids[0::2, :SHARED] = ids[0, :SHARED]
-        ids[1::2, : SHARED - 2] = ids[1, : SHARED - 2]
-        self.rows = [
-            TokenizedRow(row[:length].tolist(), [0] * length if has_types else None, False)
-            for row, length in zip(ids, LENGTHS, strict=True)
-        ]
-        self.rewards = plain.scalars(self.collate(self.rows))
-        alone = torch.cat([plain.scalars(self.collate([row])) for row in self.rows])
-        eps = torch.finfo(next(p.dtype for p in plain.model.parameters() if p.is_floating_point())).eps
-        noise = max(float((self.rewards - alone).abs().max()), eps * float(self.rewards.abs().max()))
-        self.tolerance = 4 * noise
-        self.spread = float(self.rewards.max() - self.rewards.min())
+
+def _nothing_but(plain: Shortcuts, why: str, **reasons: str) -> Shortcuts:
+    none = dict.fromkeys(("no_mask", "scored_token", "shared_prefix"), why)
+    return replace(plain, reasons=tuple((none | reasons).items()))
+
+
+def _refusal(trials: "Sequence[_Trial]", rewards: "Callable[[_Trial], Tensor]") -> str | None:
+    """Why a way to the rewards is not taken; None where it gives those of every row alone."""
+    for trial in trials:
+        try:
+            error = float((rewards(trial) - trial.alone).abs().max())
+        except ERRORS as failure:
+            return f"{type(failure).__name__}: {str(failure).splitlines()[0] if str(failure) else ''}"
+        if not error <= trial.tolerance:
+            return f"its rewards differ by {error:.1e}, where rounding makes {trial.tolerance:.1e}"
+    return None
+
+
+class _Trial:
+    """Random rows that begin alike, in two groups of different beginnings, with the rewards that each has alone."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        readout: Readout,
+        collate: Collator,
+        frame: RowFrame,
+        lengths: Sequence[int],
+        copies: int,
+    ) -> None:
+        self.model, self.readout, self.collate = model, readout, collate
+        self.rows = random_rows(frame, lengths, collate)
+        self.tokens_first = False
+        plain = Forward(model, readout)
+        try:
+            with contextlib.ExitStack() as stack:
+                for module, _, _ in linear_modules(model).values():
+                    stack.callback(module.register_forward_pre_hook(lambda _, args: self._watch(*args[:1])).remove)
+                self.alone = torch.cat([self._of_one(plain, row) for row in self.rows])
+        except InputError:
+            raise
+        except ERRORS as failure:
+            if is_out_of_memory(failure):
+                raise
+            what = f"{type(failure).__name__}: {str(failure).splitlines()[0] if str(failure) else ''}"
+            raise InputError(f"{class_name(model)} cannot be called on a row of tokens: {what}") from failure
+        self.tolerance = 2 * self._rounding(copies)
+
+    def _of_one(self, plain: Forward, row: TokenizedRow) -> Tensor:
+        self._length = len(row.input_ids)
+        return plain.scalars(self.collate([row]))
+
+    def _watch(self, x: Tensor | None = None) -> None:
+        self.tokens_first |= x is not None and x.dim() == 3 and x.shape[1] == 1 and x.shape[0] >= self._length > 1
+
+    def _rounding(self, copies: int) -> float:
+        """The most that rounding errors of one unit in every layer's output make of a reward.
+
+        With them and without, the calls are the same: what padding or other rows do to a reward is in neither less.
+        """
+        eps = _unit(next(p.dtype for p in self.model.parameters() if p.is_floating_point()))
+        least = eps * float(self.alone.abs().max())
+        batch = self.collate(self.rows * copies)
+        for shortcuts in (Shortcuts(), Shortcuts(equal_lengths=True)):
+            forward = Forward(self.model, self.readout, shortcuts)
+            with contextlib.suppress(*ERRORS):
+                exact = forward.scalars(batch)
+                with _rounding_errors(self.model):
+                    return max(least, float((forward.scalars(batch) - exact).abs().max()))
+        return least
+
+    @property
+    def is_finite(self) -> bool:
+        return bool(self.alone.isfinite().all())
 
     @property
     def tells_rows_apart(self) -> bool:
-        return bool(self.rewards.isfinite().all()) and self.spread > 8 * self.tolerance
-
-    def refusal(self, rewards: Callable[[], Tensor]) -> str | None:
-        """Why a way to the rewards is not taken; None where it gives them."""
-        try:
-            error = float((rewards() - self.rewards).abs().max())
-        except (AttributeError, TypeError, ValueError, RuntimeError, IndexError, NotImplementedError) as failure:
-            return f"{type(failure).__name__}: {str(failure).splitlines()[0] if str(failure) else ''}"
-        if not error <= self.tolerance:
-            return f"its rewards differ by {error:.1e}, where rounding makes {self.tolerance:.1e}"
-        return None
+        return float(self.alone.max() - self.alone.min()) > 4 * self.tolerance
 
     def plainly(self, shortcuts: Shortcuts) -> Tensor:
-        return Forward(self.plain.model, self.plain.readout, shortcuts).scalars(self.collate(self.rows))
+        return Forward(self.model, self.readout, shortcuts).scalars(self.collate(self.rows))
 
     def after_prefixes(self, shortcuts: Shortcuts) -> Tensor:
-        forward = Forward(self.plain.model, self.plain.readout, shortcuts)
+        forward = Forward(self.model, self.readout, shortcuts)
         beginnings = [SHARED, SHARED - 2]
         cache = forward.prefill(self.collate([self.rows[g].part(0, length) for g, length in enumerate(beginnings)]))
         device = self.collate.device
@@ -124,3 +242,45 @@ class _Trial:
         rest = self.collate([row.part(beginnings[i % 2], None) for i, row in enumerate(self.rows)])
         lengths = torch.tensor(beginnings, dtype=torch.int64, device=device)
         return forward.scalars_after(cache, lengths, owners, rest)
+
+
+def random_rows(frame: RowFrame, lengths: Sequence[int], collate: Collator) -> list[TokenizedRow]:
+    """Rows of random tokens within a frame, which begin alike in two groups; the same ones every time."""
+    own = {collate.pad_token_id, *frame.reserved, *frame.begins, *frame.ends}
+    ids = [i for i in range(1, collate.vocab_size) if i not in own] or [0]
+    free = torch.tensor(ids, dtype=torch.int64, device="cpu")
+    generator = torch.Generator().manual_seed(0)
+    shape = (len(lengths), max(lengths))
+    places = torch.randint(len(free), shape, generator=generator, dtype=torch.int64, device="cpu")
+    drawn = free[places].tolist()
+    drawn = [drawn[i % 2][: SHARED - 2 * (i % 2)] + ids[SHARED - 2 * (i % 2) :] for i, ids in enumerate(drawn)]
+    rows = []
+    for ids, length in zip(drawn, lengths, strict=True):
+        inner = max(length - len(frame.begins) - len(frame.ends), 1)
+        row = [*frame.begins, *ids[:inner], *frame.ends]
+        rows.append(TokenizedRow(row, [0] * len(row) if frame.has_types else None, False))
+    return rows
+
+
+def _unit(dtype: torch.dtype) -> float:
+    """Relative size of a rounding error; float32's for float64, because such models round to float32 inside."""
+    return max(torch.finfo(dtype).eps, torch.finfo(torch.float32).eps)
+
+
+@contextlib.contextmanager
+def _rounding_errors(model: nn.Module) -> Iterator[None]:
+    """Every innermost module's output off by one unit in the last place, or none, at random."""
+    calls = itertools.count()
+
+    def hook(module: nn.Module, args: Any, output: Any) -> Any:
+        if not isinstance(output, Tensor) or not output.is_floating_point():
+            return output
+        generator = torch.Generator(output.device).manual_seed(next(calls))
+        units = torch.randint(-1, 2, output.shape, generator=generator, dtype=output.dtype, device=output.device)
+        return output * (1 + _unit(output.dtype) * units)
+
+    with contextlib.ExitStack() as stack:
+        for module in model.modules():
+            if not any(module.children()):
+                stack.callback(module.register_forward_hook(hook).remove)
+        yield

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from bayesrm_fast.errors import InputError
+from bayesrm_fast.model.calls import Call, joined, loses
 from bayesrm_fast.model.forward import Forward
 from bayesrm_fast.model.head import HeadTap
-from bayesrm_fast.model.layers import last_layer, refuse
+from bayesrm_fast.model.layers import class_name, last_layer, refuse
 from bayesrm_fast.model.lora import LoraTap
 from bayesrm_fast.model.virtual import VirtualTap
 from bayesrm_fast.sites import Consumer, Site
@@ -91,14 +92,14 @@ class TappedModel:
             The scalars, float32 (float64 for a float64 model), detached; and the S consumers.
 
         Raises:
-            InputError: a tapped layer is not called exactly once, or not on the batch's tokens; in float16, gradients
-                that overflow at every scale.
+            InputError: a tapped layer is not called exactly once in a call of the model, or not on the batch's tokens;
+                autograd does not see them; in float16, gradients that overflow at every scale.
         """
         consumers = [make_consumer()]
         gradients_alone = consumers[0].gradients_alone
         prepared = self.forward.prepared(batch, every_token=not gradients_alone, checkpoints=checkpoints)
         with prepared, torch.enable_grad():
-            run = _Pass(batch, drops_padding=not gradients_alone)
+            run = _Pass(batch, self.forward.calls(batch), drops_padding=not gradients_alone)
             # The hooks stay for the backward pass, because gradient checkpointing runs the layers again there.
             with run.tapping(self.taps):
                 scalars = _of_examples(self.forward(batch), batch.signs)
@@ -106,6 +107,10 @@ class TappedModel:
                 count = scalars.shape[1]
                 consumers += [make_consumer() for _ in range(count - 1)]
                 if self.taps:  # otherwise nothing requires a gradient
+                    if not scalars.requires_grad:  # Reformer's reversible layers run without autograd
+                        raise InputError(
+                            f"cannot serve {class_name(self.forward.model)}: autograd does not see its adapted layers"
+                        )
                     for column, consumer in enumerate(consumers):
                         one = scalars[:, column]
                         _backward(run, one, cotangent(one.detach()), consumer, is_last=column == count - 1)
@@ -114,7 +119,7 @@ class TappedModel:
     def shared_inputs(self, batch: TokenBatch) -> dict[str, str]:
         """For each tap's name, the first tap that is called on the very same tensor (itself where none is)."""
         with self.forward.prepared(batch, every_token=True), torch.no_grad():
-            run = _Pass(batch, drops_padding=True)
+            run = _Pass(batch, self.forward.calls(batch), drops_padding=True)
             with run.tapping(self.taps):
                 self.forward(batch)
                 run.end_forward(self.taps)
@@ -155,9 +160,11 @@ class _Seen:
     cotangent.
 
     For LoRA also `A a` and its cotangent `s Bᵀ g`, which autograd computes anyway: no product is computed twice.
+    `call` is the model's call that it was seen in.
     """
 
     tap: Tap
+    call: int
     a: Tensor
     g: Tensor
     down: Tensor | None = None
@@ -173,18 +180,20 @@ class _Pass:
     """State of one forward and backward pass."""
 
     batch: TokenBatch
+    model_calls: Sequence[Call]
     drops_padding: bool
     root: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float32, device="cpu", requires_grad=True))
     receive: Callable[[_Seen], None] | None = None
     calls: dict[str, int] = field(default_factory=dict)
     downs: set[str] = field(default_factory=set)
     first_on_input: dict[str, str] = field(default_factory=dict)
-    cotangents: dict[str, Tensor] = field(default_factory=dict)
+    cotangents: dict[tuple[str, int], Tensor] = field(default_factory=dict)
     has_half_outputs: bool = False
     in_forward: bool = True
     _inputs: dict[int, tuple[str, Tensor]] = field(default_factory=dict)
     _called_on: dict[str, Tensor] = field(default_factory=dict)
-    _projected: dict[tuple[str, int], Tensor] = field(default_factory=dict)
+    _projected: dict[tuple[str, int, int], Tensor] = field(default_factory=dict)
+    _waiting: dict[str, list[_Seen]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         mask = self.batch.attention_mask.bool()
@@ -213,7 +222,7 @@ class _Pass:
         finally:
             for handle in handles:
                 handle.remove()
-            self._let_go_of_inputs()
+            self._let_go_of_tensors()
 
     @contextlib.contextmanager
     def receiving(self, receive: Callable[[_Seen], None]) -> Iterator[None]:
@@ -226,11 +235,12 @@ class _Pass:
         finally:
             self.receive = None
 
-    def _let_go_of_inputs(self) -> None:
+    def _let_go_of_tensors(self) -> None:
         """They know their graph, which knows this pass."""
         self._inputs.clear()
         self._called_on.clear()
         self._projected.clear()
+        self._waiting.clear()
 
     def _entering(self, tap: Tap) -> Callable[[nn.Module, tuple[Any, ...]], None]:
         def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
@@ -249,7 +259,8 @@ class _Pass:
                 self.downs.add(tap.name)
             if not torch.is_grad_enabled():
                 return output
-            return _DownTap.apply(output, self._called_on[tap.name], self.root, self, tap)  # type: ignore[no-any-return]
+            a, call = self._called_on[tap.name], self.calls[tap.name] - 1
+            return _DownTap.apply(output, a, self.root, self, tap, call)  # type: ignore[no-any-return]
 
         return hook
 
@@ -261,7 +272,8 @@ class _Pass:
             if not torch.is_grad_enabled():
                 return output
             kept = self._projection(tap, a) if isinstance(tap, VirtualTap) else a
-            return _OutputTap.apply(output, kept, self.root, self, tap)  # type: ignore[no-any-return]
+            call = self.calls[tap.name] - 1
+            return _OutputTap.apply(output, kept, self.root, self, tap, call)  # type: ignore[no-any-return]
 
         return hook
 
@@ -270,16 +282,16 @@ class _Pass:
         down = tap.down.to(a.dtype)
         if not self.in_forward:
             return a @ down.T
-        key = (self.first_on_input[tap.name], id(tap.down))
+        key = (self.first_on_input[tap.name], id(tap.down), self.calls[tap.name])
         if key not in self._projected:
             self._projected[key] = a @ down.T
         return self._projected[key]
 
     def end_forward(self, taps: Sequence[Tap]) -> None:
-        """Let go of the inputs, and refuse layers that were not called exactly once."""
+        """Let go of what the forward pass has left, and refuse layers that were not called exactly once."""
         self.in_forward = False
-        self._let_go_of_inputs()
-        wrong = [tap.name for tap in taps if self.calls.get(tap.name, 0) != 1]
+        self._let_go_of_tensors()
+        wrong = [tap.name for tap in taps if self.calls.get(tap.name, 0) != len(self.model_calls)]
         if wrong:
             raise InputError(
                 f"cannot serve layers that a forward pass does not call exactly once: {', '.join(wrong[:8])}"
@@ -290,15 +302,22 @@ class _Pass:
         )
 
     def feed(self, consumer: Consumer, seen: _Seen, scale: float) -> None:
-        """Turn a layer's inputs and cotangents into its sites' `(p, q, offsets)`."""
+        """Turn a layer's inputs and cotangents into its sites' `(p, q, offsets)`, once all calls have brought them."""
         tap = seen.tap
-        a, offsets = self._tokens(tap, seen.a)
-        g = self._tokens(tap, seen.g, scale)[0]
+        waiting = self._waiting.setdefault(tap.name, [])
+        waiting.append(seen)
+        if len(waiting) < len(self.model_calls):
+            return
+        seen_in_order = sorted(self._waiting.pop(tap.name), key=lambda one: one.call)
+        if any(loses(one.g, call.batch) for one, call in zip(seen_in_order, self.model_calls, strict=True)):
+            raise InputError(f"cannot serve {tap.name}: the reward reads it beyond the batch's tokens")
+        a, offsets = self._tokens(tap, [one.a for one in seen_in_order])
+        g = self._tokens(tap, [one.g for one in seen_in_order], scale)[0]
         if isinstance(tap, LoraTap):
-            assert seen.down is not None
-            assert seen.down_cotangent is not None
-            down = _at_least_float32(self._tokens(tap, seen.down)[0])
-            down_cotangent = _at_least_float32(self._tokens(tap, seen.down_cotangent, scale)[0])
+            downs = [one.down for one in seen_in_order if one.down is not None]
+            cotangents = [one.down_cotangent for one in seen_in_order if one.down_cotangent is not None]
+            down = _at_least_float32(self._tokens(tap, downs)[0])
+            down_cotangent = _at_least_float32(self._tokens(tap, cotangents, scale)[0])
             if "forward" in vars(tap.layer):
                 _check_replaced_forward(tap, g, down_cotangent)
             site_a, site_b = tap.sites
@@ -312,16 +331,14 @@ class _Pass:
                 offsets = self.row_offsets
             consumer.consume(tap.sites[0], _at_least_float32(g), a, offsets)
 
-    def _tokens(self, tap: Tap, x: Tensor, scale: float = 1.0) -> tuple[Tensor, Tensor]:
+    def _tokens(self, tap: Tap, seen: Sequence[Tensor], scale: float = 1.0) -> tuple[Tensor, Tensor]:
         """The tokens `[T, features]` of a layer's input or of a scaled cotangent, and their segments `[N + 1]`."""
-        rows, length = self.batch.input_ids.shape
+        x = joined(self.model_calls, seen, self.batch, tap.name)
         flat = x.reshape(-1, x.shape[-1])
         if scale != 1.0:
             flat = flat.float() / scale
-        if x.dim() == 2 and flat.shape[0] == rows:  # a pooler, a head, or scored tokens alone: one vector a row
+        if x.dim() == 2:  # a pooler, a head, or scored tokens alone: one vector a row
             return flat, self.row_offsets
-        if flat.shape[0] != rows * length:
-            raise InputError(f"cannot serve {tap.name}: it is called on {list(x.shape)}, not on the batch's tokens")
         return (flat if self.mask is None else flat[self.mask.to(x.device).reshape(-1)]), self.token_offsets
 
     def _scored_tokens(self, a: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
@@ -351,36 +368,37 @@ class _DownTap(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, output: Tensor, a: Tensor, root: Tensor, run: _Pass, tap: LoraTap) -> Tensor:
+    def forward(ctx: Any, output: Tensor, a: Tensor, root: Tensor, run: _Pass, tap: LoraTap, call: int) -> Tensor:
         ctx.save_for_backward(a, output)
-        ctx.run, ctx.tap = run, tap
+        ctx.run, ctx.tap, ctx.call = run, tap, call
         return output.view_as(output)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
         a, down = ctx.saved_tensors
-        ctx.run.receive(_Seen(ctx.tap, a, ctx.run.cotangents.pop(ctx.tap.name), down, grads[0]))
-        return grads[0], None, None, None, None
+        g = ctx.run.cotangents.pop((ctx.tap.name, ctx.call))
+        ctx.run.receive(_Seen(ctx.tap, ctx.call, a, g, down, grads[0]))
+        return grads[0], None, None, None, None, None
 
 
 class _OutputTap(torch.autograd.Function):
     """Identity on a layer's output; its backward sees the output's cotangent."""
 
     @staticmethod
-    def forward(ctx: Any, output: Tensor, a: Tensor, root: Tensor, run: _Pass, tap: Tap) -> Tensor:
-        ctx.run, ctx.tap = run, tap
+    def forward(ctx: Any, output: Tensor, a: Tensor, root: Tensor, run: _Pass, tap: Tap, call: int) -> Tensor:
+        ctx.run, ctx.tap, ctx.call = run, tap, call
         if not isinstance(tap, LoraTap):
             ctx.save_for_backward(a)
-        return output.view_as(output)
+        return output.data  # unlike a view of it, may be added to in place, as Falcon does
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
         if isinstance(ctx.tap, LoraTap):
-            ctx.run.cotangents[ctx.tap.name] = grads[0]
+            ctx.run.cotangents[ctx.tap.name, ctx.call] = grads[0]
         else:
             (a,) = ctx.saved_tensors
-            ctx.run.receive(_Seen(ctx.tap, a, grads[0]))
-        return grads[0], None, None, None, None
+            ctx.run.receive(_Seen(ctx.tap, ctx.call, a, grads[0]))
+        return grads[0], None, None, None, None, None
 
 
 def _check_replaced_forward(tap: LoraTap, g: Tensor, down_cotangent: Tensor) -> None:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from bayesrm_fast.errors import InputError
+from bayesrm_fast.model.calls import by_row
 from bayesrm_fast.model.forward import Forward
 from bayesrm_fast.model.head import find_head
 from bayesrm_fast.model.layers import layer_stack, linear_modules, refuse
@@ -133,7 +134,8 @@ class LinearLayer:
 
 
 def linear_layers(forward: Forward, batch: TokenBatch) -> list[LinearLayer]:
-    """All linear layers of a model but its score head, in the order of its modules, seen in one forward pass."""
+    """All linear layers of a model but its score head, in the order of its modules, seen in one call of the model."""
+    batch = forward.calls(batch)[0].batch
     head = find_head(forward.model)
     found = linear_modules(forward.model)
     if head is not None:
@@ -150,8 +152,7 @@ def linear_layers(forward: Forward, batch: TokenBatch) -> list[LinearLayer]:
     layers = []
     for name, (module, d_in, d_out) in found.items():
         seen = inputs[name]
-        shapes = [(*batch.input_ids.shape, d_in), (batch.input_ids.shape[0], d_in)]
-        serves = len(seen) == 1 and tuple(seen[0].shape) in shapes
+        serves = len(seen) == 1 and seen[0].shape[-1] == d_in and by_row(seen[0], batch) is not None
         number = numbers.setdefault(id(seen[0]) if seen else id(module), len(numbers))
         layers.append(LinearLayer(name, module, d_in, d_out, number, serves))
     return layers

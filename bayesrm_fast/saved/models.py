@@ -10,6 +10,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from bayesrm_fast.errors import InputError
+from bayesrm_fast.model.head import HEADS
 from bayesrm_fast.model.layers import plain_name
 from bayesrm_fast.saved.damage import ADAPTER_FILES, MODEL_FILES, TOKENIZER_FILES, check_files, naming_damage
 from bayesrm_fast.saved.folders import (
@@ -69,6 +70,7 @@ def load_adapter(folder: Path, **model_options: Any) -> tuple[PeftModel, PreTrai
             f"neither {base} nor the adapter in {folder} holds {named(random)}, which would be random at every load: "
             "train the adapter with modules_to_save for them"
         )
+    _resize_embeddings(model, shapes)
     with naming_damage(f"the adapter in {folder}", folder, ADAPTER_FILES, "cannot be put on its base model"):
         adapted = PeftModel.from_pretrained(model, str(folder))
     _check_all_loaded(adapted, "default", folder, shapes)
@@ -173,6 +175,15 @@ def _adapter_config(folder: Path) -> PeftConfig:
     return config
 
 
+def _resize_embeddings(model: PreTrainedModel, shapes: Mapping[str, list[int]]) -> None:
+    """As many embeddings as the adapter's file has, where it was trained with more tokens than its base model has."""
+    own = model.get_input_embeddings()
+    (name,) = (name for name, module in model.named_modules() if module is own)
+    held = shapes.get(f"{name}.weight") or shapes.get(f"{name}.base_layer.weight")
+    if held and held[0] != own.num_embeddings:
+        model.resize_token_embeddings(held[0], mean_resizing=False)
+
+
 def _shapes(path: Path) -> dict[str, list[int]]:
     """Shapes of the weights in an adapter's file, by the names that they have in the model."""
     try:
@@ -189,6 +200,6 @@ def _labels(shapes: Mapping[str, list[int]]) -> int | None:
     heads = [
         shape
         for name, shape in sorted(shapes.items())
-        if name.endswith("weight") and "lora_" not in name and {"score", "classifier"} & set(name.split("."))
+        if name.endswith("weight") and "lora_" not in name and HEADS & set(name.split("."))
     ]
     return next((shape[0] for shape in reversed(heads) if len(shape) == 2), None)

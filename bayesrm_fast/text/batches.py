@@ -88,9 +88,16 @@ class Collator:
         """A batch of examples of one kind.
 
         Raises:
-            InputError: there is no padding token and the batch contains the whole vocabulary.
+            InputError: a token without an embedding, by its row; or there is no padding token and the batch contains
+                the whole vocabulary.
         """
         rows = [row for example in examples for row in example.rows]
+        for row in rows:
+            if max(row.input_ids) >= self.vocab_size:
+                raise InputError(
+                    f"{row.where}: the tokenizer gives token {max(row.input_ids)}, and the model has "
+                    f"{self.vocab_size} embeddings"
+                )
         longest = max(len(row.input_ids) for row in rows)
         fill = self.pad_token_id
         if fill is None:

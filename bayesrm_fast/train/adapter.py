@@ -9,17 +9,19 @@ from typing import Any, cast
 
 import torch
 from peft import PeftModel
+from peft.utils.constants import SEQ_CLS_HEAD_NAMES
 from torch import Tensor, nn
 
 from bayesrm_fast.errors import InputError
 from bayesrm_fast.model.layers import is_after_backbone
+from bayesrm_fast.model.lengths import check_length, most_tokens
 from bayesrm_fast.model.passes import Progress
 from bayesrm_fast.saved.damage import MODEL_FILES, TOKENIZER_FILES, cannot_load
 from bayesrm_fast.saved.folders import check_target, save_folder
 from bayesrm_fast.saved.models import named
 from bayesrm_fast.text.batches import Collator
 from bayesrm_fast.text.encoder import TRAINED_JOINING, TextEncoder, default_max_length
-from bayesrm_fast.text.examples import TokenizedRow
+from bayesrm_fast.text.examples import TokenizedPair, TokenizedRow
 from bayesrm_fast.text.records import preference_pairs
 
 
@@ -96,22 +98,21 @@ def train_adapter(
         raise cannot_load(f"the base model {base}", str(base), files, error) from error
     new_layers = _new_layers(model, loading["missing_keys"], str(base))
     config = model.config.get_text_config()
-    positions = getattr(config, "max_position_embeddings", None)
-    longest = default_max_length(tokenizer, positions) if options.max_length is None else options.max_length
+    longest = default_max_length(tokenizer, most_tokens(model)) if options.max_length is None else options.max_length
+    check_length(model, longest)
     encoder = TextEncoder(tokenizer, longest)
     tokenizer.init_kwargs[TRAINED_JOINING] = encoder.joining
     if tokenizer.eos_token is None:  # trl asks every tokenizer for one; an encoder's rows end with its separator
         tokenizer.eos_token = tokenizer.sep_token or tokenizer.pad_token
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    if config.pad_token_id is None:
-        config.pad_token_id = tokenizer.pad_token_id
 
     tokenized = encoder.encode_pairs(checked)
     dataset = Dataset.from_dict(
         {f"{side}_ids": [_as_columns(getattr(pair, side)) for pair in tokenized] for side in ("chosen", "rejected")}
     )
-    collate = Collator(config.pad_token_id, config.vocab_size, torch.device("cpu"))
+    padding = _padding_token(config.pad_token_id, config.vocab_size, tokenized)
+    collate = Collator(padding, config.vocab_size, torch.device("cpu"))
 
     def collate_rows(examples: list[dict[str, list[list[int]]]]) -> dict[str, Tensor]:
         rows = [example[side] for side in ("chosen_ids", "rejected_ids") for example in examples]
@@ -148,11 +149,34 @@ def train_adapter(
             ),
         )
         trainer.remove_callback(PrinterCallback)
+        trainer.add_callback(_set_padding(config, padding))
         if progress is not None:
             trainer.add_callback(_tell_steps(progress))
         trainer.train()
         save_folder(folder, cast(PeftModel, trainer.model), "default", tokenizer)
         return [entry for entry in trainer.state.log_history if "loss" in entry]
+
+
+def _padding_token(own: int | None, vocab_size: int, pairs: Sequence[TokenizedPair]) -> int:
+    """The model's padding token, or one that no row has, so that rows are trained at the token that scoring reads."""
+    if own is not None and 0 <= own < vocab_size:
+        return own
+    present = {token for pair in pairs for row in pair.rows for token in row.input_ids}
+    absent = next((token for token in range(vocab_size) if token not in present), None)
+    if absent is None:
+        raise InputError("the model has no padding token, and the pairs have every other: set its pad_token_id")
+    return absent
+
+
+def _set_padding(config: Any, padding: int) -> Any:
+    from transformers import TrainerCallback
+
+    class SetPadding(TrainerCallback):
+        def on_train_begin(self, *args: Any, **_: Any) -> None:
+            # The trainers have put the tokenizer's there, which may be the eos that rows end with.
+            config.pad_token_id = padding
+
+    return SetPadding()
 
 
 def _new_layers(model: nn.Module, absent: Iterable[str], base: str) -> list[str]:
@@ -161,7 +185,7 @@ def _new_layers(model: nn.Module, absent: Iterable[str], base: str) -> list[str]
     peft does the same for a head by itself.
     """
     layers = sorted({name.rpartition(".")[0] for name in absent})
-    layers = [name for name in layers if name.split(".")[0] not in ("score", "classifier")]
+    layers = [name for name in layers if name.split(".")[0] not in SEQ_CLS_HEAD_NAMES]
     inside = [name for name in layers if not is_after_backbone(model, name)]
     if inside:
         raise InputError(f"the base model {base} does not hold {named(inside)}, which would be random")

@@ -78,6 +78,8 @@ def main(
     ] = False,
     seeds: Annotated[int, typer.Option(min=1, help="Reward models to train, each on pairs of its own tasks.")] = 5,
     noise: Annotated[float, typer.Option(min=0, max=0.5, help="Share of the labels that are flipped.")] = NOISE,
+    further: Annotated[int, typer.Option(help="Seeds with rows of the joint posterior and of virtual adapters.")] = 1,
+    ensembles: Annotated[int, typer.Option(help="Seeds with ensembles, which take four more trainings.")] = 1,
     output: Annotated[Path, typer.Option(help="Folder for the results.")] = RESULTS,
     work: Annotated[Path, typer.Option(help="Folder of what is computed once.")] = ROOT / "build" / "overoptimisation",
 ) -> None:
@@ -88,13 +90,14 @@ def main(
     names: list[list[str]] = []
     tasks: list[list[Arrays]] = []
     for seed in range(1 if quick else seeds):
-        of_seed, found = measured(QUICK if quick else PARTS[part], seed, noise, work / name)
+        experiment = QUICK if quick else PARTS[part]
+        of_seed, found = measured(experiment, seed, noise, work / name, seed < further, seed < ensembles)
         names.append([task.name for task in of_seed])
         tasks.append(found)
     rows = {rule.name: summary(rule, tasks) for rule in rules()} | {"oracle": summary(None, tasks)}
     rows = {label: row for label, row in rows.items() if row["seeds"]}
     sizes = sizes_up_to(len(tasks[0][0]["gold"]))
-    scale = "--quick" if quick else f"--part {part} --seeds {seeds}"
+    scale = "--quick" if quick else f"--part {part} --seeds {seeds} --further {further} --ensembles {ensembles}"
     results = {
         "command": f"python -m benchmarks.overoptimisation {scale} --noise {noise:g}",
         "machine": machine.describe(),
@@ -137,10 +140,15 @@ def draw(results: dict[str, Any], path: Path) -> None:
     figure = Figure(figsize=(7.2, 4.6), layout="constrained")
     axis = figure.subplots()
     beside: dict[str, Any] = {"xytext": (6, -3), "textcoords": "offset points", "fontsize": 8.5}
-    for name in SHOWN:
+    ends = sorted(SHOWN, key=lambda name: results["rows"][name]["gold"][-1])
+    heights = [results["rows"][name]["gold"][-1] for name in ends]
+    least = 0.03 * (max(max(results["rows"][name]["gold"]) for name in SHOWN) - min(heights))
+    for below, height in enumerate(heights[1:]):  # no label covers another
+        heights[below + 1] = max(height, heights[below] + least)
+    for name, height in zip(ends, heights, strict=True):
         gold = results["rows"][name]["gold"]
         (line,) = axis.plot(results["kl"], gold, "o-", ms=4, lw=2.2 if name == "MAP" or "ggn" in name else 1.3)
-        axis.annotate(name, (results["kl"][-1], gold[-1]), color=line.get_color(), **beside)
+        axis.annotate(name, (results["kl"][-1], height), color=line.get_color(), **beside)
     last = results["sizes"][-1]
     axis.set(xlabel=f"KL of best-of-n to the policy, nats (n = 1 to {last})", ylabel="gold of the choice")
     axis.set_xlim(0, results["kl"][-1] * 1.75)

@@ -18,19 +18,25 @@ MEMBERS = 5
 """Of the largest ensemble; the first is the model itself."""
 
 
-def measured(part: Part, seed: int, noise: float, folder: Path) -> tuple[list[Task], list[Arrays]]:
+def measured(
+    part: Part, seed: int, noise: float, folder: Path, further: bool, ensembles: bool
+) -> tuple[list[Task], list[Arrays]]:
     """Every task with its arrays; what the folder holds is not computed again.
 
-    Members of an ensemble were trained on the same pairs from other beginnings.
+    Args:
+        part, seed, noise: what is measured.
+        folder: of all that is kept.
+        further: with the joint posterior and virtual adapters.
+        ensembles: with four more reward models, trained on the same pairs from other beginnings.
     """
     folder = folder / f"seed{seed}-noise{noise:g}"
     pairs, tasks = part.split(seed, noise)
     load = partial(_reward_model, part, pairs, folder)
     steps: dict[str, Callable[[], OfTask]] = {"structures": lambda: structures(load(seed), pairs)}
-    if seed < part.further:
+    if further:
         steps["joint"] = lambda: joint(load(seed), pairs)
         steps["virtual"] = lambda: virtual(load(seed), pairs, list(part.target_modules))
-    if seed < part.ensembles:
+    if ensembles:
         for number in range(1, MEMBERS):
             steps[f"member{number}"] = lambda number=number: member(load(1000 * number + seed), number)
     found: list[Arrays] = [{} for _ in tasks]

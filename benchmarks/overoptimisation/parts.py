@@ -18,15 +18,11 @@ class Part:
         split: from a seed and the share of labels to flip to the pairs to train on and the other tasks.
         base: folder of the model that learns.
         target_modules, epochs, max_length: of the training.
-        further: how many seeds have the rows of the joint posterior and of virtual adapters too.
-        ensembles: how many seeds have ensembles too, which take four more trainings each.
     """
 
     split: Callable[[int, float], tuple[Pairs, list[Task]]]
     epochs: int
     max_length: int
-    further: int = 1
-    ensembles: int = 0
     base: Callable[[], Path] = embedded_encoder
     target_modules: tuple[str, ...] = ("query", "value")
 
@@ -41,7 +37,7 @@ class PartName(StrEnum):
 
 
 PARTS = {
-    PartName.HUMANEVAL: Part(partial(humaneval, 45, None, 100), epochs=3, max_length=160, further=2, ensembles=1),
+    PartName.HUMANEVAL: Part(partial(humaneval, 45, None, 100), epochs=3, max_length=160),
     PartName.QA_FEEDBACK: Part(partial(qa_feedback, 240, 240), epochs=3, max_length=160),
     PartName.POOL: Part(partial(pool, 240, 60, 56), epochs=2, max_length=128),
     PartName.GEMMA: Part(
@@ -52,4 +48,4 @@ PARTS = {
         target_modules=("q_proj", "v_proj"),
     ),
 }
-QUICK = Part(partial(humaneval, 6, 6, 100), epochs=1, max_length=48, ensembles=1)
+QUICK = Part(partial(humaneval, 4, 4, 32), epochs=1, max_length=48)

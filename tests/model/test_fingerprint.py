@@ -8,7 +8,7 @@ from tiny import ENCODERS, tiny_adapter, tiny_base, tiny_tokenizer
 from tokenizers import normalizers
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from bayesrm_fast.model.fingerprint import BLOCK, exact_digest, model_fingerprint, rounded_digest, scored_weights
+from bayesrm_fast.model.fingerprint import BLOCK, HEAD, exact_digest, model_fingerprint, rounded_digest, scored_weights
 from bayesrm_fast.model.lora import find_lora_taps
 
 
@@ -180,3 +180,9 @@ def test_numbers_that_are_no_floating_point_are_hashed_as_they_are(dtype):
 def test_of_a_tensor_that_is_not_there_the_shape_is_hashed(digest):
     assert digest(torch.empty(3, device="meta")) == digest(torch.empty(3, device="meta"))
     assert digest(torch.empty(3, device="meta")) != digest(torch.empty(4, device="meta"))
+
+
+def test_a_head_of_another_name_is_the_score_head():
+    classes = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1}
+    found = scored_weights(tiny_base("bart", **classes))[HEAD]
+    assert {name.split(".")[0] for name in found} == {"classification_head"}

@@ -56,10 +56,12 @@ def test_a_head_has_one_site_whose_small_side_is_the_outputs():
     assert head.weights[0].shape == (3, 16)
 
 
-def test_where_no_layer_gives_the_labels_there_is_no_head():
+def test_a_head_that_was_replaced_counts_and_without_one_there_is_none():
     assert find_head(nn.Sequential(nn.Linear(4, 1))) is None
     base = tiny_base("llama")
     base.score = nn.Linear(16, 2)
+    assert find_head(base).module is base.score
+    base.score = nn.Identity()
     assert find_head(base) is None
     with pytest.raises(InputError, match="include_head needs a score head"):
         find_head_tap(base, [])

@@ -16,6 +16,7 @@ from bayesrm_fast.model.passes import (
     measured_budget,
     unit_cotangent,
 )
+from bayesrm_fast.model.shortcut_trials import RowFrame
 from bayesrm_fast.model.taps import TappedModel
 from bayesrm_fast.text.examples import TokenizedPair, TokenizedRow
 
@@ -271,7 +272,7 @@ def a_gpu(monkeypatch):
 def test_a_measured_budget_is_what_fits_and_draws_no_random_number_of_the_callers(passes, a_gpu):
     torch.manual_seed(3)
     before = torch.random.get_rng_state()
-    budget = measured_budget(passes.tapped, 64, passes.collate)
+    budget = measured_budget(passes.tapped, 64, passes.collate, RowFrame(ends=(2,)))
     assert torch.equal(torch.random.get_rng_state(), before)
     assert budget.batch_tokens == int(0.7 * 10**7 / 1000)
     assert not budget.checkpoints

@@ -69,7 +69,8 @@ def test_rewards_after_a_shared_beginning_are_those_of_the_whole_rows(rm):
 def test_a_row_whose_reward_is_nan_after_a_shared_beginning_has_its_own_number(rm):
     prompt = words(12, 1).replace("art", "a")
     rows = rm.tokenize([prompt] * 4, ["able", "about", "above art", "act"])
+    passes = rm.passes()
     with torch.no_grad():
         rm.model.get_input_embeddings().weight[rm.tokenizer("art").input_ids[1]] = float("nan")
     with pytest.raises(InputError, match=r"row 3: .*NaN"):
-        list(scalars_after_beginnings(rm.passes(), rows, [Group([0, 1, 2, 3], 12)]))
+        list(scalars_after_beginnings(passes, rows, [Group([0, 1, 2, 3], 12)]))

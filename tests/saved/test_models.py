@@ -75,6 +75,20 @@ def test_an_adapters_options_are_for_its_base_model(adapter_folder, base_folder,
     assert asked["tokenizer"] == (str(base_folder), {**HUB, "trust_remote_code": True})
 
 
+def test_an_adapter_that_was_trained_with_more_tokens_brings_its_embeddings(base_folder, tmp_path):
+    base = AutoModelForSequenceClassification.from_pretrained(base_folder)
+    base.resize_token_embeddings(44, mean_resizing=False)
+    torch.nn.init.normal_(base.get_input_embeddings().weight[41:].detach())
+    model = tiny_adapter("llama", base=base)
+    model.save_pretrained(tmp_path, save_embedding_layers=True)
+    tokenizer = tiny_tokenizer("llama")
+    tokenizer.add_tokens(["zebra", "zip", "zoo"])
+    tokenizer.save_pretrained(tmp_path)
+    texts = (["a zebra", "zoo"], ["zip", "able"])
+    found = load(tmp_path).rewards(*texts)
+    torch.testing.assert_close(found, BayesianRewardModel(model, tokenizer).rewards(*texts))
+
+
 def test_the_revision_that_an_adapter_names_is_its_base_models(adapter_folder, asked, tmp_path):
     folder = without_tokenizer(edited(adapter_folder, tmp_path / "pinned", revision="pinned"))
     load_adapter(folder)

@@ -43,6 +43,27 @@ def test_the_same_seed_gives_the_same_adapter(base_folder, tmp_path):
     assert weights[0] == weights[1] != weights[2]
 
 
+def test_rows_are_trained_at_the_token_that_scoring_reads(tmp_path, monkeypatch):
+    """Also where the tokenizer's padding token is the eos token that every row ends with."""
+    from transformers import LlamaForSequenceClassification
+
+    tiny_base("llama", pad_token_id=None).save_pretrained(tmp_path / "base")
+    tokenizer = tiny_tokenizer("llama", "{% for m in messages %}{{ m.content }} </s>{% endfor %}")
+    tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.save_pretrained(tmp_path / "base")
+    paddings = set()
+    forward = LlamaForSequenceClassification.forward
+
+    def recorded(self, **inputs):
+        paddings.add(self.config.pad_token_id)
+        return forward(self, **inputs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LlamaForSequenceClassification, "forward", recorded)
+        train_adapter(tmp_path / "base", tiny_pairs(), tmp_path / "adapter", OPTIONS)
+    assert not paddings & {None, tokenizer.eos_token_id}
+
+
 def test_training_sees_the_rows_that_scoring_sees(base_folder, tmp_path, monkeypatch):
     """A prompt's and a response's cut and joining included."""
     from transformers import LlamaForSequenceClassification
