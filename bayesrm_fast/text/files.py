@@ -46,7 +46,7 @@ def iter_rows(path: Path) -> Iterator[dict[str, Any]]:
     except FileNotFoundError as error:
         raise InputError(f"{path} does not exist") from error
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read: {error}") from error
+        raise InputError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
     if not rows:
         raise InputError(f"{path} is empty: there are no rows")
 

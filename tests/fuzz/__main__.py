@@ -26,13 +26,13 @@ import pyarrow
 import pyarrow.parquet
 import torch
 import transformers
+from fuzz.damage import FAMILIES, damage, files_of, read_rows, write_lines
 from safetensors.torch import load_file
 from tiny import tiny_adapter, tiny_base, tiny_pairs, tiny_tokenizer
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from bayesrm_fast import BayesianRewardModel, InputError
 from bayesrm_fast.cli.main import main as bayesrm
-from fuzz.damage import FAMILIES, damage, files_of, read_rows, write_lines
 
 MEMORY = 4 << 30
 """Bytes that an attack may have beyond what the process has."""
@@ -49,10 +49,10 @@ VICTIMS = {
 """Architecture: the posterior's structure, virtual rank, and the configuration."""
 
 NAMES = {
-    "config.json": ["configuration", "base"],
-    "model.safetensors": ["base weights", "score head", "base"],
+    "config.json": ["configuration", "padding token", "base"],
+    "model.safetensors": ["score head", "base"],
     "adapter_config.json": ["the adapter in model", "adapter scaling", "base model"],
-    "adapter_model.safetensors": ["adapter weights", "score head", "the adapter in model"],
+    "adapter_model.safetensors": ["adapter weights", "score head", "the adapter in model", "weights that are NaN"],
     "tokenizer.json": ["tokenizer"],
     "tokenizer_config.json": ["tokenizer", "chat template"],
     "chat_template.jinja": ["chat template"],
@@ -138,7 +138,7 @@ def attacked(family, number, seed, place):
             is_clear = "\n" not in line and any(name in line for name in names)
             return "refused" if is_clear else "unclear", f"{told}: {line}"
         except BaseException as error:
-            return "unclear", f"{told}: {type(error).__name__}: {error}"
+            return "unclear", f"{told}: {type(error).__name__}: {error!r}"
         if are_equal(found, expected["numbers"]):
             return "same", told
         return "unseen" if differ_unseen(place / victim) else "wrong", f"{told}: {found}"
@@ -155,14 +155,14 @@ def judged_rows(path, whole, expected):
 
 
 def differ_unseen(whole):
-    """Whether weights differ by no more than what the fingerprint's documentation says it does not see."""
+    """Whether weights differ, and by no more than bfloat16's rounding: which a fingerprint's documentation tells."""
+    differ = False
     for path in files_of([Path("base"), Path("model")], "model.safetensors"):
         old, new = load_file(whole / path), load_file(path)
-        for name in old:
-            sums = [x.bfloat16().flatten().view(torch.int16).int().sort().values for x in (old[name], new[name])]
-            if not sums[0].equal(sums[1]):
-                return False
-    return True
+        differ |= any(not old[name].equal(new[name]) for name in old)
+        if any(not old[name].bfloat16().equal(new[name].bfloat16()) for name in old):
+            return False
+    return differ
 
 
 def worker(pipe, place):

@@ -22,6 +22,10 @@ def files_of(folders, *endings):
     return [path for path in found if path.is_file() and path.name.endswith(endings or ("",))]
 
 
+FILE_DAMAGE = ["truncated", "flipped", "flipped", "zeroed", "emptied", "doubled", "swapped"]
+FILE_DAMAGE += ["removed", "folder", "pipe", "loop"]
+
+
 def damaged_file(folders, rng):
     """One file cut, overwritten, or replaced by something else."""
     path = rng.choice(files_of(folders))
@@ -29,7 +33,21 @@ def damaged_file(folders, rng):
     size = len(content)
     start = rng.randrange(size)
     stop = min(size, start + rng.choice([1, 8, 64, size]))
-    name = rng.choice("truncated flipped flipped zeroed emptied doubled swapped removed folder pipe loop".split())
+    name = rng.choice(
+        [
+            "truncated",
+            "flipped",
+            "flipped",
+            "zeroed",
+            "emptied",
+            "doubled",
+            "swapped",
+            "removed",
+            "folder",
+            "pipe",
+            "loop",
+        ]
+    )
     touched = [path]
     if name == "truncated":
         path.write_bytes(content[:start])
@@ -170,9 +188,8 @@ def read_rows(path):
     """What a plain reader makes of a file of rows."""
     if path.suffix == ".parquet":
         return pyarrow.parquet.read_table(path).to_pylist()
-    opened = gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8")
-    with opened as file:
-        return [json.loads(line) for line in file if line.strip()]
+    content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    return [json.loads(line) for line in content.decode().split("\n") if line.strip()]
 
 
 FAMILIES = {
