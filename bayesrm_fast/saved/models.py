@@ -165,6 +165,7 @@ def _loaded(
     with naming_damage(f"the tokenizer {whose}", place, TOKENIZER_FILES):
         tokenizer = AutoTokenizer.from_pretrained(place, **options_there)
         tokenizer("a")  # a tokenizer without a token for what it does not know says so now
+        _ = tokenizer.all_special_ids  # and one whose special tokens have no ids
     reshaped = [key for key, *_ in loading["mismatched_keys"]]
     return model, tokenizer, sorted({*loading["missing_keys"], *reshaped})
 

@@ -260,15 +260,14 @@ def test_a_base_models_layer_of_another_shape_is_random_too(base_folder, tmp_pat
 
 
 NAME = "base_model.model.model.layers.1.mlp.up_proj.lora_A.weight"
+HEAD = "base_model.model.score.weight"
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (
-            lambda weights: weights.pop(NAME),
-            r"lacks model\.layers\.1\.mlp\.up_proj\.lora_A\.weight, which adapter",
-        ),
+        (lambda weights: weights.pop(NAME), r"lacks model\.layers\.1\.mlp\.up_proj\.lora_A\.weight, which adap"),
+        (lambda weights: weights.update({HEAD: weights[HEAD][:0].clone()}), r"adapter_model.* head without outputs"),
         (
             lambda weights: weights.update({NAME.replace("up_", "down_"): weights[NAME].clone()}),
             r"holds model\.layers\.1\.mlp\.down_proj\.lora_A\.weight, of which adapter_config\.json makes no layer",
