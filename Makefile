@@ -3,7 +3,7 @@ BIN := .venv/bin
 SOURCES := setup.py CMakeLists.txt $(wildcard csrc/*/*)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test lint sanitize gpu clean
+.PHONY: demo test lint fuzz sanitize gpu clean
 
 demo: .venv/demo
 	$(BIN)/python -m demo
@@ -15,6 +15,10 @@ lint: .venv/test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# All damage to saved models and rows; `make test` does a sample of it.
+fuzz: .venv/test
+	PYTHONPATH=tests $(BIN)/python -m fuzz
 
 # The C++ part with AddressSanitizer and UBSan, under the tests of the operations.
 sanitize: .venv/test

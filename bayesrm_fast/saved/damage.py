@@ -4,6 +4,7 @@ import contextlib
 import json
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from safetensors import safe_open
 from tokenizers import Tokenizer
@@ -19,6 +20,8 @@ TOKENIZER_FILES = (
     "added_tokens.json",
     "vocab.json",
     "tokenizer.json",
+    "chat_template.jinja",
+    "additional_chat_templates/*.jinja",
 )
 
 
@@ -73,7 +76,11 @@ def cannot_load(
 
 def _check(path: Path) -> None:
     """Read a file as its name says; raises whatever its reader raises."""
-    checks: dict[str, Callable[[Path], None]] = {".safetensors": _check_tensors, ".json": _check_json}
+    checks: dict[str, Callable[[Path], Any]] = {
+        ".safetensors": _check_tensors,
+        ".json": _check_json,
+        ".jinja": lambda template: template.read_text(encoding="utf-8"),
+    }
     checks[path.suffix](path)
     if path.name == "tokenizer.json":
         Tokenizer.from_file(str(path))

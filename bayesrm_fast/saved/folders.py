@@ -85,6 +85,8 @@ def has_adapter_files(folder: Path, or_fail: bool) -> bool:
     """Whether a folder is a peft adapter's; raises InputError where it has to be and is not."""
     if (folder / ADAPTER_CONFIG).is_file():
         return True
+    if or_fail and POSTERIOR_FILES.are_in(folder):
+        raise InputError(f"{folder} has a posterior, and neither {ADAPTER_CONFIG} nor {VIRTUAL_FILES.record} beside it")
     if or_fail and (folder / MODEL_CONFIG).is_file():
         raise InputError(
             f"{folder} holds a model without a LoRA adapter; give virtual_rank=8 (--virtual-rank 8) for a posterior "

@@ -63,7 +63,10 @@ def load_adapter(folder: Path, **model_options: Any) -> tuple[PeftModel, PreTrai
     if config.revision is not None:
         model_options.setdefault("revision", config.revision)
     shapes = _shapes(folder / ADAPTER_TENSORS)
-    model, tokenizer, absent = _loaded(f"the adapter's base model {base}", base, folder, _labels(shapes), model_options)
+    labels = _labels(shapes)
+    if labels == 0:
+        raise InputError(f"{folder / ADAPTER_TENSORS} holds a score head without outputs")
+    model, tokenizer, absent = _loaded(f"the adapter's base model {base}", base, folder, labels, model_options)
     random = [name for name in absent if name not in shapes]
     if random:
         raise InputError(
@@ -136,7 +139,7 @@ def _check_all_loaded(model: PeftModel, name: str, folder: Path, shapes: Mapping
     expected = {plain_name(path) for path in own}
     absent = sorted(expected - set(shapes))
     if absent:
-        raise InputError(f"{folder / ADAPTER_TENSORS} lacks {named(absent)}, which would be random")
+        raise InputError(f"{folder / ADAPTER_TENSORS} lacks {named(absent)}, which {ADAPTER_CONFIG} asks for")
     unused = sorted(path for path in shapes if path not in expected and ".lora_" in path)
     if unused:
         raise InputError(f"{folder / ADAPTER_TENSORS} holds {named(unused)}, of which {ADAPTER_CONFIG} makes no layer")
@@ -162,6 +165,7 @@ def _loaded(
     with naming_damage(f"the tokenizer {whose}", place, TOKENIZER_FILES):
         tokenizer = AutoTokenizer.from_pretrained(place, **options_there)
         tokenizer("a")  # a tokenizer without a token for what it does not know says so now
+        _ = tokenizer.all_special_ids  # and one whose special tokens have no ids
     reshaped = [key for key, *_ in loading["mismatched_keys"]]
     return model, tokenizer, sorted({*loading["missing_keys"], *reshaped})
 

@@ -46,7 +46,7 @@ def iter_rows(path: Path) -> Iterator[dict[str, Any]]:
     except FileNotFoundError as error:
         raise InputError(f"{path} does not exist") from error
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read: {error}") from error
+        raise InputError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
     if not rows:
         raise InputError(f"{path} is empty: there are no rows")
 
@@ -79,7 +79,7 @@ def _iter_parquet(path: Path) -> Iterator[dict[str, Any]]:
     import pyarrow.parquet
 
     try:
-        with pyarrow.parquet.ParquetFile(path) as file:
+        with pyarrow.parquet.ParquetFile(path, page_checksum_verification=True) as file:
             for batch in file.iter_batches(batch_size=ROWS_OF_A_GROUP):
                 yield from batch.to_pylist()
     except pyarrow.ArrowException as error:
@@ -123,7 +123,9 @@ def _write_parquet(path: Path, beside: Path, rows: Iterable[dict[str, Any]]) -> 
             while group := list(itertools.islice(waiting, ROWS_OF_A_GROUP)):
                 table = pyarrow.Table.from_pylist(group, None if writer is None else writer.schema)
                 if writer is None:
-                    writer = stack.enter_context(pyarrow.parquet.ParquetWriter(beside, table.schema))
+                    writer = stack.enter_context(
+                        pyarrow.parquet.ParquetWriter(beside, table.schema, write_page_checksum=True)
+                    )
                 writer.write_table(table)
     except InputError:  # of the rows
         raise

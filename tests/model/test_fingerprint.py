@@ -8,7 +8,16 @@ from tiny import ENCODERS, tiny_adapter, tiny_base, tiny_tokenizer
 from tokenizers import normalizers
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from bayesrm_fast.model.fingerprint import BLOCK, HEAD, exact_digest, model_fingerprint, rounded_digest, scored_weights
+from bayesrm_fast.model.fingerprint import (
+    BLOCK,
+    FACTOR,
+    HEAD,
+    _block_sums,
+    exact_digest,
+    model_fingerprint,
+    rounded_digest,
+    scored_weights,
+)
 from bayesrm_fast.model.lora import find_lora_taps
 
 
@@ -97,6 +106,7 @@ def normalised(tokenizer):
         ("tokenizer", normalised),
         ("tokenizer", lambda t: t.add_tokens(["word"])),
         ("tokenizer", lambda t: setattr(t, "eos_token", "<unk>")),
+        ("tokenizer", lambda t: setattr(t, "sep_token", "</s>")),
         ("tokenizer", lambda t: setattr(t, "model_input_names", ["input_ids", "token_type_ids", "attention_mask"])),
         ("chat template", lambda t: setattr(t, "chat_template", "{{ messages[0] }}")),
         ("chat template", lambda t: setattr(t, "chat_template", None)),
@@ -107,12 +117,12 @@ def test_each_part_of_a_tokenizer_is_told(part, change):
     assert differing(of(model, tokenizer), of(model, changed_tokenizer(change))) == {part}
 
 
-def test_the_padding_token_and_not_a_calls_padding_is_the_tokenizers():
+def test_the_padding_token_is_seen_and_not_a_calls_padding():
     model, tokenizer = tiny_base("llama"), tiny_tokenizer("llama")
     before = of(model, tokenizer)
     tokenizer(["a ability", "able"], padding=True, truncation=True, max_length=2)
     assert of(model, tokenizer) == before
-    assert differing(before, of(model, tokenizer, pad=2)) == {"tokenizer"}
+    assert differing(before, of(model, tokenizer, pad=2)) == {"padding token"}
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "roberta", "deberta-v2"])
@@ -166,6 +176,21 @@ def test_a_digest_sees_every_number_of_a_tensor(shape):
         assert rounded_digest(changed) != expected
     transposed = tensor.T.contiguous().T if tensor.dim() == 2 else tensor
     assert rounded_digest(transposed) == expected
+
+
+@pytest.mark.parametrize("width", [16, 100, 4 * BLOCK])
+def test_a_digest_sees_rows_that_change_places(width):
+    """As in weights that were converted for another order of rotary dimensions."""
+    tensor = torch.randn(64 * BLOCK // 16, width, generator=torch.Generator().manual_seed(0))
+    for order in ([1, 0, *range(2, len(tensor))], [*range(0, len(tensor), 2), *range(1, len(tensor), 2)]):
+        assert rounded_digest(tensor[order]) != rounded_digest(tensor)
+
+
+def test_the_sums_of_blocks_are_one_number_however_they_are_computed():
+    words = torch.randint(-(2**62), 2**62, (3, BLOCK), generator=torch.Generator().manual_seed(0))
+    factors = [pow(FACTOR, i, 2**64) for i in range(BLOCK)]
+    sums = [sum(map(int.__mul__, row, factors)) % 2**64 for row in words.tolist()]
+    assert [found % 2**64 for found in _block_sums(words).tolist()] == sums
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.bool])

@@ -51,6 +51,8 @@ def changed(**values):
         ("model", "tokenizer_config.json", cut),
         ("model", "tokenizer_config.json", holding(b"[]")),
         ("model", "tokenizer_config.json", changed(added_tokens_decoder=3)),
+        ("model", "tokenizer_config.json", changed(unk_token="")),
+        ("model", "chat_template.jinja", holding(b"\xed")),
         ("model", "adapter_config.json", holding(b"[" * 100_000)),
         ("model", "adapter_config.json", changed(base_model_name_or_path=None)),
         ("model", "adapter_config.json", changed(r=5)),

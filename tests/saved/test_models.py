@@ -255,17 +255,19 @@ def test_a_base_models_layer_of_another_shape_is_random_too(base_folder, tmp_pat
     weights = load_file(folder / "model.safetensors")
     weights["score.weight"] = weights["score.weight"].repeat(2, 1)
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(InputError, match=r"lacks score\.weight, which would be random"):
+    with pytest.raises(InputError, match=r"lacks score\.weight, which adapter_config.json asks for"):
         load_model(folder, None, ignore_mismatched_sizes=True)
 
 
 NAME = "base_model.model.model.layers.1.mlp.up_proj.lora_A.weight"
+HEAD = "base_model.model.score.weight"
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda weights: weights.pop(NAME), r"lacks model\.layers\.1\.mlp\.up_proj\.lora_A\.weight, which would be"),
+        (lambda weights: weights.pop(NAME), r"lacks model\.layers\.1\.mlp\.up_proj\.lora_A\.weight, which adap"),
+        (lambda weights: weights.update({HEAD: weights[HEAD][:0].clone()}), r"adapter_model.* head without outputs"),
         (
             lambda weights: weights.update({NAME.replace("up_", "down_"): weights[NAME].clone()}),
             r"holds model\.layers\.1\.mlp\.down_proj\.lora_A\.weight, of which adapter_config\.json makes no layer",

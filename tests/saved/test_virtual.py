@@ -106,6 +106,7 @@ def test_other_weights_are_refused(base_folder, copied, tmp_path):
     ("damage", "message"),
     [
         (lambda f: (f / "virtual_adapter.safetensors").unlink(), "cannot be read"),
+        (lambda f: (f / "virtual_adapter.json").unlink(), "has a posterior, and neither .* nor virtual_adapter.json "),
         (lambda f: (f / "virtual_adapter.safetensors").write_bytes(b"x"), "truncated or belongs to another"),
         (lambda f: (f / "virtual_adapter.json").write_text("{"), "not valid JSON"),
         (lambda f: edit(f, format=99), "of format 2"),

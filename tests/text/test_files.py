@@ -48,6 +48,32 @@ def test_bad_files_are_named(tmp_path, name, content, message):
     assert str(path) in str(error.value)
 
 
+@pytest.mark.parametrize("name", ["rows.jsonl.gz", "rows.parquet"])
+def test_a_bit_of_a_text_that_has_flipped_is_found(tmp_path, name):
+    path = tmp_path / name
+    write_rows(path, ROWS)
+    content = bytearray(path.read_bytes())
+    place = content.find("ü".encode())
+    content[place if place > 0 else len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"cannot be read|is not a readable Parquet file"):
+        read_rows(path)
+
+
+def test_what_is_told_of_a_damaged_parquet_file_is_one_line(tmp_path):
+    path = tmp_path / "rows.parquet"
+    write_rows(path, ROWS)
+    whole, told = path.read_bytes(), []
+    for place in range(4, len(whole) // 2):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :])
+        try:
+            read_rows(path)
+        except InputError as error:
+            told.append(str(error))
+    assert any("page header" in line or "thrift" in line for line in told)
+    assert not [line for line in told if "\n" in line]
+
+
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.jsonl.gz", "rows.parquet"])
 def test_what_is_no_regular_file_is_refused_and_not_waited_for(tmp_path, name):
     os.mkfifo(tmp_path / name)
