@@ -10,10 +10,12 @@ from torch import Tensor
 
 from bayesrm_fast.errors import InputError
 from bayesrm_fast.model.exclusive import exclusive
+from bayesrm_fast.model.fingerprint import ADAPTER, adapter_fingerprint
 from bayesrm_fast.model.passes import Passes, Progress
 from bayesrm_fast.model.reward_model import RewardModel
 from bayesrm_fast.model.state import ModelState
 from bayesrm_fast.posterior.base import PenaltyChoice, Posterior
+from bayesrm_fast.saved.models import named
 from bayesrm_fast.score.joint import JointRewards, Outside, joint_rewards
 from bayesrm_fast.score.means import rewards_of
 from bayesrm_fast.score.relative import Comparison, positions_of_equals, score_differences, within_prompts
@@ -60,10 +62,26 @@ class FittedRewardModel(RewardModel):
 
     @posterior.setter
     def posterior(self, value: Posterior | None) -> None:
+        if value is not None:
+            self._check_sites(value)
         self._posterior = value
         self._state = None
         if value is not None:
             self._state = ModelState(self.model, self.tokenizer, self.lora, self.output_weights)
+
+    def _check_sites(self, posterior: Posterior) -> None:
+        """Refuse a posterior over other weights; warn of one that was fitted on other numbers in them."""
+        record = posterior.record
+        own = [site for tap in self.taps(self.virtual, record.include_head) for site in tap.sites]
+        if own != posterior.sites:
+            names = sorted({site.name for site in {*own} ^ {*posterior.sites}}) or ["their order"]
+            raise InputError(f"the posterior is over other weights than the model has; what differs: {named(names)}")
+        adapters = [*self.lora, *(self.virtual.taps if self.virtual else ())]
+        if record.fingerprint.get(ADAPTER) != adapter_fingerprint(adapters):
+            warnings.warn(
+                "the posterior was fitted on other adapter weights than the model has: its variances may not be theirs",
+                stacklevel=3,
+            )
 
     def rewards(self, prompts: Sequence[Text], responses: Sequence[Text]) -> Tensor:
         """MAP rewards `[N]` by forward passes alone; needs no posterior.

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -17,6 +18,7 @@ from bayesrm_fast.fit.prior import NO_EVIDENCE
 from bayesrm_fast.fit.virtual import make_virtual_adapter
 from bayesrm_fast.fitted_model import FittedRewardModel
 from bayesrm_fast.model.exclusive import exclusive, in_own_state
+from bayesrm_fast.model.layers import adapter_config
 from bayesrm_fast.model.passes import Progress
 from bayesrm_fast.model.readout import PooledReadout
 from bayesrm_fast.model.virtual import Targets, VirtualAdapter
@@ -96,6 +98,8 @@ class BayesianRewardModel(FittedRewardModel):
                 "max_length": record.max_length if options.get("max_length") is None else options["max_length"],
             }
         loaded = cls(model, tokenizer, **options)
+        if saved.posterior is not None:  # often set on the model in memory alone, whose files know of none
+            loaded.collator = replace(loaded.collator, pad_token_id=saved.posterior.record.pad_token_id)
         loaded.virtual, loaded.posterior = saved.restored(loaded)
         return loaded
 
@@ -135,8 +139,11 @@ class BayesianRewardModel(FittedRewardModel):
         if type(self.readout) is not PooledReadout:
             raise InputError("a model with a readout of its own cannot be saved: loading it would read it otherwise")
         self.check_unchanged()
-        if isinstance(self.model, PeftModel) and self.adapter is not None:
-            check_restorable(self.model.peft_config[self.adapter], f"the adapter {self.adapter!r}")
+        if self.adapter is not None:
+            several = sorted({tap.adapter for tap in self.lora})
+            if len(several) > 1:
+                raise InputError(f"the adapters {', '.join(several)} are active, and one alone can be saved")
+            check_restorable(adapter_config(self.model, self.adapter), f"the adapter {self.adapter!r}")
         save_folder(Path(folder), self.model, self.adapter, self.tokenizer, self.virtual, self.posterior)
 
     def fit(
@@ -251,6 +258,7 @@ class BayesianRewardModel(FittedRewardModel):
             include_head=options.include_head,
             output_weights=self.output_weights.tolist(),
             max_length=self.encoder.max_length,
+            pad_token_id=self.collator.pad_token_id,
         )
         passes = self.passes_over(self.taps(virtual, options.include_head))
         return virtual, fit_posterior(

@@ -52,13 +52,12 @@ def model_fingerprint(
         pad_token_id: by which the scored token is found.
     """
     taps = list(taps)
-    digests: dict[str, dict[str, bytes]] = {
-        ADAPTER: {name: exact_digest(weight) for tap in taps for name, weight in tap.hashed.items()}
-    }
+    digests: dict[str, dict[str, bytes]] = {}
     for part, weights in scored_weights(model).items():
         digests[part] = {name: rounded_digest(weight) for name, weight in weights.items()}
     scaling = {tap.name: tap.scaling for tap in taps if isinstance(tap, LoraTap)}
     return {
+        ADAPTER: adapter_fingerprint(taps),
         **{part: joined_digest(found) for part, found in digests.items()},
         SCALING: _of_json(scaling),
         "configuration": _of_json(_configuration(model)),
@@ -66,6 +65,11 @@ def model_fingerprint(
         "padding token": _of_json(pad_token_id),
         "chat template": _of_json(tokenizer.chat_template),
     }
+
+
+def adapter_fingerprint(taps: Iterable[LoraTap | VirtualTap]) -> str:
+    """SHA-256 of the weights of LoRA and virtual adapters."""
+    return joined_digest({name: exact_digest(weight) for tap in taps for name, weight in tap.hashed.items()})
 
 
 def scored_weights(model: nn.Module) -> dict[str, dict[str, Tensor]]:
@@ -93,11 +97,12 @@ def _own_weights(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def exact_digest(weight: Tensor) -> bytes:
-    """SHA-256 of a tensor's shape and float32 values (float64 for float64), whatever dtype they are held in."""
+    """SHA-256 of a tensor's shape and values, in float32 where that holds them, whatever dtype they are held in."""
     if weight.is_meta:
         return rounded_digest(weight)
     held = weight.detach().cpu()
-    held = held if held.dtype == torch.float64 else held.float()
+    single = held.float()
+    held = held if held.dtype == torch.float64 and not torch.equal(single.double(), held) else single
     return hashlib.sha256(f"{list(weight.shape)}".encode() + held.contiguous().numpy().tobytes()).digest()
 
 

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import cast
 
-from peft import PeftModel
+from peft import PeftConfig, PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import ModulesToSaveWrapper
 from torch import nn
@@ -62,17 +62,45 @@ def name_of_copied(name: str) -> str:
     return re.sub(r"\.modules_to_save\.[^.]+|\.original_module", "", name)
 
 
+def _wrapping(model: nn.Module) -> str:
+    """The beginning that all paths of weights have in common, such as peft's and that of a module around a model."""
+    path = ""
+    while True:
+        children = [(name, child) for name, child in model.named_children() if any(True for _ in child.parameters())]
+        if len(children) != 1:
+            return path
+        path, model = f"{path}{children[0][0]}.", children[0][1]
+
+
 def is_after_backbone(model: nn.Module, name: str) -> bool:
     """Whether a module, by its path, is a pooler, or outside of the part of the model that holds its layers."""
     last = last_layer(model)
-    backbone = next((plain_name(path).split(".")[0] for path, module in model.named_modules() if module is last), None)
-    first, *rest = plain_name(name).split(".")
+    around = _wrapping(model)
+    paths = (path for path, module in model.named_modules() if module is last)
+    backbone = next((path.removeprefix(around).split(".")[0] for path in paths), None)
+    first, *rest = name.removeprefix(around).split(".")
     return last is not None and (first != backbone or any("pooler" in part for part in rest))
+
+
+def weights_after_backbone(model: nn.Module) -> Iterator[nn.Parameter]:
+    """Weights of modules that stand after the last of the transformer's layers and outside of its backbone."""
+    last = last_layer(model)
+    is_past = False
+    for path, module in model.named_modules():
+        if is_past and is_after_backbone(model, path):
+            yield from module.parameters(recurse=False)
+        is_past |= module is last
 
 
 def has_adapter(model: nn.Module) -> bool:
     """Whether any layer of the model carries an adapter of peft's, of whatever kind."""
     return any(isinstance(module, BaseTunerLayer) for module in model.modules())
+
+
+def adapter_config(model: nn.Module, adapter: str) -> PeftConfig:
+    """The configuration of an adapter, wherever in the model peft has put it."""
+    held = [getattr(module, "peft_config", {}) for module in model.modules()]
+    return cast(PeftConfig, next(configs[adapter] for configs in held if adapter in configs))
 
 
 def check_model(model: nn.Module) -> None:
@@ -82,6 +110,11 @@ def check_model(model: nn.Module) -> None:
     """
     if isinstance(model, nn.DataParallel | DistributedDataParallel):
         raise InputError(f"cannot serve a model within {type(model).__name__}: pass its .module")
+    prompts = [config.peft_type for config in getattr(model, "peft_config", {}).values() if config.is_prompt_learning]
+    if prompts:
+        raise InputError(
+            f"cannot serve prompt learning ({prompts[0].value}): a posterior is over LoRA or virtual adapters"
+        )
     if any(parameter.is_inference() for parameter in model.parameters()):
         raise InputError("the model was made under torch.inference_mode: load it outside, where it has gradients")
     absent = [

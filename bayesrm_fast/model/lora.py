@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from bayesrm_fast.errors import InputError
 from bayesrm_fast.model.head import find_head
-from bayesrm_fast.model.layers import is_after_backbone, plain_name, refuse
+from bayesrm_fast.model.layers import is_after_backbone, plain_name, refuse, weights_after_backbone
 from bayesrm_fast.sites import Site
 
 
@@ -149,5 +149,6 @@ def _refuse_other_trained_weights(model: nn.Module, taps: list[LoraTap]) -> None
     allowed |= {id(parameter) for module in saved for parameter in module.parameters()}
     if head:
         allowed |= {id(parameter) for parameter in head.module.parameters()}
+    allowed |= {id(parameter) for parameter in weights_after_backbone(model)}
     others += [plain_name(n) for n, p in model.named_parameters() if p.requires_grad and id(p) not in allowed]
     refuse(list(dict.fromkeys(others)), "trainable weights that are neither LoRA nor after the backbone")

@@ -1,9 +1,8 @@
 """A reward model as text goes into it, with the taps that a posterior wants."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any, cast
+from typing import Any
 
-from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
@@ -12,7 +11,14 @@ from bayesrm_fast.model.exclusive import exclusive
 from bayesrm_fast.model.fingerprint import model_fingerprint
 from bayesrm_fast.model.forward import Forward, text_config
 from bayesrm_fast.model.head import find_head, find_head_tap
-from bayesrm_fast.model.layers import check_model, class_name, embedded_tokens, has_adapter, is_language_model
+from bayesrm_fast.model.layers import (
+    adapter_config,
+    check_model,
+    class_name,
+    embedded_tokens,
+    has_adapter,
+    is_language_model,
+)
 from bayesrm_fast.model.lengths import check_length, most_tokens
 from bayesrm_fast.model.lora import LoraTap, find_lora_taps
 from bayesrm_fast.model.passes import Passes, measured_budget
@@ -160,9 +166,8 @@ class RewardModel:
     @property
     def base_model(self) -> str:
         """Name or path of the model under the adapters."""
-        if self.adapter is None:
-            return str(getattr(getattr(self.model, "config", None), "name_or_path", ""))
-        return str(cast(PeftModel, self.model).peft_config[self.adapter].base_model_name_or_path)
+        adapted = None if self.adapter is None else adapter_config(self.model, self.adapter).base_model_name_or_path
+        return str(adapted or getattr(getattr(self.model, "config", None), "name_or_path", ""))
 
     def find_lora(self) -> list[LoraTap]:
         """The layers with LoRA, as the model is now; none for a model without an adapter that is to get virtual ones.

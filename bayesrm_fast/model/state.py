@@ -89,13 +89,25 @@ class ModelState:
         self._held = weights  # a tensor that is kept keeps its id
         self._base_marks = {name: _mark(weight) for name, weight in weights[BASE].items()}
         self._adapters, self._marks = self._walk()
-        self._views: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
-        for found in weights.values():
+        self._views = self._views_of_samples()
+        self._accepted = {key: torch.cat(views) for key, views in self._views.items()}
+
+    def _views_of_samples(self) -> dict[tuple[torch.dtype, torch.device], list[Tensor]]:
+        views: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
+        for found in self._held.values():
             for weight in found.values():
                 if not weight.is_meta:
                     bits = _sample(weight).view(BITS[weight.dtype.itemsize])  # by which NaN is itself
-                    self._views.setdefault((bits.dtype, bits.device), []).append(bits)
-        self._accepted = {key: torch.cat(views) for key, views in self._views.items()}
+                    views.setdefault((bits.dtype, bits.device), []).append(bits)
+        return views
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the views, because `torch.save` takes no storage under two dtypes."""
+        return {name: value for name, value in vars(self).items() if name != "_views"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._views = self._views_of_samples()
 
     def _samples_are_as_accepted(self) -> bool:
         return all(torch.equal(torch.cat(views), self._accepted[key]) for key, views in self._views.items())
@@ -117,7 +129,14 @@ class ModelState:
         return adapters, marks
 
     def _text_marks(self) -> Mark:
-        return self._tokenizer.chat_template, len(self._tokenizer), tuple(self._tokenizer.model_input_names)
+        tokenizer: Any = self._tokenizer
+        specials = tokenizer.backend_tokenizer.post_processor  # which puts them at a row's ends
+        return (
+            tokenizer.chat_template,
+            len(tokenizer),
+            tuple(tokenizer.model_input_names),
+            None if specials is None else specials.__getstate__(),
+        )
 
     def _check_adapters(self) -> None:
         modules = set(self._model.modules())

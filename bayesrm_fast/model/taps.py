@@ -98,7 +98,7 @@ class TappedModel:
         consumers = [make_consumer()]
         gradients_alone = consumers[0].gradients_alone
         prepared = self.forward.prepared(batch, every_token=not gradients_alone, checkpoints=checkpoints)
-        with prepared, torch.enable_grad():
+        with self._refusing_what_has_no_gradient(), prepared, torch.enable_grad():
             run = _Pass(batch, self.forward.calls(batch), drops_padding=not gradients_alone)
             # The hooks stay for the backward pass, because gradient checkpointing runs the layers again there.
             with run.tapping(self.taps):
@@ -115,6 +115,13 @@ class TappedModel:
                         one = scalars[:, column]
                         _backward(run, one, cotangent(one.detach()), consumer, is_last=column == count - 1)
             return scalars.detach(), consumers
+
+    @contextlib.contextmanager
+    def _refusing_what_has_no_gradient(self) -> Iterator[None]:
+        try:
+            yield
+        except NotImplementedError as error:  # flex attention on a CPU
+            raise InputError(f"cannot serve {class_name(self.forward.model)}: {error}") from error
 
     def shared_inputs(self, batch: TokenBatch) -> dict[str, str]:
         """For each tap's name, the first tap that is called on the very same tensor (itself where none is)."""

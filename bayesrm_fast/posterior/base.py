@@ -1,12 +1,13 @@
 """What every structure of the posterior has: prior precision, evidence, variances and features."""
 
+import contextlib
 import hashlib
 import json
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -25,6 +26,7 @@ class ModelRecord:
         include_head: whether the score head is part of the posterior.
         output_weights: weight of each output in the reward.
         max_length: tokens at which rows were cut.
+        pad_token_id: of the model's configuration, by which the scored token is found; None where it had none.
     """
 
     base_model: str
@@ -32,6 +34,7 @@ class ModelRecord:
     include_head: bool
     output_weights: list[float]
     max_length: int
+    pad_token_id: int | None = field(default=None, kw_only=True)
 
     @property
     def fingerprint_sha256(self) -> str:
@@ -63,6 +66,13 @@ class FitRecord(ModelRecord):
     log_likelihood: float | None
     squared_norm: float
     versions: dict[str, str]
+
+
+def _as_number(value: Any) -> float:
+    if not isinstance(value, bool):
+        with contextlib.suppress(TypeError, ValueError):
+            return float(value)
+    raise InputError(f"the prior precision must be a positive number, not {value!r}")
 
 
 LEAST_PRECISION = torch.finfo(torch.float32).tiny
@@ -178,7 +188,7 @@ class Posterior(ABC):
 
     @prior.setter
     def prior(self, value: PriorChoice | float) -> None:
-        chosen = value if isinstance(value, PriorChoice) else PriorChoice(float(value))
+        chosen = value if isinstance(value, PriorChoice) else PriorChoice(_as_number(value))
         if self._prior is not None and self._prior.precision != chosen.precision:
             self.penalty = None  # it weighs stds under the λ that it was tuned at
         self._prior = chosen

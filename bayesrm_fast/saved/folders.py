@@ -1,7 +1,6 @@
 """What a folder or a name on the hub holds, and writing one whole or not at all."""
 
 import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,15 +12,15 @@ from transformers.utils.peft_utils import find_adapter_config_file
 
 from bayesrm_fast.atomic import check_folder, replaced_whole, settle
 from bayesrm_fast.errors import InputError
+from bayesrm_fast.model.layers import adapter_config
 from bayesrm_fast.model.virtual import VirtualAdapter
 from bayesrm_fast.posterior.base import Posterior
 from bayesrm_fast.posterior.files import FILES as POSTERIOR_FILES
 from bayesrm_fast.posterior.files import save_posterior
+from bayesrm_fast.saved.adapters import ADAPTER_CONFIG, save_adapter
 from bayesrm_fast.saved.virtual import FILES as VIRTUAL_FILES
 from bayesrm_fast.saved.virtual import save_virtual
 
-ADAPTER_CONFIG = "adapter_config.json"
-ADAPTER_TENSORS = "adapter_model.safetensors"
 MODEL_CARD = "README.md"
 MODEL_CONFIG = "config.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
@@ -128,18 +127,14 @@ def save_folder(
         InputError: the folder cannot be written, is the base model's of a LoRA adapter, or holds a LoRA adapter while
             there is none to take its place.
     """
-    check_target(folder, None if adapter is None else str(model.peft_config[adapter].base_model_name_or_path))
+    base_model = None if adapter is None else str(adapter_config(model, adapter).base_model_name_or_path)
+    check_target(folder, base_model)
     with replaced_whole(folder, OWNED) as new:
         if adapter is not None:
             try:
-                model.save_pretrained(str(new), selected_adapters=[adapter], save_embedding_layers=False)
+                save_adapter(new, model, adapter)
             except SafetensorError as error:
                 raise InputError(f"{folder} cannot be written: {error}") from error
-        if adapter not in (None, "default"):  # peft gives any other name a folder of its own
-            for file in (new / str(adapter)).iterdir():
-                shutil.move(file, new / file.name)
-            (new / str(adapter)).rmdir()
-        (new / MODEL_CARD).unlink(missing_ok=True)
         tokenizer.save_pretrained(str(new))
         if virtual is not None:
             save_virtual(virtual, str(model.config.name_or_path), new)

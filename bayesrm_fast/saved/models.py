@@ -12,14 +12,9 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreT
 from bayesrm_fast.errors import InputError
 from bayesrm_fast.model.head import HEADS
 from bayesrm_fast.model.layers import plain_name
+from bayesrm_fast.saved.adapters import ADAPTER_CONFIG, ADAPTER_TENSORS
 from bayesrm_fast.saved.damage import ADAPTER_FILES, MODEL_FILES, TOKENIZER_FILES, check_files, naming_damage
-from bayesrm_fast.saved.folders import (
-    ADAPTER_CONFIG,
-    ADAPTER_TENSORS,
-    TOKENIZER_CONFIG,
-    has_adapter_files,
-    hub_options,
-)
+from bayesrm_fast.saved.folders import TOKENIZER_CONFIG, has_adapter_files, hub_options
 
 CHANGING_KINDS = ("pissa", "olora", "loftq", "corda", "lora_ga")
 """Values of `init_lora_weights`, or their beginnings, by which peft changes the weights under an adapter."""

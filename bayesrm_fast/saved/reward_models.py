@@ -21,7 +21,10 @@ from bayesrm_fast.saved.joining import record_joining
 from bayesrm_fast.saved.models import load_adapter, load_model, named
 from bayesrm_fast.saved.virtual import VirtualRecord, load_virtual, read_virtual_record
 
-_HINT = " (weights held in float16 or quantised differ from the same weights in float32 or bfloat16)"
+_HINT = (
+    " (weights held in float16 or quantised differ from the same in float32 or bfloat16; a model that was merged or "
+    "changed in memory has to be saved first, and fitted as it is loaded from there)"
+)
 
 
 @dataclass(frozen=True)

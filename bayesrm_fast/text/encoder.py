@@ -74,16 +74,13 @@ class TextEncoder:
             raise InputError(f"max_length must be at least {SHORTEST}, not {max_length}")
         self.tokenizer = tokenizer
         self.max_length = max_length
-        self.joining = (
-            "chat template"
-            if tokenizer.chat_template
-            else "pair"
-            if tokenizer.sep_token_id is not None
-            else "blank line"
-        )
-        specials = [re.escape(token) for token in tokenizer.all_special_tokens]
-        is_rendering = self.joining == "chat template" and specials
-        self._special = re.compile("|".join(specials)) if is_rendering else None
+
+    @property
+    def joining(self) -> str:
+        """How rows are joined; asked anew, because a chat template may be set once the model is there."""
+        if self.tokenizer.chat_template:
+            return "chat template"
+        return "blank line" if self.tokenizer.sep_token_id is None else "pair"
 
     @property
     def trained_joining(self) -> str | None:
@@ -146,10 +143,12 @@ class TextEncoder:
         return ids
 
     def _warn_of_rendered(self, prompts: Sequence[Text | None], where: Sequence[str]) -> None:
-        if self._special is None:
+        specials = [re.escape(token) for token in self.tokenizer.all_special_tokens]
+        if self.joining != "chat template" or not specials:
             return
+        special = re.compile("|".join(specials))
         for prompt, name in zip(prompts, where, strict=True):
-            found = self._special.search(prompt) if isinstance(prompt, str) else None
+            found = special.search(prompt) if isinstance(prompt, str) else None
             if found is not None:
                 warnings.warn(
                     f"{name}: the prompt holds the special token {found.group()}, as a text that the chat template has "

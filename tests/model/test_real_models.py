@@ -5,12 +5,14 @@ import pytest
 import torch
 from accelerate import cpu_offload
 from dense_reference import DensePosterior
-from peft import AdaLoraConfig, get_peft_model
+from peft import AdaLoraConfig, LoraConfig, PrefixTuningConfig, PromptTuningConfig, get_peft_model
 from tiny import tiny_adapter, tiny_base, tiny_pairs, tiny_tokenizer, words
 from tolerances import FLOAT32_INSIDE
+from torch import nn
 from transformers import LlamaForCausalLM
 
 from bayesrm_fast import BayesianRewardModel, InputError
+from bayesrm_fast.model.readout import TensorReadout
 from bayesrm_fast.text.examples import TokenizedRow
 
 PRECISION = 0.7
@@ -273,3 +275,53 @@ def test_layers_that_run_without_autograd_are_refused():
     model.get_base_model().model.forward = torch.no_grad()(model.get_base_model().model.forward)
     with pytest.raises(InputError, match="LlamaForSequenceClassification: autograd does not see its adapted layers"):
         BayesianRewardModel(model, tiny_tokenizer("llama")).fit(tiny_pairs(2))
+
+
+class Wrapper(nn.Module):
+    """A model of one's own around another: its head is its own, or the classifier's."""
+
+    def __init__(self, inner, is_classifier):
+        super().__init__()
+        self.inner = inner
+        self.v_head = None if is_classifier else nn.Linear(16, 1)
+
+    def forward(self, input_ids, attention_mask, **_):
+        output = self.inner(input_ids=input_ids, attention_mask=attention_mask)
+        if self.v_head is None:
+            return output.logits[:, 0]
+        last = attention_mask.sum(1) - 1
+        return self.v_head(output.last_hidden_state[torch.arange(len(last)), last])
+
+
+@pytest.mark.parametrize("is_classifier", [True, False])
+def test_a_trainable_head_of_a_model_around_an_adapter_is_served(is_classifier):
+    classifier = tiny_adapter("llama")
+    rm = BayesianRewardModel(classifier, tiny_tokenizer("llama"))
+    inner = classifier
+    if not is_classifier:
+        inner = get_peft_model(tiny_base("llama").model, LoraConfig(target_modules=["q_proj"], init_lora_weights=False))
+    wrapped = BayesianRewardModel(
+        Wrapper(inner, is_classifier).eval(), tiny_tokenizer("llama"), readout=TensorReadout()
+    )
+    found = wrapped.fit(tiny_pairs(3), rank=8, prior_precision=PRECISION).score(*RAGGED)
+    assert found.variance.min() > 0
+    if is_classifier:
+        expected = rm.fit(tiny_pairs(3), rank=8, prior_precision=PRECISION).score(*RAGGED)
+        torch.testing.assert_close(found.mean, expected.mean)
+        torch.testing.assert_close(found.variance, expected.variance, rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("kind", [PromptTuningConfig, PrefixTuningConfig])
+def test_prompt_learning_is_named(kind):
+    model = get_peft_model(tiny_base("llama"), kind(task_type="SEQ_CLS", num_virtual_tokens=3))
+    with pytest.raises(InputError, match="cannot serve prompt learning"):
+        BayesianRewardModel(model, tiny_tokenizer("llama"), virtual_rank=2)
+
+
+def test_attention_without_a_backward_pass_is_named():
+    base = tiny_base("llama")
+    base.set_attn_implementation("flex_attention")
+    rm = BayesianRewardModel(tiny_adapter("llama", base=base), tiny_tokenizer("llama"))
+    if not torch.cuda.is_available():
+        with pytest.raises(InputError, match="FlexAttention does not support backward on CPU"):
+            rm.fit(tiny_pairs(3), rank=4)

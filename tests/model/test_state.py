@@ -2,11 +2,13 @@
 
 import copy
 import io
+import pickle
 
 import pytest
 import torch
 from peft import LoraConfig
 from tiny import tiny_adapter, tiny_base, tiny_pairs, tiny_tokenizer, words
+from tokenizers import processors
 from torch import nn
 
 from bayesrm_fast import BayesianRewardModel, InputError
@@ -75,6 +77,7 @@ def new_head(rm):
     rm.model.get_base_model().score = nn.Linear(16, 1, bias=False)
 
 
+ENDS = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)])
 WRITTEN = [
     (f"{Q}.lora_A.default.weight", "adapter weights"),
     (f"{Q}.lora_B.default.weight", "adapter weights"),
@@ -104,6 +107,7 @@ WRITTEN = [
         (new_head, "score head"),
         (lambda rm: setattr(rm.tokenizer, "chat_template", "{{ messages }}"), "tokenizer has changed"),
         (lambda rm: rm.tokenizer.add_tokens(["word"]), "tokenizer has changed"),
+        (lambda rm: setattr(rm.tokenizer.backend_tokenizer, "post_processor", ENDS), "tokenizer has changed"),
         (lambda rm: rm.output_weights.mul_(2), "output weights"),
         (lambda rm: rm.model.to(torch.bfloat16), r"adapter weights, .*base weights"),
         *[(write(path, by), part) for path, part in WRITTEN for by in ("no_grad", "data", "storage", "parameter")],
@@ -234,7 +238,33 @@ def test_a_fit_that_fails_leaves_the_earlier_posterior_to_its_adapter(rm):
 def test_a_posterior_that_is_set_is_that_of_the_model_as_it_is():
     rm = fitted()
     step(rm)
-    rm.posterior = rm.posterior
+    with pytest.warns(UserWarning, match="fitted on other adapter weights"):
+        rm.posterior = rm.posterior
     assert numbers(rm)[1].min() > 0
     rm.posterior = None
     rm.check_unchanged()
+
+
+def test_a_posterior_over_other_weights_is_refused():
+    rm, other = fitted(), fitted(tiny_adapter("llama", target_modules=["q_proj"]))
+    before = numbers(rm)
+    with pytest.raises(InputError, match=r"what differs: model\.layers\.0\.mlp\.up_proj"):
+        rm.posterior = other.posterior
+    assert torch.equal(numbers(rm), before)
+
+
+@pytest.mark.parametrize("how", ["copy", "pickle", "torch"])
+def test_a_copied_or_pickled_model_scores_alike_and_is_checked(how):
+    rm = fitted()
+    buffer = io.BytesIO()
+    if how == "torch":
+        torch.save(rm, buffer)
+        buffer.seek(0)
+        other = torch.load(buffer, weights_only=False)
+    else:
+        other = copy.deepcopy(rm) if how == "copy" else pickle.loads(pickle.dumps(rm))
+    assert torch.equal(numbers(other), numbers(rm))
+    step(other)
+    with pytest.raises(InputError, match="adapter weights"):
+        numbers(other)
+    numbers(rm)

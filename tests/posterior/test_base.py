@@ -37,6 +37,12 @@ def test_a_prior_precision_that_float32_or_its_inverse_cannot_hold_is_refused(pr
             make(precision)
 
 
+@pytest.mark.parametrize("value", ["one", True, None, [1.0]])
+def test_a_prior_precision_that_is_no_number_is_refused(posterior, value):
+    with pytest.raises(InputError, match="must be a positive number"):
+        posterior.prior_precision = value
+
+
 def test_a_prior_precision_that_is_set_is_given_and_has_no_curve(posterior):
     posterior.prior = PriorChoice(2.0, "evidence", "log evidence", [(1.0, -3.0)])
     posterior.prior_precision = 3
