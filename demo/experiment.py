@@ -76,10 +76,15 @@ def run(seed: int, scale: Scale, folder: Path, console: Console) -> Outcome:
 
     prompts = task.held_out[: scale.prompts]
     sets = [Candidates(prompt.text, task.candidates(prompt, scale.candidates)) for prompt in prompts]
-    gold = [task.gold(prompt, one.responses) for prompt, one in zip(prompts, sets, strict=True)]
+    gold = [task.gold(prompt, texts_of(one)) for prompt, one in zip(prompts, sets, strict=True)]
     with progress_bar("choosing", console) as tell:
         best = rm.best_of_each(sets, progress=tell)
     return outcome_of(rm, sets, torch.tensor(gold, dtype=torch.float64), best)
+
+
+def texts_of(one: Candidates) -> list[str]:
+    """The candidates, which are plain texts here."""
+    return [str(text) for text in one.responses]
 
 
 def outcome_of(
@@ -93,7 +98,7 @@ def outcome_of(
         MAP: torch.stack([one.mean for one in best]),
         DEFAULT: torch.stack([one.scores for one in best]),
         SMALLEST_STD: -torch.stack([one.variance for one in best]),
-        MBR: torch.tensor([agreement(one.responses) for one in sets]),
+        MBR: torch.tensor([agreement(texts_of(one)) for one in sets]),
         "oracle": gold,
     }
     return Outcome(rm, sets, gold, best, {name: expected_gold(values, gold) for name, values in scores.items()})

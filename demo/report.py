@@ -51,8 +51,8 @@ def gold_table(outcome: Outcome) -> Table:
     """Gold of every rule's choice by n, and its gain at the largest n."""
     count = outcome.gold.shape[1]
     sizes = sizes_up_to(count)
-    title = f"gold of the chosen text, by the number of candidates; {len(outcome.gold)} prompts"
-    table = Table("chosen by", *(f"n = {n}" for n in sizes), f"gain over MAP at {count}", title=title)
+    title = f"gold of the text that is chosen among n candidates; {len(outcome.gold)} prompts"
+    table = Table("chosen by", "n = 1", *(f"{n}" for n in sizes[1:]), f"gain at {count}", title=title)
     for name, curves in outcome.curves.items():
         told = "" if name == MAP else gain_over_map(outcome, name)
         table.add_row(name, *(f"{value:.3f}" for value in curves.mean(0).tolist()), told)
