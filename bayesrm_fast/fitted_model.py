@@ -64,24 +64,22 @@ class FittedRewardModel(RewardModel):
     def posterior(self, value: Posterior | None) -> None:
         if value is not None:
             self._check_sites(value)
-        self._posterior = value
-        self._state = None
+        self._posterior, self._state = value, None
         if value is not None:
             self._state = ModelState(self.model, self.tokenizer, self.lora, self.output_weights)
 
     def _check_sites(self, posterior: Posterior) -> None:
         """Refuse a posterior over other weights; warn of one that was fitted on other numbers in them."""
-        record = posterior.record
-        own = [site for tap in self.taps(self.virtual, record.include_head) for site in tap.sites]
+        own = [site for tap in self.taps(self.virtual, posterior.record.include_head) for site in tap.sites]
         if own != posterior.sites:
             names = sorted({site.name for site in {*own} ^ {*posterior.sites}}) or ["their order"]
             raise InputError(f"the posterior is over other weights than the model has; what differs: {named(names)}")
         adapters = [*self.lora, *(self.virtual.taps if self.virtual else ())]
-        if record.fingerprint.get(ADAPTER) != adapter_fingerprint(adapters):
-            warnings.warn(
-                "the posterior was fitted on other adapter weights than the model has: its variances may not be theirs",
-                stacklevel=3,
+        if posterior.record.fingerprint.get(ADAPTER) != adapter_fingerprint(adapters):
+            what = (
+                "the posterior was fitted on other adapter weights than the model has: its variances may not be theirs"
             )
+            warnings.warn(what, stacklevel=3)
 
     def rewards(self, prompts: Sequence[Text], responses: Sequence[Text]) -> Tensor:
         """MAP rewards `[N]` by forward passes alone; needs no posterior.

@@ -94,6 +94,12 @@ def add_adapter(model: PeftModel, folder: Path, name: str) -> None:
     if changing is not None:
         raise InputError(f"adapters initialised by {changing!r} change the base model, and cannot share it")
     shapes = _shapes(folder / ADAPTER_TENSORS)
+    embeddings = next((name for name in shapes if name.endswith(f"{_embeddings_of(model)}.weight")), None)
+    if embeddings is not None:
+        raise InputError(
+            f"the adapter in {folder} brings {embeddings.split('model.')[-1]} of its own, and cannot share a base "
+            "model: load it as a model of its own"
+        )
     copied = [plain_name(path) for path, module in model.named_modules() if isinstance(module, ModulesToSaveWrapper)]
     absent = [path for path in copied if not any(held.startswith(f"{path}.") for held in shapes)]
     if absent:
@@ -177,10 +183,16 @@ def _adapter_config(folder: Path) -> PeftConfig:
 def _resize_embeddings(model: PreTrainedModel, shapes: Mapping[str, list[int]]) -> None:
     """As many embeddings as the adapter's file has, where it was trained with more tokens than its base model has."""
     own = model.get_input_embeddings()
-    (name,) = (name for name, module in model.named_modules() if module is own)
+    name = _embeddings_of(model)
     held = shapes.get(f"{name}.weight") or shapes.get(f"{name}.base_layer.weight")
     if held and held[0] != own.num_embeddings:
         model.resize_token_embeddings(held[0], mean_resizing=False)
+
+
+def _embeddings_of(model: PreTrainedModel | PeftModel) -> str:
+    """Path of a model's token embeddings."""
+    own = model.get_input_embeddings()
+    return plain_name(next(name for name, module in model.named_modules() if module is own))
 
 
 def _shapes(path: Path) -> dict[str, list[int]]:
