@@ -55,7 +55,7 @@ def main(
 def summary(outcomes: list[Outcome], scale: Scale) -> dict[str, Any]:
     """Gold by n of every rule, by seed, and gains over MAP at the largest n."""
     rows = {name: {"curves": [one.curves[name].numpy() for one in outcomes]} for name in outcomes[0].curves}
-    prompts = [[one.prompt for one in outcome.sets] for outcome in outcomes]
+    prompts = [outcome.prompts for outcome in outcomes]
     sizes = sizes_up_to(scale.candidates)
     return {
         "machine": machine.describe(),
