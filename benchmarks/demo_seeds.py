@@ -58,7 +58,7 @@ def summary(outcomes: list[Outcome], scale: Scale) -> dict[str, Any]:
     rows: dict[str, dict[str, Any]] = {
         name: {"seeds": seeds, "curves": [one.curves[name].numpy() for one in outcomes]} for name in outcomes[0].curves
     }
-    prompts = [[str(one.prompt) for one in outcome.sets] for outcome in outcomes]
+    prompts = [outcome.prompts for outcome in outcomes]
     sizes = sizes_up_to(scale.candidates)
     return {
         "machine": machine.describe(),

@@ -26,7 +26,8 @@ def main() -> None:
     scale = Scale()
     console.print(
         f"{scale.pairs} pairs of continuations of the Python reference, {scale.noise:.0%} of the labels wrong; "
-        f"{scale.prompts} prompts of other articles with {scale.candidates} candidates each"
+        f"{scale.prompts} prompts of other articles with {scale.candidates} candidates each; "
+        "gold is the share of a text's long words that the article has"
     )
     outcome = run(0, scale, FOLDER, console)
     fitted = outcome.rm.fitted
@@ -36,10 +37,7 @@ def main() -> None:
     )
     differing = differing_prompts(outcome)
     shown = differing[0] if differing else 0
-    console.print(
-        f"reward alone and default choose texts of different worth at {len(differing)} of {scale.prompts} prompts, "
-        "such as this one:"
-    )
+    console.print(f"MAP and the default choose texts of different gold at {len(differing)} prompts, such as this one:")
     console.print(prompt_table(outcome, shown))
     console.print(gold_table(outcome))
     draw(outcome, shown, FOLDER / "report.png")

@@ -16,8 +16,15 @@ from bayesrm_fast.train.adapter import TrainOptions, train_adapter
 from benchmarks.data import embedded_encoder
 from demo.task import Task, agreement
 
-MAP, DEFAULT = "reward alone (MAP)", "reward − relative std (default)"
-SMALLEST_STD, MBR = "control: smallest relative std", "control: most words in common (MBR)"
+MAP, DEFAULT, LEAST_STD, MBR, ORACLE = "MAP", "default", "least std", "MBR", "oracle"
+RULES = {
+    MAP: "reward alone",
+    DEFAULT: "reward − relative std, as best_of_n does",
+    LEAST_STD: "smallest relative std, no reward",
+    MBR: "most words in common with the others, no reward",
+    ORACLE: "gold itself",
+}
+
 MAX_LENGTH = 64
 
 
@@ -38,14 +45,16 @@ class Outcome:
 
     Attributes:
         rm: the fitted model, as it was loaded.
-        sets: prompts with their candidates.
+        prompts: that it chose for.
+        texts: each one's candidates.
         gold: of each prompt's candidates, prompts × candidates.
         best: the default's choice for each prompt.
         curves: by rule the expected gold of its best of n, prompts × `sizes_up_to(candidates)`.
     """
 
     rm: BayesianRewardModel
-    sets: list[Candidates]
+    prompts: list[str]
+    texts: list[list[str]]
     gold: Tensor
     best: list[BestOfN]
     curves: dict[str, Tensor]
@@ -74,34 +83,33 @@ def run(seed: int, scale: Scale, folder: Path, console: Console) -> Outcome:
     rm.save_pretrained(model)
     rm = BayesianRewardModel.from_pretrained(model)
 
-    prompts = task.held_out[: scale.prompts]
-    sets = [Candidates(prompt.text, task.candidates(prompt, scale.candidates)) for prompt in prompts]
-    gold = [task.gold(prompt, texts_of(one)) for prompt, one in zip(prompts, sets, strict=True)]
+    chosen_for = task.held_out[: scale.prompts]
+    prompts = [prompt.text for prompt in chosen_for]
+    texts = [task.candidates(prompt, scale.candidates) for prompt in chosen_for]
+    gold = [task.gold(prompt, own) for prompt, own in zip(chosen_for, texts, strict=True)]
+    sets = [Candidates(prompt, own) for prompt, own in zip(prompts, texts, strict=True)]
     with progress_bar("choosing", console) as tell:
         best = rm.best_of_each(sets, progress=tell)
-    return outcome_of(rm, sets, torch.tensor(gold, dtype=torch.float64), best)
-
-
-def texts_of(one: Candidates) -> list[str]:
-    """The candidates, which are plain texts here."""
-    return [str(text) for text in one.responses]
+    return outcome_of(rm, prompts, texts, torch.tensor(gold, dtype=torch.float64), best)
 
 
 def outcome_of(
     rm: BayesianRewardModel,
-    sets: list[Candidates],
+    prompts: list[str],
+    texts: list[list[str]],
     gold: Tensor,  # shape: (prompts, candidates)
     best: list[BestOfN],
 ) -> Outcome:
-    """With the curves of the two rules to compare, of controls that use no reward, and of the gold itself."""
+    """With the curves of all rules."""
     scores = {
         MAP: torch.stack([one.mean for one in best]),
         DEFAULT: torch.stack([one.scores for one in best]),
-        SMALLEST_STD: -torch.stack([one.variance for one in best]),
-        MBR: torch.tensor([agreement(texts_of(one)) for one in sets]),
-        "oracle": gold,
+        LEAST_STD: -torch.stack([one.variance for one in best]),
+        MBR: torch.tensor([agreement(own) for own in texts]),
+        ORACLE: gold,
     }
-    return Outcome(rm, sets, gold, best, {name: expected_gold(values, gold) for name, values in scores.items()})
+    curves = {name: expected_gold(values, gold) for name, values in scores.items()}
+    return Outcome(rm, prompts, texts, gold, best, curves)
 
 
 def expected_gold(

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from bayesrm_fast.select.estimators import best_of_n_kl, mean_and_standard_error, sizes_up_to
 from bayesrm_fast.select.rules import first_best
-from demo.experiment import DEFAULT, MAP, MBR, SMALLEST_STD, Outcome
+from demo.experiment import DEFAULT, LEAST_STD, MAP, MBR, RULES, Outcome
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
@@ -17,8 +17,8 @@ from matplotlib import pyplot
 ROWS = 4
 """Candidates shown of the best by either rule."""
 
-LINES = {MAP: "C3o-", DEFAULT: "C2o-", SMALLEST_STD: "C7^--", MBR: "C7s--"}
-"""What is drawn, in matplotlib's short form of colour, marker and dashes."""
+LINES = {MAP: "C3o-", DEFAULT: "C2o-", LEAST_STD: "C7^--", MBR: "C7s--"}
+"""How each rule is drawn, in matplotlib's short form of colour, marker and dashes."""
 
 
 def differing_prompts(outcome: Outcome) -> list[int]:
@@ -29,21 +29,20 @@ def differing_prompts(outcome: Outcome) -> list[int]:
 
 def prompt_table(outcome: Outcome, at: int) -> Table:
     """The best candidates of one prompt by either rule, highest reward first; of equal texts one."""
-    one, best = outcome.sets[at], outcome.best[at]
-    winners = {MAP: first_best(best.mean), "default": best.index}
-    distinct = torch.tensor([one.responses.index(text) for text in one.responses]).unique()
+    texts, best = outcome.texts[at], outcome.best[at]
+    winners = {MAP: first_best(best.mean), DEFAULT: best.index}
+    distinct = torch.tensor([texts.index(text) for text in texts]).unique()
     by_reward, by_score = (
         distinct[values[distinct].argsort(descending=True, stable=True)].tolist() for values in (best.mean, best.scores)
     )
-    headings = ("candidate", "relative reward", "relative std", "reward − std", "chosen by", "gold")
-    table = Table(*headings, title=f"“{one.prompt} …”: the best of {len(distinct)} different candidates by either rule")
+    headings = ("candidate", "reward", "std", "reward − std", "chosen by", "gold")
+    what = f"the best of {len(distinct)} different candidates by either rule, relative to their mean"
+    table = Table(*headings, title=f"“{outcome.prompts[at]} …”: {what}")
     for i in by_reward:
         if i in by_reward[:ROWS] + by_score[:ROWS]:
             numbers = (best.mean[i], best.variance[i].sqrt(), best.scores[i])
-            chosen = " and ".join(name for name, index in winners.items() if one.responses[index] == one.responses[i])
-            table.add_row(
-                one.responses[i], *(f"{value:.2f}" for value in numbers), chosen, f"{outcome.gold[at, i]:.2f}"
-            )
+            chosen = " and ".join(name for name, index in winners.items() if texts[index] == texts[i])
+            table.add_row(texts[i], *(f"{value:.2f}" for value in numbers), chosen, f"{outcome.gold[at, i]:.2f}")
     return table
 
 
@@ -51,18 +50,14 @@ def gold_table(outcome: Outcome) -> Table:
     """Gold of every rule's choice by n, and its gain at the largest n."""
     count = outcome.gold.shape[1]
     sizes = sizes_up_to(count)
-    title = f"gold of the text that is chosen among n candidates; {len(outcome.gold)} prompts"
-    table = Table("chosen by", "n = 1", *(f"{n}" for n in sizes[1:]), f"gain at {count}", title=title)
+    title = f"Gold of the chosen text by the number of candidates, {len(outcome.gold)} prompts"
+    meaning = "\n".join(f"{name}: {what}" for name, what in RULES.items())
+    table = Table("rule", *(f"{n}" for n in sizes), f"over MAP at {count}", title=title, caption=meaning)
     for name, curves in outcome.curves.items():
-        told = "" if name == MAP else gain_over_map(outcome, name)
-        table.add_row(name, *(f"{value:.3f}" for value in curves.mean(0).tolist()), told)
+        gain, error = mean_and_standard_error((curves - outcome.curves[MAP])[:, -1].tolist())
+        told = "" if name == MAP else f"{gain:+.2f} ± {error:.2f}"
+        table.add_row(name, *(f"{value:.2f}" for value in curves.mean(0).tolist()), told)
     return table
-
-
-def gain_over_map(outcome: Outcome, name: str) -> str:
-    """At the largest n, paired by prompt, with its standard error."""
-    gain, error = mean_and_standard_error((outcome.curves[name] - outcome.curves[MAP])[:, -1].tolist())
-    return f"{gain:+.3f} ± {error:.3f}"
 
 
 def draw(outcome: Outcome, at: int, path: Path) -> None:
@@ -79,13 +74,13 @@ def draw(outcome: Outcome, at: int, path: Path) -> None:
 def _draw_gold(axis: Any, outcome: Outcome) -> None:
     sizes = sizes_up_to(outcome.gold.shape[1])
     for name, line in LINES.items():
-        label = name if name == MAP else f"{name}: {gain_over_map(outcome, name)} over MAP"
-        axis.plot(sizes, outcome.curves[name].mean(0), line, label=label, lw=2.6 if name in (MAP, DEFAULT) else 1.2)
+        width = 2.6 if name in (MAP, DEFAULT) else 1.2
+        axis.plot(sizes, outcome.curves[name].mean(0), line, label=f"{name}: {RULES[name]}", lw=width)
     axis.set_xscale("log", base=2)
     axis.set_xticks(sizes, [f"{n}\n{best_of_n_kl(n):.1f}" for n in sizes])
     axis.set(xlabel="candidates n, and KL of best-of-n to the policy in nats", ylabel="gold: share on the subject")
     axis.set_title(f"What the chosen text is worth, {len(outcome.gold)} prompts", fontsize=11)
-    axis.legend(frameon=False, fontsize=8.5)
+    axis.legend(frameon=False, fontsize=9, loc="lower left")
     axis.margins(y=0.3)
 
 
@@ -95,11 +90,11 @@ def _draw_candidates(axis: Any, outcome: Outcome, at: int) -> None:
     points = axis.scatter(
         std, best.mean, c=outcome.gold[at], cmap="RdYlGn", vmin=0, vmax=1, edgecolors="#555555", lw=0.4
     )
-    for index, name, colour in ((first_best(best.mean), "MAP", "C3"), (best.index, "default", "C2")):
+    for index, name, colour in ((first_best(best.mean), MAP, "C3"), (best.index, DEFAULT, "C2")):
         place = (float(std[index]), float(best.mean[index]))
         axis.scatter(*place, s=170, facecolors="none", edgecolors=colour, linewidths=2)
         axis.annotate(name, place, (0, 12), textcoords="offset points", color=colour, ha="center")
     axis.margins(0.15)
     axis.set(xlabel="std of the difference to the candidates’ mean", ylabel="difference of the reward to their mean")
-    axis.set_title(f"The candidates of “{outcome.sets[at].prompt} …”", fontsize=11)
+    axis.set_title(f"The candidates of “{outcome.prompts[at]} …”", fontsize=11)
     axis.figure.colorbar(points, label="gold")

@@ -6,7 +6,6 @@ import pytest
 import torch
 from rich.console import Console
 
-from bayesrm_fast import Candidates
 from bayesrm_fast.select.choice import BestOfN
 from bayesrm_fast.select.estimators import expected_best_of_n
 from demo.experiment import DEFAULT, MAP, Scale, outcome_of, run
@@ -92,9 +91,8 @@ def best_of(mean, std):
 
 def test_the_curves_are_those_of_the_unbiased_estimator():
     gold = torch.tensor([[0.0, 1.0, 0.0, 1.0]], dtype=torch.float64)
-    sets = [Candidates("p", ["a", "b", "c", "d"])]
     best = [best_of([3.0, 1.0, 0.0, -1.0], [5.0, 0.1, 0.1, 0.1])]
-    outcome = outcome_of(None, sets, gold, best)
+    outcome = outcome_of(None, ["p"], [["a", "b", "c", "d"]], gold, best)
     curves = {name: values[0].tolist() for name, values in outcome.curves.items()}
     for name, values in ((MAP, best[0].mean), (DEFAULT, best[0].scores), ("oracle", gold[0])):
         assert curves[name] == pytest.approx([expected_best_of_n(values, gold[0], n) for n in (1, 2, 4)])
