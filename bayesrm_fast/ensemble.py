@@ -18,8 +18,8 @@ from bayesrm_fast.score.relative import positions_of_equals
 from bayesrm_fast.score.variances import RewardScores
 from bayesrm_fast.select.choice import BestOfN, chosen
 from bayesrm_fast.select.rules import KnownCandidates, Need, Rule, rule_of
-from bayesrm_fast.text.records import Candidates
-from bayesrm_fast.text.texts import Text
+from bayesrm_fast.text.records import Candidates, candidate_sets, checked_rows
+from bayesrm_fast.text.texts import Text, key_of
 
 
 @dataclass(frozen=True)
@@ -176,9 +176,10 @@ class RewardEnsemble:
             InputError: no candidates, text that cannot be read, or a rule that is unknown or cannot be served.
         """
         asked = _served(rule, k)
-        prompts = [prompt] * len(responses)
-        found = self.score(prompts, responses, relative_to="prompt" if relative else None)
-        best = chosen(asked, Candidates(prompt, responses), found.known, found.truncated)
+        (one,) = candidate_sets([Candidates(prompt, responses)])
+        prompts = [one.prompt] * len(one.responses)
+        found = self.score(prompts, one.responses, relative_to="prompt" if relative else None)
+        best = chosen(asked, one, found.known, found.truncated)
         return best if found.baseline is None else replace(best, baseline=float(found.baseline[0]))
 
 
@@ -191,12 +192,13 @@ def _scores_of(
     """One member's; without a posterior its variance is zero."""
     if member.posterior is not None:
         return member.score(prompts, responses, relative_to=relative_to)
-    rows = member.tokenize(prompts, responses)
+    prompts, responses = checked_rows(prompts, responses)
+    rows = member.encoder.encode(prompts, responses)
     rewards = member.rewards_tokenized(rows, prompts)
     baseline = torch.zeros_like(rewards)
     if relative_to is not None:
-        for own in positions_of_equals([str(prompt) for prompt in prompts]):
-            baseline[own] = rewards[own].mean()
+        for own in positions_of_equals([key_of(prompt) for prompt in prompts]):
+            baseline[own] = rewards[own].double().mean().to(rewards)  # of equal rewards, that reward
     truncated = torch.tensor([row.truncated for row in rows], dtype=torch.bool, device="cpu")
     return RewardScores(rewards - baseline, torch.zeros_like(rewards), truncated, baseline)
 

@@ -31,10 +31,11 @@ from bayesrm_fast.text.records import (
     PreferencePair,
     as_rows,
     candidate_sets,
+    checked_rows,
     preference_pairs,
     single_responses,
 )
-from bayesrm_fast.text.texts import Text, as_list, checked_text, is_list
+from bayesrm_fast.text.texts import Text, as_list, checked_text, is_list, key_of
 
 STREAM_WINDOW = 256
 """Rows of a stream that are sorted by length together."""
@@ -117,17 +118,18 @@ class FittedRewardModel(RewardModel):
         Raises:
             InputError: no rows, lists of different lengths, or text that cannot be read.
         """
-        rows = self.tokenize(prompts, responses)
+        prompts, responses = checked_rows(prompts, responses)
+        rows = self.encoder.encode(prompts, responses)
         if relative_to is None:
             return self.score_tokenized(rows, progress=progress)
-        keys = [str(prompt) for prompt in prompts]
+        keys = [key_of(prompt) for prompt in prompts]
         if isinstance(relative_to, str) and relative_to == "prompt":
             comparisons = within_prompts(positions_of_equals(keys))
             return self.score_differences(rows, comparisons, progress=progress)
         where = [f"reference {i + 1}" for i in range(len(rows))]
         relative_to = _checked_references(relative_to, where)
         references = self.tokenize(prompts, relative_to, where)
-        keys = [f"{key}\0{reference}" for key, reference in zip(keys, relative_to, strict=True)]
+        keys = [f"{key}\0{key_of(reference)}" for key, reference in zip(keys, relative_to, strict=True)]
         comparisons = [Comparison(own, [len(rows) + own[0]]) for own in positions_of_equals(keys)]
         return self.score_differences([*rows, *references], comparisons, progress=progress)
 
@@ -196,7 +198,7 @@ class FittedRewardModel(RewardModel):
         Raises:
             InputError: no candidates, text that cannot be read, or an unknown `outside`.
         """
-        rows = self.tokenize([prompt] * len(responses), responses)
+        rows = self.tokenize_candidates(candidate_sets([Candidates(prompt, responses)]))
         return joint_rewards(self.passes(), rows, self.fitted, outside)
 
     def best_of_n(
@@ -280,7 +282,7 @@ class FittedRewardModel(RewardModel):
         """k as a number.
 
         Raises:
-            InputError: "tuned" before `tune_penalty`, or for a variance or an absolute std, which were not tuned; any
+            InputError: "tuned" before `tune_penalty`, or for another rule or an absolute std, which were not tuned; any
                 other text.
         """
         if not isinstance(k, str):
@@ -291,7 +293,7 @@ class FittedRewardModel(RewardModel):
             raise InputError("k='tuned' needs a tuned penalty: call tune_penalty first")
         if not relative:
             raise InputError("k='tuned' is of the relative std: it goes with relative=True")
-        if rule == "variance":
+        if rule not in ("std", "mean"):
             raise InputError("k='tuned' is of the relative std: it goes with rule='std'")
         return self.fitted.penalty.k
 
@@ -339,7 +341,7 @@ class FittedRewardModel(RewardModel):
         by_prompt: dict[str, list[PreferencePair]] = {}
         for pair in pairs:
             if pair.prompt is not None:
-                by_prompt.setdefault(str(pair.prompt), []).append(pair)
+                by_prompt.setdefault(key_of(pair.prompt), []).append(pair)
         means, stds = [], []
         pools = [_pool(own) for own in by_prompt.values()]
         # The two of a single pair are equally far from their mean, which says nothing of k.
@@ -351,7 +353,7 @@ class FittedRewardModel(RewardModel):
             place = {key: i for i, key in enumerate(pool)}
             std = best.variance.sqrt()
             for pair in own:
-                better, worse = place[str(pair.chosen)], place[str(pair.rejected)]
+                better, worse = place[key_of(pair.chosen)], place[key_of(pair.rejected)]
                 means.append(best.mean[better] - best.mean[worse])
                 stds.append(std[better] - std[worse])
         warnings.warn(
@@ -428,7 +430,7 @@ def _has(row: Any, name: str) -> bool:
 
 def _pool(pairs: Sequence[PreferencePair]) -> dict[str, Text]:
     """The different responses of some pairs."""
-    return {str(text): text for pair in pairs for text in (pair.chosen, pair.rejected)}
+    return {key_of(text): text for pair in pairs for text in (pair.chosen, pair.rejected)}
 
 
 def _checked_references(references: Any, where: Sequence[str]) -> list[Text]:

@@ -102,7 +102,10 @@ def test_best_of_n(folders, rule):
     scores = ensemble.score(*TEXTS).scores(rule)
     assert best.index == int(scores.argmax())
     assert best.response == TEXTS[1][best.index]
-    assert ensemble.best_of_n(TEXTS[0][0], [TEXTS[1][0]] * 3, rule).index == 0
+    equal = ensemble.best_of_n(TEXTS[0][0], [TEXTS[1][0]] * 3, rule)
+    assert (equal.index, equal.scores.tolist()) == (0, [0.0] * 3)
+    with pytest.raises(InputError, match="responses must be a list, not null"):
+        ensemble.best_of_n(TEXTS[0][0], None, rule)
 
 
 def test_what_makes_no_ensemble(folders, tmp_path):

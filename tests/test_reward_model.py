@@ -405,3 +405,10 @@ def test_a_fit_on_other_pairs_makes_other_directions():
     before = rm.virtual.taps[0].down
     rm.fit(tiny_pairs(seed=50), prior_precision=1.0)
     assert not torch.allclose(rm.virtual.taps[0].down, before)
+
+
+@pytest.mark.parametrize("responses", [None, "able", (one for one in RESPONSES)], ids=["null", "str", "generator"])
+def test_candidates_that_are_no_list_are_named(rm, responses):
+    for call in (rm.best_of_n, rm.covariance, rm.advice):
+        with pytest.raises(InputError, match="responses must be a list, not"):
+            call(PROMPT, responses)

@@ -63,7 +63,7 @@ def best_of_n(
             results.add(chunk, rows)
             tell(results.count, total)
         check_unchanged(input_file, sha256)
-        for row in results.rows():
+        for row in results:
             tally["candidates"] += row["candidates"]
             tally["variances_computed"] += row["variances_computed"]
             tally["choices_changed_by_the_penalty"] += row["index"] != row["index_by_mean"]

@@ -8,7 +8,7 @@ import warnings
 import typer
 
 from bayesrm_fast.cli import best_of_n, calibrate, fit, info, score, train
-from bayesrm_fast.cli.terminal import show_line, show_warning
+from bayesrm_fast.cli.terminal import ShownWarnings, show_line
 from bayesrm_fast.errors import InputError
 
 app = typer.Typer(
@@ -27,7 +27,7 @@ def main() -> None:
 
     A run that is told to terminate removes its locks and scratch files first, as one that is interrupted does.
     """
-    warnings.showwarning = show_warning
+    warnings.showwarning = ShownWarnings()
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("bayesrm_fast").setLevel(logging.INFO)
     signal.signal(signal.SIGTERM, _terminate)

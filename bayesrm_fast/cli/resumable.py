@@ -147,7 +147,7 @@ class ResumableOutput(Generic[T]):
             raise cannot_write(self.partial, error) from error
         self.count += len(lines)
 
-    def rows(self) -> Iterator[dict[str, Any]]:
+    def __iter__(self) -> Iterator[dict[str, Any]]:
         """The results that are there, one by one.
 
         Raises:
@@ -178,7 +178,7 @@ class ResumableOutput(Generic[T]):
         """
         if self.count != total:
             raise InputError(f"the input had {total} rows, and {self.count} were read: {self.path} is not written")
-        write_rows(self.path, self.rows())
+        write_rows(self.path, self)
         try:
             self.partial.unlink()
         except OSError as error:

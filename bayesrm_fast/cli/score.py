@@ -52,7 +52,7 @@ def score(
             tell(results.count, total)
         check_unchanged(input_file, sha256)
         cut = 0
-        for row in results.rows():
+        for row in results:
             truncated = row["truncated"]
             cut += any(truncated) if isinstance(truncated, list) else truncated
         results.finish(total)

@@ -1,6 +1,7 @@
 """What the command shows: tables, progress, warnings; on a terminal only where only a person wants it."""
 
 import json
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -70,10 +71,24 @@ def show_line(line: str) -> None:
     stderr.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-def show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
-    """In place of `warnings.showwarning`: one line for what concerns a user, nothing for what does not."""
-    if issubclass(category, UserWarning) and not issubclass(category, FutureWarning):
-        show_line(f"warning: {message}")
+class ShownWarnings:
+    """In place of `warnings.showwarning`: one line for what concerns a user, nothing for what does not.
+
+    Warnings of a file's rows come with every chunk of them: of those that differ in numbers alone, two are shown.
+    """
+
+    def __init__(self) -> None:
+        self.shown: dict[str, set[str]] = {}
+
+    def __call__(self, message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+        """As `warnings.showwarning` is called."""
+        if not issubclass(category, UserWarning) or issubclass(category, FutureWarning):
+            return
+        text = str(message)
+        alike = self.shown.setdefault(re.sub(r"\d+", "", text), set())
+        if text not in alike and len(alike) < 2:
+            show_line(f"warning: {text}{' (later ones like it are not shown)' if alike else ''}")
+            alike.add(text)
 
 
 def quiet_transformers() -> None:

@@ -68,10 +68,8 @@ class JointRewards:
         """Draws of all rewards together; the best candidate of one draw is Thompson's choice.
 
         Raises:
-            InputError: a count below 1.
+            InputError: no whole count of at least 1.
         """
-        if count < 1:
-            raise InputError(f"the number of samples must be at least 1, not {count}")
         return torch.cat(list(self._draws(count, seed))).to(self.mean.dtype)
 
     def probability_of_being_best(self, draws: int = DRAWS, seed: int = 0) -> Tensor:  # shape: (n,)
@@ -139,6 +137,8 @@ class JointRewards:
         return int(contenders[first[at]]), int(contenders[second[at]]), max(float(information[at]), 0.0)
 
     def _draws(self, count: int, seed: int) -> Iterator[Tensor]:  # shape of each: (…, n)
+        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+            raise InputError(f"the number of draws must be a whole number of at least 1, not {count!r}")
         generator = torch.Generator().manual_seed(seed)
         values, vectors = torch.linalg.eigh(self.covariance.double())
         root = vectors * values.clamp(min=0).sqrt()

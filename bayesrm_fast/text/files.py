@@ -89,6 +89,9 @@ def _iter_parquet(path: Path) -> Iterator[dict[str, Any]]:
 def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     """Write rows as the path's ending says, as they come; the file appears whole or not at all.
 
+    Parquet's are read twice, first for their schema: a column may be empty for long before it holds something. Those of
+    an iterator are kept in between.
+
     Raises:
         InputError: the file cannot be written.
     """
@@ -116,21 +119,26 @@ def _write_parquet(path: Path, beside: Path, rows: Iterable[dict[str, Any]]) -> 
     import pyarrow
     import pyarrow.parquet
 
-    waiting = iter(rows)
-    writer = None
+    rows = list(rows) if isinstance(rows, Iterator) else rows
+    schema = pyarrow.schema([])
     try:
-        with contextlib.ExitStack() as stack:
-            while group := list(itertools.islice(waiting, ROWS_OF_A_GROUP)):
-                table = pyarrow.Table.from_pylist(group, None if writer is None else writer.schema)
-                if writer is None:
-                    writer = stack.enter_context(
-                        pyarrow.parquet.ParquetWriter(beside, table.schema, write_page_checksum=True)
-                    )
-                writer.write_table(table)
+        for group in _groups(rows):
+            schema = pyarrow.unify_schemas(
+                [schema, pyarrow.Table.from_pylist(group).schema], promote_options="permissive"
+            )
+        with pyarrow.parquet.ParquetWriter(beside, schema, write_page_checksum=True) as writer:
+            for group in _groups(rows):
+                writer.write_table(pyarrow.Table.from_pylist(group, schema))
     except InputError:  # of the rows
         raise
     except (pyarrow.ArrowException, ValueError) as error:
         raise InputError(f"{path}: the rows do not fit one Parquet schema; write .jsonl") from error
+
+
+def _groups(rows: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    waiting = iter(rows)
+    while group := list(itertools.islice(waiting, ROWS_OF_A_GROUP)):
+        yield group
 
 
 def json_line(row: dict[str, Any]) -> str:

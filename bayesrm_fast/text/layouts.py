@@ -21,7 +21,10 @@ REPLY = f"\n\n{ASSISTANT}"
 
 TURN = re.compile(rf"(?:^\s*|\n\n)({HUMAN}|{ASSISTANT})")
 
-REPEATED = "the responses begin with the prompt, which is read once; give them without it if that is no repetition"
+SHORTEST_REPEATED = 10
+"""Characters of a single word that counts as repeated: who says "Hello!" is answered "Hello!"."""
+
+REPEATED = "the responses begin with the prompt, which is read once; give lists of messages if that is no repetition"
 ECHOED = "the response begins with the prompt, and is scored as it is; if it repeats the prompt, take that away"
 ALONE = "there is no prompt, so that the responses are scored as the whole texts that they are, without a chat template"
 
@@ -144,7 +147,8 @@ def _without_spacing(message: dict[str, Any]) -> dict[str, Any]:
 def _after_string(prompt: str, responses: list[str]) -> Separated:
     is_open = is_dialogue(prompt) and prompt.rstrip().endswith(REPLY)
     rests = [_after_words(prompt, response) for response in responses]
-    is_repeated = (len(responses) > 1 or is_open) and all(rest is not None for rest in rests)
+    may_be_repeated = len(responses) > 1 and (len(prompt.split()) > 1 or len(prompt.strip()) >= SHORTEST_REPEATED)
+    is_repeated = (may_be_repeated or is_open) and all(rest is not None for rest in rests)
     if is_open:  # what is said next belongs to the turn that the prompt has begun
         begun = len(prompt.rstrip()) - len(REPLY)
         texts = responses if is_repeated else [prompt + response for response in responses]

@@ -18,6 +18,7 @@ from bayesrm_fast.text.texts import (
     described,
     is_list,
     is_missing,
+    key_of,
 )
 
 T = TypeVar("T")
@@ -248,9 +249,16 @@ def iter_candidate_sets(rows: Iterable[Any], source: str = "candidates", first: 
 def _check_numbers(values: Any, count: int, where: str, *, may_be_bool: bool = False) -> None:
     if not is_list(values):
         raise InputError(f"{where} must be a list of numbers, not {described(values)}")
-    is_number = [isinstance(v, Real) and (may_be_bool or not isinstance(v, bool)) and math.isfinite(v) for v in values]
-    if len(values) != count or not all(is_number):
+    are_numbers = all(isinstance(v, Real) and (may_be_bool or not isinstance(v, bool)) for v in values)
+    if len(values) != count or not are_numbers or not all(map(_is_finite, values)):
         raise InputError(f"{where} must be {count} finite numbers, one for each response")
+
+
+def _is_finite(value: Real) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number that no float holds
+        return False
 
 
 def candidate_sets(rows: Iterable[Any], source: str = "candidates") -> list[Candidates]:
@@ -269,7 +277,7 @@ def pairs_within_prompts(prompts: Sequence[Text], responses: Sequence[Text]) -> 
     """
     by_prompt: dict[str, dict[str, int]] = {}
     for row, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
-        by_prompt.setdefault(str(prompt), {}).setdefault(str(response), row)
+        by_prompt.setdefault(key_of(prompt), {}).setdefault(key_of(response), row)
     lot = random.Random(0)
     pairs = []
     for rows in (list(different.values()) for different in by_prompt.values()):

@@ -38,6 +38,11 @@ def is_list(values: Any) -> TypeGuard[Sequence[Any]]:
     return isinstance(values, Sequence) and not isinstance(values, str | bytes)
 
 
+def key_of(text: Text) -> str:
+    """Equal for equal checked texts, in whatever order a message's columns come."""
+    return text if isinstance(text, str) else json.dumps(text, sort_keys=True, default=str)
+
+
 def checked_text(text: Any, where: str) -> Text:
     """A string, or messages whose content is one string each.
 

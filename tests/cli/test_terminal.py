@@ -10,7 +10,7 @@ import transformers
 from rich.console import Console
 
 from bayesrm_fast.cli import terminal
-from bayesrm_fast.cli.terminal import progress_bar, quiet_transformers, show_line, show_summary, show_warning
+from bayesrm_fast.cli.terminal import ShownWarnings, progress_bar, quiet_transformers, show_line, show_summary
 
 
 def told_of_three(console, monkeypatch, seconds):
@@ -64,7 +64,7 @@ def test_a_line_is_one_line_on_standard_error_whatever_it_holds(capsys):
 
 
 def test_warnings_that_concern_a_user_are_shown_and_no_others(capsys, monkeypatch):
-    monkeypatch.setattr(warnings, "showwarning", show_warning)
+    monkeypatch.setattr(warnings, "showwarning", ShownWarnings())
     warnings.showwarning("rows were cut", UserWarning, "file.py", 1)
     for category in (FutureWarning, DeprecationWarning, ResourceWarning):
         warnings.showwarning("something of a library's", category, "file.py", 1)
@@ -81,3 +81,15 @@ def test_transformers_is_silenced():
     finally:
         logging.set_verbosity(before)
         logging.enable_progress_bar()
+
+
+def test_of_warnings_that_differ_in_numbers_alone_two_are_shown(capsys):
+    show = ShownWarnings()
+    for row in (1, 1, 65, 129):
+        show(f"row {row}: something", UserWarning, "file.py", 1)
+    show("row 1: another thing", UserWarning, "file.py", 1)
+    assert capsys.readouterr().err.splitlines() == [
+        "warning: row 1: something",
+        "warning: row 65: something (later ones like it are not shown)",
+        "warning: row 1: another thing",
+    ]

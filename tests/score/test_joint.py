@@ -64,8 +64,13 @@ def test_samples_have_the_mean_and_the_covariance_and_come_again():
     assert ((samples.mean(0) - one.mean).abs() <= 4 * (variance / 200_000).sqrt()).all()
     error = ((variance[:, None] * variance + one.covariance.square()) / 200_000).sqrt()
     assert ((samples.T.cov() - one.covariance).abs() <= 4.5 * error).all()
-    with pytest.raises(InputError, match="at least 1"):
-        one.samples(0)
+
+
+@pytest.mark.parametrize("count", [0, -1, 2.5, True])
+@pytest.mark.parametrize("what", ["samples", "probability_of_being_best", "expected_regret", "next_comparison"])
+def test_a_number_of_draws_is_a_whole_one(what, count):
+    with pytest.raises(InputError, match="draws must be a whole number of at least 1"):
+        getattr(joint(5)[0], what)(count)
 
 
 def test_a_direction_whose_variance_rounding_made_negative_is_drawn_as_if_it_had_none():

@@ -226,3 +226,29 @@ def test_the_joint_posterior_relative_to_its_mean_says_the_same_of_a_choice():
         found, same = getattr(relative_joint, name)(), getattr(joint, name)()
         # Regrets are drawn: 65,536 draws have a standard error of std / 256.
         torch.testing.assert_close(found, same, rtol=1e-6, atol=0.02 if name == "expected_regret" else 1e-9)
+
+
+def test_a_prompt_is_the_same_in_whatever_order_its_columns_come():
+    rm = fitted()
+    one, other = (
+        [{"role": "user", "content": PROMPT}],
+        [{"content": [{"type": "text", "text": PROMPT}], "role": "user"}],
+    )
+    expected = rm.score([one] * 5, RESPONSES, relative_to="prompt")
+    found = rm.score([one, other, one, other, one], RESPONSES, relative_to="prompt")
+    assert torch.equal(found.mean, expected.mean)
+    assert torch.equal(found.variance, expected.variance)
+
+
+def test_responses_that_bring_different_beginnings_answer_different_prompts():
+    rm = fitted()
+    asked, told = [{"role": "user", "content": PROMPT}], [{"role": "system", "content": "act"}]
+    answers = [[{"role": "assistant", "content": one}] for one in RESPONSES]
+    whole = [[*(told if i < 2 else []), *asked, *one] for i, one in enumerate(answers)]
+    found = rm.score([PROMPT] * 5, whole, relative_to="prompt")
+    parts = [
+        rm.score([[*told, *asked]] * 2, answers[:2], relative_to="prompt"),
+        rm.score([asked] * 3, answers[2:], relative_to="prompt"),
+    ]
+    torch.testing.assert_close(found.mean, torch.cat([one.mean for one in parts]))
+    torch.testing.assert_close(found.variance, torch.cat([one.variance for one in parts]))

@@ -8,6 +8,7 @@ from tiny import tiny_adapter, tiny_pairs, tiny_tokenizer, words
 
 from bayesrm_fast import BayesianRewardModel, InputError
 from bayesrm_fast.posterior.files import load_posterior, save_posterior
+from bayesrm_fast.select.rules import PenalisedReward
 from bayesrm_fast.select.tuning import WEIGHTS, JudgedPrompt, tuned_by_gold, tuned_by_pairs
 
 
@@ -98,8 +99,9 @@ def test_a_tuned_penalty_is_used_saved_and_loaded(rm, adapter_folder, tmp_path):
     torch.testing.assert_close(tuned.scores, loaded.best_of_n(row["prompt"], row["responses"], k=chosen.k).scores)
     with pytest.raises(InputError, match="relative=True"):
         again.best_of_n("above", ["able", "about"], k="tuned", relative=False)
-    with pytest.raises(InputError, match="rule='std'"):
-        again.best_of_n("above", ["able", "about"], "variance", k="tuned")
+    for rule in ("variance", PenalisedReward("std", 2.0)):
+        with pytest.raises(InputError, match="rule='std'"):
+            again.best_of_n("above", ["able", "about"], rule, k="tuned")
     with pytest.raises(InputError, match="a number or 'tuned'"):
         again.best_of_n("above", ["able", "about"], k="much")
 

@@ -19,6 +19,13 @@ def test_rows_survive_the_round(tmp_path, name):
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
+@pytest.mark.parametrize("is_read_once", [True, False])
+def test_a_column_that_is_empty_for_long_fits(tmp_path, is_read_once):
+    rows = [{"advice": {"group": [], "similarity": None}}] * 1500 + [{"advice": {"group": [3], "similarity": 0.5}}]
+    write_rows(tmp_path / "rows.parquet", iter(rows) if is_read_once else rows)
+    assert read_rows(tmp_path / "rows.parquet") == rows
+
+
 def test_rows_that_fit_no_schema_are_refused(tmp_path):
     with pytest.raises(InputError, match="Parquet schema"):
         write_rows(tmp_path / "rows.parquet", [{"prompt": "a"}, {"prompt": [{"role": "user"}]}])

@@ -187,6 +187,8 @@ def test_a_string_that_both_responses_repeat_is_read_once(prompt, between):
         ("Hi", ["Hi! How are you?", "Hi, there"]),
         (ASKED, ["above all? Nothing", "Nothing"]),  # models do so
         ("", ["a", "b"]),
+        ("Hello!", ["Hello! How can I help you?", "Hello! What is it?"]),  # so greetings are answered
+        ("你好", ["你好 吗", "你好 啊"]),
     ],
 )
 def test_responses_that_do_not_all_repeat_the_prompt_are_left(prompt, responses, recwarn):
