@@ -188,8 +188,7 @@ class FittedRewardModel(RewardModel):
         """Joint Gaussian over the rewards of one prompt's n candidates, and what follows from it for a choice.
 
         Args:
-            prompt: one prompt.
-            responses: its candidates.
+            prompt, responses: one prompt and its candidates.
             outside: how to keep the part of the gradients outside of the posterior's bases. "exact" takes n times as
                 many float32 numbers of the host's memory as the posterior has weights; "sketch" 8,192 numbers for each
                 candidate, with an error that the result tells; "auto" is exact where that takes half of the free
@@ -218,12 +217,11 @@ class FittedRewardModel(RewardModel):
         the rewards' own, and `baseline` is None.
 
         Args:
-            prompt: one prompt.
-            responses: its candidates.
+            prompt, responses: one prompt and its candidates.
             rule: "mean", "std", "variance", or a `Rule`. One that needs variances and has no ceilings needs them all.
             k: weight of the penalty of a named rule, at least 0; "tuned" for what `tune_penalty` has chosen.
-            relative: False for mean and variance of the rewards themselves, as in arXiv 2402.13210. Their variances are
-                computed lazily, where the relative ones take a backward pass over all candidates.
+            relative: False for mean and variance of the rewards themselves, as in arXiv 2402.13210, which are computed
+                lazily, where the relative ones take a backward pass over all candidates.
             exhaustive: compute every variance, also where it is not needed to choose.
 
         Raises:
@@ -268,8 +266,7 @@ class FittedRewardModel(RewardModel):
         several sources, and what `tune_penalty` has found.
 
         Args:
-            prompt: one prompt.
-            responses: its candidates.
+            prompt, responses: one prompt and its candidates.
 
         Raises:
             InputError: no candidates, or text that cannot be read.
