@@ -5,10 +5,10 @@
 
 The demo is made so that its reward model over-optimises. How it is made was chosen on seeds 10 to 12, which are not
 reported: the policy that ends with a sentence and strays, the gold, 160 pairs with two labels of five wrong, four
-epochs. What did not show it there, as the gain of the default over MAP at n = 24: 240 pairs with three labels of ten
-wrong, +.01 to +.04 ± .04 (MAP falls from n = 8 on, but not below n = 1); 120 pairs for eight epochs, which learn 92 %
-of the labels by heart, +.02 ± .06 and ± .02. A gold that wants every word to be the article's, and at least three of
-them, which typical samples do not have, gained nothing.
+epochs. There, at n = 24, the default gained +.17 and +.28 ± .05 over MAP (seeds 10 and 11). What did not show it: 240
+pairs with three labels of ten wrong, +.01 to +.04 ± .04 (MAP falls from n = 8 on, but not below n = 1); 120 pairs for
+eight epochs, which learn 92 % of the labels by heart, +.02 ± .06 and ± .02. A gold that wants every word to be the
+article's, and at least three of them, which typical samples do not have, gained nothing.
 """
 
 import json

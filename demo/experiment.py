@@ -20,7 +20,7 @@ MAP, DEFAULT, LEAST_STD, MBR, ORACLE = "MAP", "default", "least std", "MBR", "or
 RULES = {
     MAP: "reward alone",
     DEFAULT: "reward − relative std, as best_of_n does",
-    LEAST_STD: "smallest relative std, no reward",
+    LEAST_STD: "smallest relative std, whatever the reward",
     MBR: "most words in common with the others, no reward",
     ORACLE: "gold itself",
 }
@@ -35,7 +35,7 @@ class Scale:
     pairs: int = 160
     noise: float = 0.4
     epochs: int = 4
-    prompts: int = 40
+    prompts: int = 100
     candidates: int = 64
 
 

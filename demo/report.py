@@ -81,7 +81,7 @@ def _draw_gold(axis: Any, outcome: Outcome) -> None:
     axis.set(xlabel="candidates n, and KL of best-of-n to the policy in nats", ylabel="gold: share on the subject")
     axis.set_title(f"What the chosen text is worth, {len(outcome.gold)} prompts", fontsize=11)
     axis.legend(frameon=False, fontsize=9, loc="lower left")
-    axis.margins(y=0.3)
+    axis.margins(y=0.6)
 
 
 def _draw_candidates(axis: Any, outcome: Outcome, at: int) -> None:
