@@ -15,7 +15,6 @@ from bayesrm_fast.model.passes import Passes, Progress
 from bayesrm_fast.model.reward_model import RewardModel
 from bayesrm_fast.model.state import ModelState
 from bayesrm_fast.posterior.base import PenaltyChoice, Posterior
-from bayesrm_fast.saved.models import named
 from bayesrm_fast.score.joint import JointRewards, Outside, joint_rewards
 from bayesrm_fast.score.means import rewards_of
 from bayesrm_fast.score.relative import Comparison, positions_of_equals, score_differences, within_prompts
@@ -64,17 +63,14 @@ class FittedRewardModel(RewardModel):
     @posterior.setter
     def posterior(self, value: Posterior | None) -> None:
         if value is not None:
-            self._check_sites(value)
+            self._check_weights(value)
         self._posterior, self._state = value, None
         if value is not None:
             self._state = ModelState(self.model, self.tokenizer, self.lora, self.output_weights)
 
-    def _check_sites(self, posterior: Posterior) -> None:
+    def _check_weights(self, posterior: Posterior) -> None:
         """Refuse a posterior over other weights; warn of one that was fitted on other numbers in them."""
-        own = [site for tap in self.taps(self.virtual, posterior.record.include_head) for site in tap.sites]
-        if own != posterior.sites:
-            names = sorted({site.name for site in {*own} ^ {*posterior.sites}}) or ["their order"]
-            raise InputError(f"the posterior is over other weights than the model has; what differs: {named(names)}")
+        self.check_sites(posterior.sites, self.virtual, posterior.record.include_head, "the posterior")
         adapters = [*self.lora, *(self.virtual.taps if self.virtual else ())]
         if posterior.record.fingerprint.get(ADAPTER) != adapter_fingerprint(adapters):
             what = (

@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from bayesrm_fast.errors import InputError
+from bayesrm_fast.errors import InputError, named
 from bayesrm_fast.model.exclusive import exclusive
 from bayesrm_fast.model.fingerprint import model_fingerprint
 from bayesrm_fast.model.forward import Forward, text_config
@@ -28,6 +28,7 @@ from bayesrm_fast.model.shortcuts import Shortcuts
 from bayesrm_fast.model.taps import Tap, TappedModel
 from bayesrm_fast.model.token_budget import BATCH_TOKENS, TokenBudget
 from bayesrm_fast.model.virtual import Targets, VirtualAdapter, VirtualOptions
+from bayesrm_fast.sites import Site
 from bayesrm_fast.text.batches import Collator
 from bayesrm_fast.text.encoder import TextEncoder, default_max_length
 from bayesrm_fast.text.examples import TokenizedPair, TokenizedRow
@@ -183,6 +184,13 @@ class RewardModel:
         """What a posterior over LoRA, these virtual adapters and perhaps the head is over."""
         taps: list[Tap] = [*self.lora, *(virtual.taps if virtual else ())]
         return [*taps, find_head_tap(self.model, [tap.module for tap in taps])] if include_head else taps
+
+    def check_sites(self, sites: Sequence[Site], virtual: VirtualAdapter | None, include_head: bool, what: str) -> None:
+        """Raise InputError unless `taps` are over these sites, which are those of `what`."""
+        own = [site for tap in self.taps(virtual, include_head) for site in tap.sites]
+        if own != list(sites):
+            names = sorted({site.name for site in {*own} ^ {*sites}}) or ["their order"]
+            raise InputError(f"{what} is over other weights than the model has; what differs: {named(names)}")
 
     def passes_over(self, taps: Sequence[Tap]) -> Passes:
         """The model with these taps."""

@@ -1,6 +1,6 @@
 """Models and adapters loaded from disk or from the hub."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,7 @@ from peft.utils.other import ModulesToSaveWrapper
 from safetensors import SafetensorError, safe_open
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from bayesrm_fast.errors import InputError
+from bayesrm_fast.errors import InputError, named
 from bayesrm_fast.model.head import HEADS
 from bayesrm_fast.model.layers import plain_name
 from bayesrm_fast.saved.adapters import ADAPTER_CONFIG, ADAPTER_TENSORS
@@ -127,11 +127,6 @@ def check_restorable(config: PeftConfig, what: str) -> None:
 def _changes_base(config: PeftConfig) -> str | None:
     kind = str(getattr(config, "init_lora_weights", "")).lower()
     return kind if kind.startswith(CHANGING_KINDS) else None
-
-
-def named(names: Sequence[str]) -> str:
-    """At most four names, and how many more there are."""
-    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
 
 
 def _check_all_loaded(model: PeftModel, name: str, folder: Path, shapes: Mapping[str, list[int]]) -> None:

@@ -18,7 +18,7 @@ from bayesrm_fast.posterior.files import FILES, load_posterior
 from bayesrm_fast.saved.damage import check_files
 from bayesrm_fast.saved.folders import MODEL_CONFIG, has_adapter_files, hub_options, local_folder_or_name
 from bayesrm_fast.saved.joining import record_joining
-from bayesrm_fast.saved.models import load_adapter, load_model, named
+from bayesrm_fast.saved.models import load_adapter, load_model
 from bayesrm_fast.saved.virtual import VirtualRecord, load_virtual, read_virtual_record
 
 _HINT = (
@@ -53,13 +53,7 @@ class SavedFit:
         if self.posterior is None:
             return virtual, None
         record = self.posterior.record
-        sites = [site for tap in model.taps(virtual, record.include_head) for site in tap.sites]
-        if sites != self.posterior.sites:
-            names = {site.name for site in {*sites} ^ {*self.posterior.sites}} or {"their order"}
-            raise InputError(
-                f"the posterior in {self.folder} is over other weights than the model has; what differs: "
-                f"{named(sorted(names))}"
-            )
+        model.check_sites(self.posterior.sites, virtual, record.include_head, f"the posterior in {self.folder}")
         differing = record.differing(model.fingerprint(virtual))
         if differing:
             raise InputError(

@@ -12,13 +12,12 @@ from peft import PeftModel
 from peft.utils.constants import SEQ_CLS_HEAD_NAMES
 from torch import Tensor, nn
 
-from bayesrm_fast.errors import InputError
+from bayesrm_fast.errors import InputError, named
 from bayesrm_fast.model.layers import is_after_backbone
 from bayesrm_fast.model.lengths import check_length, most_tokens
 from bayesrm_fast.model.passes import Progress
 from bayesrm_fast.saved.damage import MODEL_FILES, TOKENIZER_FILES, cannot_load
 from bayesrm_fast.saved.folders import check_target, save_folder
-from bayesrm_fast.saved.models import named
 from bayesrm_fast.text.batches import Collator
 from bayesrm_fast.text.encoder import TRAINED_JOINING, TextEncoder, default_max_length
 from bayesrm_fast.text.examples import TokenizedPair, TokenizedRow
