@@ -6,15 +6,26 @@ from typing import Any, Literal
 
 import torch
 
-from bayesrm_fast.errors import InputError
+from bayesrm_fast.errors import InputError, named
 from bayesrm_fast.fitted_model import FittedRewardModel
 from bayesrm_fast.model.exclusive import exclusive
 from bayesrm_fast.model.passes import Progress
 from bayesrm_fast.posterior.base import PenaltyChoice
 from bayesrm_fast.select.advice import Advice, advise
-from bayesrm_fast.select.choice import BestOfN, check_needs, choose_each
-from bayesrm_fast.select.rules import Rule, rule_of
-from bayesrm_fast.select.tuning import JudgedPrompt, tuned_by_gold, tuned_by_pairs
+from bayesrm_fast.select.choice import BestOfN, check_needs, choose_each, know_each
+from bayesrm_fast.select.named_rules import rule_of, weighs_the_std
+from bayesrm_fast.select.rules import Need, PenalisedReward, Rule
+from bayesrm_fast.select.tuning import (
+    JudgedPrompt,
+    RuleReport,
+    TunedRule,
+    digest_of,
+    grid_of,
+    report,
+    tuned,
+    tuned_by_gold,
+    tuned_by_pairs,
+)
 from bayesrm_fast.text.records import Candidates, PreferencePair, as_rows, candidate_sets, preference_pairs
 from bayesrm_fast.text.texts import Text, key_of
 
@@ -26,11 +37,13 @@ class ChoosingRewardModel(FittedRewardModel):
         self,
         prompt: Text,
         responses: Sequence[Text],
-        rule: str | Rule = "std",
+        rule: str | Mapping[str, Any] | Rule = "std",
         k: float | Literal["tuned"] = 1.0,
         *,
         relative: bool = True,
         exhaustive: bool = False,
+        log_probabilities: Sequence[float] | None = None,
+        similarities: Sequence[Sequence[float]] | None = None,
     ) -> BestOfN:
         """The candidate with the largest score by a rule: `mean − k·std`, `mean − k·variance` or the mean alone.
 
@@ -40,23 +53,27 @@ class ChoosingRewardModel(FittedRewardModel):
 
         Args:
             prompt, responses: one prompt and its candidates.
-            rule: "mean", "std", "variance", or a `Rule`. One that needs variances and has no ceilings needs them all.
-            k: weight of the penalty of a named rule, at least 0; "tuned" for what `tune_penalty` has chosen.
+            rule: a name, such as "mean", "std", "variance", "soft" or "rbon_wd" (docs/rules.md has them all); a
+                description, `{"rule": name, …}` with its parameters; or a `Rule`. One that needs variances and has no
+                ceilings needs them all. One that draws is drawn from by its seed.
+            k: of a named rule: weight of its penalty, or of that in the reward that it goes by; at least 0, or "tuned"
+                for what `tune_penalty` has chosen.
             relative: False for mean and variance of the rewards themselves, as in arXiv 2402.13210, which are computed
                 lazily, where the relative ones take a backward pass over all candidates.
             exhaustive: compute every variance, also where it is not needed to choose.
+            log_probabilities, similarities: `[n]` and `[n, n]`, as of `Candidates`, for rules that need them.
 
         Raises:
             InputError: no candidates, text that cannot be read, or a rule that is unknown or needs what is not there.
         """
-        one = Candidates(prompt, responses)
+        one = Candidates(prompt, responses, log_probabilities, similarities)
         return self.best_of_each([one], rule, k, relative=relative, exhaustive=exhaustive)[0]
 
     @exclusive
     def best_of_each(
         self,
         candidates: Iterable[Any],
-        rule: str | Rule = "std",
+        rule: str | Mapping[str, Any] | Rule = "std",
         k: float | Literal["tuned"] = 1.0,
         *,
         relative: bool = True,
@@ -97,12 +114,14 @@ class ChoosingRewardModel(FittedRewardModel):
         tokens = self.encoder.encode_responses(responses)
         return advise(best.mean, best.variance.sqrt(), tokens, self.fitted.penalty)
 
-    def penalty_weight(self, k: float | str, relative: bool = True, rule: str | Rule = "std") -> float:
+    def penalty_weight(
+        self, k: float | str, relative: bool = True, rule: str | Mapping[str, Any] | Rule = "std"
+    ) -> float:
         """k as a number.
 
         Raises:
-            InputError: "tuned" before `tune_penalty`, or for another rule or an absolute std, which were not tuned; any
-                other text.
+            InputError: "tuned" before `tune_penalty`, or for a rule that weighs no std, or an absolute one, which were
+                not tuned; any other text.
         """
         if not isinstance(k, str):
             return k
@@ -112,8 +131,10 @@ class ChoosingRewardModel(FittedRewardModel):
             raise InputError("k='tuned' needs a tuned penalty: call tune_penalty first")
         if not relative:
             raise InputError("k='tuned' is of the relative std: it goes with relative=True")
-        if rule not in ("std", "mean"):
-            raise InputError("k='tuned' is of the relative std: it goes with rule='std'")
+        if not weighs_the_std(rule):
+            raise InputError(
+                "k='tuned' is of the relative std: it goes with rule='std', or one by name that goes by it"
+            )
         return self.fitted.penalty.k
 
     @exclusive
@@ -138,23 +159,84 @@ class ChoosingRewardModel(FittedRewardModel):
         if is_paired:
             chosen = self._tuned_by_pairs(preference_pairs(rows, "judged"), progress)
         else:
-            chosen = self._tuned_by_gold(candidate_sets(rows, "judged"), progress)
+            sets = candidate_sets(rows, "judged")
+            chosen = tuned_by_gold(self._judged(PenalisedReward(), sets, True, progress))
         self.fitted.penalty = chosen
         return chosen
 
-    def _tuned_by_gold(self, sets: Sequence[Candidates], progress: Progress | None) -> PenaltyChoice:
+    @exclusive
+    def tune(
+        self,
+        rule: str | Mapping[str, Any] | Rule,
+        judged: Iterable[Any],
+        parameters: Sequence[str] | Mapping[str, Sequence[float]] | None = None,
+        *,
+        k: float = 1.0,
+        relative: bool = True,
+        progress: Progress | None = None,
+    ) -> TunedRule:
+        """Choose a rule's parameters by judged responses: what `tune_penalty` does for k, for any rule.
+
+        Args:
+            rule, k, relative: as for `best_of_n`.
+            judged: `Candidates` or mappings with `prompt`, `responses`, `gold` and what the rule needs.
+            parameters: which of them, that of a nested rule as `reward.k`; or values to choose from by name, the first
+                of which is that of no effect. Default: the rule's own, by the values of its `grids`.
+            progress: told the responses done and their total.
+
+        Raises:
+            InputError: rows that cannot be read or hold nothing to tune by, or a parameter that the rule does not have.
+        """
+        asked = rule_of(rule, k)
+        grid = grid_of(asked, parameters)
+        return tuned(asked, grid, self._judged(asked, candidate_sets(judged, "judged"), relative, progress))
+
+    @exclusive
+    def report(
+        self,
+        rule: str | Mapping[str, Any] | Rule | TunedRule,
+        judged: Iterable[Any],
+        *,
+        k: float = 1.0,
+        relative: bool = True,
+        progress: Progress | None = None,
+    ) -> RuleReport:
+        """What a rule's choices are worth on judged prompts, beside those of the mean alone.
+
+        Args:
+            rule: as for `best_of_n`, or what `tune` gave.
+            judged, k, relative, progress: as for `tune`.
+
+        Raises:
+            InputError: rows that cannot be read, or prompts that the rule was tuned on.
+        """
+        sets = candidate_sets(judged, "judged")
+        if isinstance(rule, TunedRule):
+            seen = [one.where for one in sets if digest_of(one) in rule.digests]
+            if seen:
+                raise InputError(f"the rule was tuned on {named(seen)}: report on other prompts")
+            rule = rule.rule
+        asked = rule_of(rule, k)
+        return report(asked, self._judged(asked, sets, relative, progress))
+
+    def _judged(
+        self, rule: Rule, sets: Sequence[Candidates], relative: bool, progress: Progress | None
+    ) -> list[JudgedPrompt]:
+        """What the rule needs to know of every prompt with several responses."""
         absent = [one.where for one in sets if one.gold is None]
         if absent:
             raise InputError(f"{absent[0]} has no gold: tuning needs what each response is worth")
         several = [one for one in sets if len(one.responses) > 1]
         if not several:
             raise InputError("there is nothing to tune by: no prompt has several responses")
-        scored = self.best_of_each(several, "std", 0.0, progress=progress)
-        prompts = [
-            JudgedPrompt(best.mean, best.variance.sqrt(), torch.tensor(one.gold, dtype=torch.float64, device="cpu"))
-            for one, best in zip(several, scored, strict=True)
+        check_needs(rule, several)
+        rows = self.tokenize_candidates(several)
+        options = {"relative": relative, "exhaustive": Need.VARIANCE in rule.needs}
+        found = know_each(self.passes(), several, rows, self.fitted, rule, **options, progress=progress)
+        return [
+            JudgedPrompt(known, torch.tensor(one.gold, dtype=torch.float64, device="cpu"), digest_of(one))
+            for one, (known, _) in zip(several, found, strict=True)
         ]
-        return tuned_by_gold(prompts)
 
     def _tuned_by_pairs(self, pairs: Sequence[PreferencePair], progress: Progress | None) -> PenaltyChoice:
         by_prompt: dict[str, list[PreferencePair]] = {}

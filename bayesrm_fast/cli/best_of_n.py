@@ -33,7 +33,7 @@ def best_of_n(
 ) -> None:
     """Pick the best response of every prompt by its reward less the uncertainty of the choice."""
     from bayesrm_fast.select.choice import check_needs
-    from bayesrm_fast.select.rules import rule_of
+    from bayesrm_fast.select.named_rules import rule_of
     from bayesrm_fast.text.files import iter_rows
     from bayesrm_fast.text.prefetching import prefetched
     from bayesrm_fast.text.records import iter_candidate_sets

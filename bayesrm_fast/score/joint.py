@@ -64,6 +64,11 @@ class JointRewards:
         centred = centred - centred.mean(1, keepdim=True)
         return replace(self, mean=(mean - mean.mean()).to(self.mean), covariance=centred.to(self.covariance))
 
+    def at(self, positions: Tensor) -> "JointRewards":  # shape: (m,)
+        """The joint Gaussian of some of them."""
+        covariance = self.covariance[positions][:, positions]
+        return replace(self, mean=self.mean[positions], covariance=covariance, truncated=self.truncated[positions])
+
     def samples(self, count: int, seed: int = 0) -> Tensor:  # shape: (count, n)
         """Draws of all rewards together; the best candidate of one draw is Thompson's choice.
 

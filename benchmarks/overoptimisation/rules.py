@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from bayesrm_fast.select.estimators import expected_best_of_n, sizes_up_to
+from bayesrm_fast.select.rules import KnownCandidates
 from bayesrm_fast.select.tuning import JudgedPrompt, tuned_by_gold
 from benchmarks.overoptimisation.steps import PRECISIONS, STRUCTURES
 
@@ -99,9 +100,9 @@ def _grid(structure: str, kind: str) -> dict[str, Score]:
 def _by_tune_penalty(tasks: Sequence[Arrays]) -> str:
     """What the library's `tune_penalty` chooses."""
     judged = []
-    for task in tasks:
-        of_samples = [torch.from_numpy(one[task["samples"]]) for one in (task["mean"], task["ggn/relative"][OWN])]
-        judged.append(JudgedPrompt(*of_samples, torch.from_numpy(task["gold"])))
+    for number, task in enumerate(tasks):
+        mean, std = (torch.from_numpy(one[task["samples"]]) for one in (task["mean"], task["ggn/relative"][OWN]))
+        judged.append(JudgedPrompt(KnownCandidates(mean, std**2), torch.from_numpy(task["gold"]), str(number)))
     return f"k = {tuned_by_gold(judged).k:g}"
 
 
