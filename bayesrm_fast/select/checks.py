@@ -79,6 +79,6 @@ def whole(value: int, least: int, name: str, most: int | None = None) -> int:
 
 def _number(value: float) -> float:
     try:
-        return float(value)
+        return math.nan if isinstance(value, bool | str | bytes) else float(value)
     except (TypeError, ValueError, RuntimeError, OverflowError):  # text; a tensor of several; too large an integer
         return math.nan
