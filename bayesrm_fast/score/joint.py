@@ -80,8 +80,8 @@ class JointRewards:
     def probability_of_being_best(self, draws: int = DRAWS, seed: int = 0) -> Tensor:  # shape: (n,)
         """Probability that each candidate has the largest reward, by Monte Carlo; sums to one.
 
-        A probability p has a standard error of `√(p(1 − p) / draws)`. Of candidates that are equal in every draw, to
-        the rounding of float32, the first counts as the best.
+        A probability p has a standard error of `√(p(1 − p) / draws)`. Of candidates that are equal in every draw, up to
+        rounding, the first counts as the best.
         """
         wins = torch.zeros(len(self.mean), dtype=torch.int64, device="cpu")
         for rewards in self._draws(draws, seed):
@@ -143,9 +143,10 @@ class JointRewards:
 
     def _winners(self, rewards: Tensor) -> Tensor:  # shapes: (S, n) -> (S,)
         """Position of the largest reward of each draw, the lowest one of equals."""
-        scale = self.mean.double().abs().max() + self.covariance.diagonal().double().max().clamp(min=0).sqrt()
         # An eigenvalue of zero comes out as the rounding of float64, and its root, which is drawn by, as float32's.
-        is_largest = rewards >= rewards.amax(1, keepdim=True) - 8 * torch.finfo(torch.float32).eps * scale
+        rounding = torch.finfo(torch.float32).eps * self.covariance.diagonal().double().max().clamp(min=0).sqrt()
+        rounding = rounding + torch.finfo(self.mean.dtype).eps * self.mean.double().abs().max()
+        is_largest = rewards >= rewards.amax(1, keepdim=True) - 8 * rounding
         return (is_largest * torch.arange(len(self.mean), 0, -1, dtype=torch.int64, device="cpu")).argmax(1)
 
     def _draws(self, count: int, seed: int) -> Iterator[Tensor]:  # shape of each: (…, n)
