@@ -142,7 +142,8 @@ def grid_of(rule: Rule, parameters: Sequence[str] | Mapping[str, Sequence[float]
     for name, values in parameters.items():
         if not values:
             raise InputError(f"there are no values to choose {name} from")
-        changed(rule, {name: values[0]})
+        for value in values:
+            changed(rule, {name: value})
     return dict(parameters)
 
 
@@ -184,7 +185,7 @@ def tuned(rule: Rule, grid: Mapping[str, Sequence[float]], prompts: Sequence[Jud
         [[one.mean_gold(candidate) for candidate in rules] for one in told], dtype=torch.float64, device="cpu"
     )
     best = _best(gold)
-    gain, error = _gain_by_folds(gold, [one.digest for one in told])
+    gain, error = gain_by_folds(gold, [one.digest for one in told])
     return TunedRule(
         rules[best],
         points[best],
@@ -227,8 +228,8 @@ def _best(gold: Tensor) -> int:  # shape: (prompts, points)
     return best if gain > error else 0
 
 
-def _gain_by_folds(gold: Tensor, digests: Sequence[str]) -> tuple[float, float]:  # shape: (prompts, points)
-    """Of what the other folds choose; rows of one prompt are in one fold."""
+def gain_by_folds(gold: Tensor, digests: Sequence[str]) -> tuple[float, float]:  # shape: (prompts, points)
+    """Mean and standard error of what the other folds choose over the first point; a prompt's rows are in one fold."""
     numbers = {digest: number for number, digest in enumerate(dict.fromkeys(digests))}
     folds = torch.tensor([numbers[one] % FOLDS for one in digests], dtype=torch.int64, device="cpu")
     gains: list[float] = []
