@@ -5,6 +5,7 @@ parameter θ of how hard it optimises, a density `p_θ(u)` and the score functio
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,8 +16,29 @@ from bayesrm_fast.select.checks import at_least, finite_values, positive
 from bayesrm_fast.select.pools import soft_best_of_n, worst_to_best
 
 
-class QuantileLaw(ABC):
-    """The law of U at one θ."""
+class Law(ABC):
+    """A stochastic rule at one value of its parameter θ, over a pool that stands for the base."""
+
+    @abstractmethod
+    def of_pool(self, scores: Tensor) -> tuple[Tensor, Tensor]:  # shape: (N,) -> (N,), (N,)
+        """Probability of each of N candidates, and its derivative in θ, float64; the derivatives sum to 0.
+
+        Raises:
+            InputError: scores that are not finite.
+        """
+
+    @staticmethod
+    @abstractmethod
+    def path(pools: Sequence[Tensor], points: int) -> list[float]:
+        """Values of θ from the one that optimises least to the one that does most on pools of these scores."""
+
+
+class QuantileLaw(Law):
+    """A law of U itself, whatever the scores are.
+
+    On a pool the draws are with replacement: the candidate of rank i of N has `P((i − 1)/N < U ≤ i/N)`. Of equal scores
+    the lower index has the higher rank.
+    """
 
     @abstractmethod
     def density(self, u: Tensor) -> Tensor:
@@ -32,14 +54,6 @@ class QuantileLaw(ABC):
 
         Raises:
             InputError: a u outside [0, 1].
-        """
-
-    @abstractmethod
-    def of_pool(self, scores: Tensor) -> tuple[Tensor, Tensor]:  # shape: (N,) -> (N,), (N,)
-        """Probability of each of N candidates, and its derivative in θ, with the pool in place of the base.
-
-        Draws are with replacement: the candidate of rank i has `P((i − 1)/N < U ≤ i/N)`. Of equal scores the lower
-        index has the higher rank.
         """
 
 
@@ -70,6 +84,11 @@ class BestOfNLaw(QuantileLaw):
         held, u = _edges(scores)
         cumulative = u**self.n
         return _of_bins(held, cumulative, torch.xlogy(cumulative, u))
+
+    @staticmethod
+    def path(pools: Sequence[Tensor], points: int) -> list[float]:
+        """See `Law`: from one draw to as many as the largest pool has candidates."""
+        return _geometric(1.0, max(len(scores) for scores in pools), points)
 
 
 @dataclass(frozen=True)
@@ -103,45 +122,47 @@ class BestOfPoissonLaw(QuantileLaw):
         cumulative = u * (self.theta * (u - 1)).exp()
         return _of_bins(held, cumulative, (u - 1) * cumulative)
 
+    @staticmethod
+    def path(pools: Sequence[Tensor], points: int) -> list[float]:
+        """See `Law`: from one draw to a mean of as many as the largest pool has candidates."""
+        return [size - 1 for size in BestOfNLaw.path(pools, points)]
 
-class SoftBestOfNLaw(QuantileLaw):
-    """Soft best-of-n on a pool of N: `P(i) ∝ e^{r_i/λ}`, and `p_λ(u) = N P(i)` for the i of rank `⌈N u⌉`.
 
-    The score function is `(Σ_j P(j) r_j − r_i) / λ²`. One softmax over the pool, which is its own base: as N grows this
-    is the tilted law `e^{r/λ}` that soft best-of-n tends to (Verdun et al., arXiv 2505.03156).
+@dataclass(frozen=True)
+class SoftBestOfNLaw(Law):
+    """Soft best-of-n: `P(i) ∝ e^{r_i/λ}`, with the score function `(Σ_j P(j) r_j − r_i) / λ²`.
 
-    Args:
-        scores: r `[N]`.
+    One softmax over the whole pool. The quantile's density is `N P(i)` between `(i − 1)/N` and `i/N`, i the rank: for a
+    large N the tilted law `e^{r/λ}` that soft best-of-n tends to (Verdun et al., arXiv 2505.03156).
+
+    Attributes:
         temperature: λ, in units of the scores; a larger one optimises less.
 
     Raises:
-        InputError: scores that are not finite, or a temperature that is not a finite number above 0.
+        InputError: a temperature that is not a finite number above 0.
     """
 
-    def __init__(self, scores: Tensor, temperature: float) -> None:
-        self.temperature = positive(temperature, "temperature")
-        self.scores = finite_values(scores, "scores")
+    temperature: float
 
-    def density(self, u: Tensor) -> Tensor:
-        """See `QuantileLaw`."""
-        probabilities = soft_best_of_n(self.scores, self.temperature)
-        return len(self.scores) * self._at(u, probabilities)
-
-    def score_function(self, u: Tensor) -> Tensor:
-        """See `QuantileLaw`."""
-        probabilities = soft_best_of_n(self.scores, self.temperature)
-        return self._at(u, _below_mean(self.scores, probabilities) / self.temperature**2)
+    def __post_init__(self) -> None:
+        positive(self.temperature, "temperature")
 
     def of_pool(self, scores: Tensor) -> tuple[Tensor, Tensor]:
-        """See `QuantileLaw`; of any pool, by the temperature alone."""
+        """See `Law`."""
         held = finite_values(scores, "scores")
         probabilities = soft_best_of_n(held, self.temperature)
         return probabilities, probabilities * _below_mean(held, probabilities) / self.temperature**2
 
-    def _at(self, u: Tensor, values: Tensor) -> Tensor:
-        u = _quantiles(u)
-        rank = (u * len(self.scores)).ceil().clamp(min=1).long() - 1
-        return values[worst_to_best(self.scores)][rank]
+    @staticmethod
+    def path(pools: Sequence[Tensor], points: int) -> list[float]:
+        """See `Law`: from 100 stds of the pools' scores, which is almost uniform, down to 1/1000."""
+        spread = float(torch.stack([scores.double().var(correction=0) for scores in pools]).mean().sqrt())
+        return _geometric(100 * spread, spread / 1000, points)
+
+
+def _geometric(first: float, last: float, points: int) -> list[float]:
+    steps = [first * (last / first) ** (i / (points - 1)) for i in range(points)]
+    return [first, *steps[1:-1], last]
 
 
 def _below_mean(scores: Tensor, probabilities: Tensor) -> Tensor:

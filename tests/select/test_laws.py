@@ -11,14 +11,15 @@ SCORES = torch.tensor([0.3, -1.0, 2.0, 0.9, 0.3, 0.1], dtype=torch.float64)
 FAMILIES = {
     "best of n": (BestOfNLaw, [1.0, 1.5, 4.0, 30.0]),
     "best of poisson": (BestOfPoissonLaw, [0.0, 0.5, 4.0, 30.0]),
-    "soft best of n": (lambda temperature: SoftBestOfNLaw(SCORES, temperature), [0.2, 1.0, 5.0]),
+    "soft best of n": (SoftBestOfNLaw, [0.2, 1.0, 5.0]),
 }
 CASES = [(name, parameter) for name, (_, parameters) in FAMILIES.items() for parameter in parameters]
-CELLS = 1_200_000  # a multiple of the soft law's bins
+OF_QUANTILES = [case for case in CASES if case[0] != "soft best of n"]
+CELLS = 1_200_000  # a multiple of the pool's bins
 MIDPOINTS = (torch.arange(CELLS, dtype=torch.float64) + 0.5) / CELLS
 
 
-@pytest.mark.parametrize(("family", "parameter"), CASES)
+@pytest.mark.parametrize(("family", "parameter"), OF_QUANTILES)
 def test_densities_integrate_to_one_and_score_functions_to_zero(family, parameter):
     """By midpoints; log u at 0, the roughest of them, costs their rule half a cell times log 2."""
     law = FAMILIES[family][0](parameter)
@@ -27,7 +28,7 @@ def test_densities_integrate_to_one_and_score_functions_to_zero(family, paramete
     assert float((density * law.score_function(MIDPOINTS)).mean()) == pytest.approx(0.0, abs=1e-6)
 
 
-@pytest.mark.parametrize(("family", "parameter"), [case for case in CASES if case[1] != 0 and case[1] != 1.0])
+@pytest.mark.parametrize(("family", "parameter"), [case for case in OF_QUANTILES if case[1] not in (0.0, 1.0)])
 def test_the_score_function_is_the_slope_of_the_log_density(family, parameter):
     law, u, step = FAMILIES[family][0], torch.linspace(0.01, 1.0, 50, dtype=torch.float64), 1e-5
     slope = (law(parameter + step).density(u).log() - law(parameter - step).density(u).log()) / (2 * step)
@@ -54,25 +55,39 @@ def test_best_of_poisson_is_the_largest_of_a_poisson_number_of_draws():
         assert abs(float(drawn.mean()) - expected) < 4 * float(drawn.std()) / trials**0.5
 
 
-def test_the_soft_law_has_the_pools_probabilities():
-    law = SoftBestOfNLaw(SCORES, 0.7)
-    ranks = (torch.arange(6, dtype=torch.float64) + 0.5) / 6
-    expected = soft_best_of_n(SCORES, 0.7).sort().values
-    torch.testing.assert_close(law.density(ranks) / 6, expected)
-
-
 @pytest.mark.parametrize(("family", "parameter"), CASES)
-def test_a_pool_has_the_laws_probabilities_and_their_slopes(family, parameter):
-    make = FAMILIES[family][0]
+def test_a_pools_probabilities_have_the_slopes_that_are_told(family, parameter):
+    make, step = FAMILIES[family][0], 1e-6
     probabilities, slopes = make(parameter).of_pool(SCORES)
     assert float(probabilities.sum()) == pytest.approx(1.0, rel=1e-12)
     assert float(slopes.sum()) == pytest.approx(0.0, abs=1e-12)
-    binned = make(parameter).density(MIDPOINTS).reshape(6, -1).mean(1) / 6
-    # Equal scores at 0 and 4: the lower index is the higher rank.
-    torch.testing.assert_close(probabilities[[1, 5, 4, 0, 3, 2]], binned, rtol=1e-6, atol=1e-9)
-    step = 1e-6
     later = make(parameter + step).of_pool(SCORES)[0]
+    # Error of a one-sided difference: the step times half a second derivative.
     torch.testing.assert_close(slopes, (later - probabilities) / step, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("family", "parameter"), OF_QUANTILES)
+def test_a_pool_has_the_laws_density_by_rank(family, parameter):
+    law = FAMILIES[family][0](parameter)
+    binned = law.density(MIDPOINTS).reshape(6, -1).mean(1) / 6
+    # Equal scores at 0 and 4: the lower index is the higher rank.
+    torch.testing.assert_close(law.of_pool(SCORES)[0][[1, 5, 4, 0, 3, 2]], binned, rtol=1e-6, atol=1e-9)
+
+
+def test_the_soft_law_is_the_rule():
+    torch.testing.assert_close(SoftBestOfNLaw(0.7).of_pool(SCORES)[0], soft_best_of_n(SCORES, 0.7))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_path_goes_from_uniform_to_the_best(family):
+    make = FAMILIES[family][0]
+    path = make.path([SCORES, SCORES[:3]], 5)
+    assert len(path) == 5
+    weakest, strongest = make(path[0]).of_pool(SCORES)[0], make(path[-1]).of_pool(SCORES)[0]
+    assert float((weakest - 1 / 6).abs().max()) < 0.005
+    assert float(strongest[2]) > 0.6
+    gains = [float(make(parameter).of_pool(SCORES)[0] @ SCORES) for parameter in path]
+    assert gains == sorted(gains)
 
 
 def test_a_pools_law_is_the_limit_of_subsets():
@@ -85,7 +100,7 @@ def test_a_pools_law_is_the_limit_of_subsets():
         assert float((by_law - by_subset).abs().sum()) < 30 / 4000
 
 
-@pytest.mark.parametrize("law", [BestOfNLaw(2), BestOfPoissonLaw(2.0), SoftBestOfNLaw(SCORES, 1.0)])
+@pytest.mark.parametrize("law", [BestOfNLaw(2), BestOfPoissonLaw(2.0)])
 @pytest.mark.parametrize("u", [-0.1, 1.1, float("nan")])
 def test_quantiles_are_between_0_and_1(law, u):
     for function in (law.density, law.score_function):
@@ -95,7 +110,7 @@ def test_quantiles_are_between_0_and_1(law, u):
 
 @pytest.mark.parametrize(
     ("law", "parameter"),
-    [(BestOfNLaw, 0.5), (BestOfNLaw, float("nan")), (BestOfPoissonLaw, -1.0), (FAMILIES["soft best of n"][0], 0.0)],
+    [(BestOfNLaw, 0.5), (BestOfNLaw, float("nan")), (BestOfPoissonLaw, -1.0), (SoftBestOfNLaw, 0.0)],
 )
 def test_parameters_out_of_range_are_refused(law, parameter):
     with pytest.raises(InputError, match="must be a finite number"):
