@@ -16,7 +16,7 @@ LAYERS = [
     {"sites", "versions", "atomic", "locks", "schema"},
     {"record_files"},
     {"ops", "text"},
-    {"model", "posterior"},
+    {"model", "posterior", "proximity"},
     {"fit", "score", "saved"},
     {"select"},
     {"fitted_model"},
@@ -119,6 +119,7 @@ def loaded_after(statement):
         ("import bayesrm_fast.ops", {"transformers", "peft", "triton"}),
         ("import bayesrm_fast.posterior.files", {"transformers", "peft"}),
         ("import bayesrm_fast.text.encoder, bayesrm_fast.text.batches", {"transformers", "peft"}),
+        ("import bayesrm_fast.proximity.similarity", {"sentence_transformers", "sklearn", "peft"}),
         ("from bayesrm_fast import InputError, PreferencePair", {"torch", "transformers", "peft"}),
     ],
 )
