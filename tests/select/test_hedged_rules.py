@@ -68,7 +68,7 @@ def test_a_posterior_hedges_without_gold_where_there_is_aversion(rm):
         ("std", {}, "PenalisedReward has no strength"),
         ("soft", {"by": "gould"}, "by must be gold or posterior"),
         ("soft", {"aversion": -1.0}, "aversion must be"),
-        ("soft", {}, "judged, row 1 has no gold"),
+        ("soft", {}, "candidates, row 1 has no gold"),
         ({"rule": "soft", "reward": {"rule": "mbr"}}, {"by": "posterior"}, "needs similarities"),
     ],
 )
