@@ -92,7 +92,12 @@ def test_it_is_so_for_models_with_logits_and_positions_of_other_kinds(architectu
 
 def test_a_model_that_gives_all_logits_only_is_served(monkeypatch):
     expected = policy().log_probabilities(SETS)
-    monkeypatch.setattr(type(MODEL), "_supports_logits_to_keep", lambda model: False)
+    forward = MODEL.forward
+    monkeypatch.setattr(
+        MODEL,
+        "forward",
+        lambda input_ids, attention_mask, use_cache: forward(input_ids, attention_mask, use_cache=use_cache),
+    )
     torch.testing.assert_close(policy().log_probabilities(SETS), expected, rtol=1e-12, atol=0)
 
 
