@@ -72,8 +72,10 @@ class PolicyLogProbabilities:
         self.tokenizer = tokenizer
         self.max_batch_tokens = max_batch_tokens
         self.max_length = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-        embeddings = cast(nn.Embedding, model.get_input_embeddings())
-        self._collate = Collator(tokenizer.pad_token_id, embeddings.num_embeddings, model.device)
+        count = cast(nn.Embedding, model.get_input_embeddings()).num_embeddings
+        padding = tokenizer.pad_token_id
+        is_embedded = padding is not None and padding < count  # one that was added without a row for it is not
+        self._collate = Collator(padding if is_embedded else None, count, model.device)
         self._check_causal()
 
     @classmethod
