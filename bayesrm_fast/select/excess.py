@@ -6,6 +6,9 @@ import torch
 from torch import Tensor
 
 SMALLEST = torch.finfo(torch.float64).tiny
+ROUNDING = 2e-15
+"""Relative, of a mean excess."""
+
 FAR = 40.0
 """Standard deviations beyond which the mean excess is below the smallest float64."""
 
@@ -46,6 +49,8 @@ def _reservation(mean: Tensor, std: Tensor, cost: float) -> float:
     threshold = low
     for _ in range(200):
         excess = float(expected_excess(mean, std, threshold).mean())
+        if abs(excess - cost) <= ROUNDING * cost:
+            return threshold
         if excess > cost:
             low = threshold
         else:
@@ -55,7 +60,7 @@ def _reservation(mean: Tensor, std: Tensor, cost: float) -> float:
         if excess > 0 and slope > 0:
             newton = threshold + math.log(excess / cost) * excess / slope
             following = newton if low < newton < high else following
-        if abs(following - threshold) <= 2e-16 * abs(following) or not low < following < high:
+        if not low < following < high:
             return following
         threshold = following
     return threshold

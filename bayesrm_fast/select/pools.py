@@ -63,7 +63,8 @@ def best_of_subset(scores: Tensor, n: int) -> Tensor:  # shape: (N,) -> (N,)
     """
     held = finite_values(scores, "scores")
     whole(n, 1, "n", most=len(held))
-    return _by_rank(held, _best_of_subset_by_rank(len(held), n))
+    size = torch.tensor([n], dtype=torch.float64, device="cpu")
+    return _by_rank(held, _best_of_subset_by_rank(len(held), size)[0])
 
 
 def best_of_poisson(scores: Tensor, theta: float) -> Tensor:  # shape: (N,) -> (N,)
@@ -86,9 +87,8 @@ def best_of_poisson(scores: Tensor, theta: float) -> Tensor:  # shape: (N,) -> (
     sizes = (torch.xlogy(further, rate) - rate - torch.lgamma(further + 1)).exp()
     # P(Poisson(θ) ≥ N − 1): all that N has to serve
     sizes[-1] = torch.special.gammainc(further[-1], rate) if count > 1 else 1.0
-    by_rank = torch.zeros(count, dtype=torch.float64, device="cpu")
-    for n in (torch.nonzero(sizes).flatten() + 1).tolist():
-        by_rank += sizes[n - 1] * _best_of_subset_by_rank(count, n)
+    served = torch.nonzero(sizes).flatten()
+    by_rank = sizes[served] @ _best_of_subset_by_rank(count, (served + 1).double())
     return _by_rank(held, by_rank / by_rank.sum())
 
 
@@ -127,12 +127,11 @@ def _by_rank(scores: Tensor, probabilities: Tensor) -> Tensor:
     return torch.empty_like(scores).scatter_(0, worst_to_best(scores), probabilities)
 
 
-def _best_of_subset_by_rank(count: int, n: int) -> Tensor:  # shape: (count,)
+def _best_of_subset_by_rank(count: int, n: Tensor) -> Tensor:  # shapes: (S,) -> (S, count)
     """`C(i − 1, n − 1) / C(count, n)` for i = 1, …: n / count at the top, below by the ratios of neighbours.
 
     Products of ratios between 0 and 1, so that no binomial overflows.
     """
     rank = torch.arange(count, 1, -1, dtype=torch.float64, device="cpu")
-    ratios = ((rank - n) / (rank - 1)).clamp(min=0.0)
-    top = torch.full((1,), n / count, dtype=torch.float64, device="cpu")
-    return torch.cat([top, ratios]).cumprod(0).flip(0)
+    ratios = ((rank - n[:, None]) / (rank - 1)).clamp(min=0.0)
+    return torch.cat([n[:, None] / count, ratios], dim=1).cumprod(1).flip(1)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bayesrm_fast.errors import InputError
 from bayesrm_fast.posterior.base import PenaltyChoice
-from bayesrm_fast.select.estimators import expected_best_of_n, mean_and_standard_error, sizes_up_to
+from bayesrm_fast.select.estimators import expected_best_of_n, expected_gold, mean_and_standard_error, sizes_up_to
 from bayesrm_fast.select.rules import KnownCandidates, MeanReward, PenalisedReward, Rule, StochasticRule
 from bayesrm_fast.text.records import Candidates
 from bayesrm_fast.text.texts import key_of
@@ -50,23 +50,15 @@ class JudgedPrompt:
         if not isinstance(rule, StochasticRule):
             scores = rule.scores(self.known)
             return [expected_best_of_n(scores, self.gold, n) for n in sizes]
-        return [self._drawn_gold(rule, n) for n in sizes]
+        return [
+            expected_gold(lambda some: rule.scores(self.known.at(some)), self.gold, n, subsets=SUBSETS, seed=n).value
+            for n in sizes
+        ]
 
     def mean_gold(self, rule: Rule) -> float:
         """Over the sizes of `curve`."""
         curve = self.curve(rule)
         return sum(curve) / len(curve)
-
-    def _drawn_gold(self, rule: StochasticRule, n: int) -> float:
-        count, gold = len(self.gold), self.gold.double()
-        if n == count:
-            return float(rule.scores(self.known).double() @ gold)
-        generator = torch.Generator().manual_seed(n)
-        total = 0.0
-        for _ in range(SUBSETS):
-            some = torch.randperm(count, generator=generator, dtype=torch.int64, device="cpu")[:n].sort().values
-            total += float(rule.scores(self.known.at(some)).double() @ gold[some])
-        return total / SUBSETS
 
 
 @dataclass(frozen=True)

@@ -1,23 +1,25 @@
 """What is chosen by, and what it is worth: tuned on one half of the tasks, reported on the other."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
 
 from bayesrm_fast.select.estimators import expected_best_of_n, sizes_up_to
-from bayesrm_fast.select.rules import KnownCandidates
+from bayesrm_fast.select.rules import KnownCandidates, StochasticRule
 from bayesrm_fast.select.tuning import JudgedPrompt, tuned_by_gold
 from benchmarks.overoptimisation.caution import TOKENS
+from benchmarks.overoptimisation.drawn import DRAWN, HEDGED, SoftOfDraws, choices_of, drawn_curve, hedged_by
 from benchmarks.overoptimisation.steps import PRECISIONS, STRUCTURES
 
 Arrays = Mapping[str, np.ndarray]
-Score = Callable[[Arrays], np.ndarray]
-"""Scores `[U]` of a task's distinct samples, or `[D, U]` of which each draw chooses by itself."""
+Score = Callable[[Arrays], np.ndarray] | StochasticRule
+"""Scores `[U]` of a task's distinct samples, or `[D, U]` of which each draw chooses by itself; or a rule that draws."""
 
-Choose = Callable[[Sequence[Arrays]], str]
-"""From the tasks of a half to the name of a choice."""
+Choose = Callable[[Sequence[Arrays]], tuple[str, Score]]
+"""From the tasks of a half to a choice and its name."""
 
 WEIGHTS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 KINDS = ("absolute", "relative")
@@ -37,7 +39,7 @@ class Rule:
     """
 
     name: str
-    choices: Mapping[str, Score]
+    choices: Mapping[str, Score] = field(default_factory=dict)
     choose: Choose | None = None
     reads: str = "mean"
 
@@ -52,7 +54,7 @@ def rules() -> list[Rule]:
             found.append(Rule(f"{name} std, k tuned", _weights(f"{structure}/{kind}", OWN)))
             found.append(Rule(f"{name} std, k and λ tuned", _grid(structure, kind)))
             found.append(Rule(f"{name} variance, k tuned", _weights(f"{structure}/{kind}", OWN, _less_variance)))
-    found.append(Rule("ggn, relative std, k by tune_penalty", _weights("ggn/relative", OWN), _by_tune_penalty))
+    found.append(Rule("ggn, relative std, k by tune_penalty", choose=_by_tune_penalty))
     for name, label in (("margins", "exact"), ("virtual", "virtual adapters")):
         for kind in KINDS:
             std = f"{name}/{kind}"
@@ -77,7 +79,16 @@ def rules() -> list[Rule]:
     found.append(Rule("caution, λ tuned", {f"λ = {weight:g}": _less_caution(0, weight) for weight in weights}))
     choices = {f"λ = {w:g}, {name}": _less_caution(at, w) for at, name in enumerate(TOKENS) for w in weights}
     found.append(Rule("caution, λ and tokens tuned", choices))
+    for name, rule in DRAWN.items():
+        found.append(Rule(f"{name}, tuned", choices_of(rule)))
+    for name, hedging in HEDGED.items():
+        found.append(Rule(name, choose=partial(hedged_by, hedging)))
+    found.append(Rule("soft best-of-n, exact joint draws, tuned", choices_of(SoftOfDraws(1.0)), reads="draws"))
     found.append(Rule("MBR", {"": lambda task: task["mbr"]}))
+    betas = (0.0, 0.0001, 0.001, 0.01, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
+    found.append(Rule("RBoN-WD, β tuned", {f"β = {b:g}": _plus_mbr(b, 0.0) for b in betas}))
+    choices = {f"β = {b:g}, k = {k:g}": _plus_mbr(b, k) for b in betas for k in WEIGHTS}
+    found.append(Rule("RBoN-WD of exact, relative std, β and k tuned", choices))
     found.append(
         Rule("exact, relative std, and MBR", {f"β = {b:g}": _with_mbr(b) for b in (1.0, 0.0, 0.25, 0.5, 2.0, 4.0)})
     )
@@ -107,13 +118,14 @@ def _grid(structure: str, kind: str) -> dict[str, Score]:
     }
 
 
-def _by_tune_penalty(tasks: Sequence[Arrays]) -> str:
+def _by_tune_penalty(tasks: Sequence[Arrays]) -> tuple[str, Score]:
     """What the library's `tune_penalty` chooses."""
     judged = []
     for number, task in enumerate(tasks):
         mean, std = (torch.from_numpy(one[task["samples"]]) for one in (task["mean"], task["ggn/relative"][OWN]))
         judged.append(JudgedPrompt(KnownCandidates(mean, std**2), torch.from_numpy(task["gold"]), str(number)))
-    return f"k = {tuned_by_gold(judged).k:g}"
+    k = tuned_by_gold(judged).k
+    return f"k = {k:g}", _less_std("ggn/relative", OWN, k)
 
 
 def _ensemble(members: int, kind: str, combine: Callable[[np.ndarray], np.ndarray]) -> Score:
@@ -142,11 +154,16 @@ def _uncertainty_weighted(k: float) -> Callable[[np.ndarray], np.ndarray]:
     return lambda rewards: rewards.mean(0) - k * rewards.var(0)
 
 
+def _plus_mbr(beta: float, k: float) -> Score:
+    """In the reward's own units."""
+    return lambda task: task["mean"] - k * task["exact/relative"][OWN] + beta * task["mbr"]
+
+
 def _with_mbr(beta: float) -> Score:
     """Both standardised within the prompt; the relative penalty with k = 1 and λ by evidence."""
 
     def score(task: Arrays) -> np.ndarray:
-        penalised, mbr = _less_std("exact/relative", OWN, 1.0)(task), task["mbr"]
+        penalised, mbr = task["mean"] - task["exact/relative"][OWN], task["mbr"]
         whole: np.ndarray = _standardised(penalised, task) + beta * _standardised(mbr, task)
         return whole
 
@@ -161,6 +178,8 @@ def _standardised(values: np.ndarray, task: Arrays) -> np.ndarray:
 
 def curve(score: Score | None, task: Arrays) -> np.ndarray:  # shape: (sizes,)
     """Expected gold of best-of-n at every size; the oracle's for None."""
+    if isinstance(score, StochasticRule):
+        return drawn_curve(score, task)
     gold = torch.from_numpy(task["gold"])
     sizes = sizes_up_to(len(gold))
     draws = [task["gold"]] if score is None else np.atleast_2d(score(task))[:, task["samples"]]
@@ -171,15 +190,20 @@ def curve(score: Score | None, task: Arrays) -> np.ndarray:  # shape: (sizes,)
 
 def crossed(rule: Rule, tasks: Sequence[Arrays]) -> tuple[np.ndarray, list[str]]:  # shape: (tasks, sizes)
     """Every task's curve by what the other half of the tasks chose; and the two choices."""
-    curves = {name: np.stack([curve(score, task) for task in tasks]) for name, score in rule.choices.items()}
-    found = np.empty_like(next(iter(curves.values())))
+
+    def stacked(score: Score) -> np.ndarray:
+        return np.stack([curve(score, task) for task in tasks])
+
+    curves = {name: stacked(score) for name, score in rule.choices.items()}
+    found = np.empty((len(tasks), len(sizes_up_to(len(tasks[0]["gold"])))))
     chosen = []
     for half in (0, 1):
         other = [i for i in range(len(tasks)) if i % 2 != half]
         if rule.choose is None:
             best = max(curves, key=lambda name: curves[name][other, 1:].mean())
         else:
-            best = rule.choose([tasks[i] for i in other])
+            best, score = rule.choose([tasks[i] for i in other])
+            curves[best] = stacked(score)
         chosen.append(best)
         found[half::2] = curves[best][half::2]
     return found, chosen
