@@ -51,13 +51,11 @@ def _reservation(mean: Tensor, std: Tensor, cost: float) -> float:
         else:
             high = threshold
         slope = float(_probability_above(mean, std, threshold).mean())
-        following = (low + high) / 2
-        if excess > 0 and slope > 0:
-            newton = threshold + math.log(excess / cost) * excess / slope
-            following = newton if low < newton < high else following
-        if abs(following - threshold) <= 2e-16 * abs(following) or not low < following < high:
-            return following
-        threshold = following
+        following = threshold + math.log(excess / cost) * excess / slope if excess > 0 and slope > 0 else math.nan
+        # Only one of the bounds closes in on a root that Newton's method comes to from one side.
+        if abs(following - threshold) <= 1e-15 * max(1.0, abs(threshold)):
+            break
+        threshold = following if low < following < high else (low + high) / 2
     return threshold
 
 
