@@ -18,9 +18,8 @@ def finite_values(values: Tensor, name: str) -> Tensor:  # shape: (n,) -> (n,)
         given = list(values.shape) if isinstance(values, Tensor) else type(values).__name__
         raise InputError(f"{name} must be a tensor [n] with a value for each of at least one candidate, not {given}")
     held = values.detach().to("cpu", torch.float64)
-    wrong = torch.nonzero(~held.isfinite())
-    if len(wrong):
-        position = int(wrong[0])
+    if not bool(held.isfinite().all()):
+        position = int(torch.nonzero(~held.isfinite())[0])
         raise InputError(f"{name} must be finite numbers; at position {position} is {float(held[position])}")
     return held
 

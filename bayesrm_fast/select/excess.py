@@ -6,9 +6,6 @@ import torch
 from torch import Tensor
 
 SMALLEST = torch.finfo(torch.float64).tiny
-ROUNDING = 2e-15
-"""Relative, of a mean excess."""
-
 FAR = 40.0
 """Standard deviations beyond which the mean excess is below the smallest float64."""
 
@@ -49,20 +46,16 @@ def _reservation(mean: Tensor, std: Tensor, cost: float) -> float:
     threshold = low
     for _ in range(200):
         excess = float(expected_excess(mean, std, threshold).mean())
-        if abs(excess - cost) <= ROUNDING * cost:
-            return threshold
         if excess > cost:
             low = threshold
         else:
             high = threshold
         slope = float(_probability_above(mean, std, threshold).mean())
-        following = (low + high) / 2
-        if excess > 0 and slope > 0:
-            newton = threshold + math.log(excess / cost) * excess / slope
-            following = newton if low < newton < high else following
-        if not low < following < high:
-            return following
-        threshold = following
+        following = threshold + math.log(excess / cost) * excess / slope if excess > 0 and slope > 0 else math.nan
+        # Only one of the bounds closes in on a root that Newton's method comes to from one side.
+        if abs(following - threshold) <= 1e-15 * max(1.0, abs(threshold)):
+            break
+        threshold = following if low < following < high else (low + high) / 2
     return threshold
 
 

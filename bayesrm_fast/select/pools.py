@@ -14,6 +14,9 @@ from torch import Tensor
 from bayesrm_fast.errors import InputError
 from bayesrm_fast.select.checks import at_least, finite_values, positive, whole
 
+ROWS = 256
+"""How many sizes of subsets are mixed at a time, which bounds the memory."""
+
 
 def soft_best_of_n(scores: Tensor, temperature: float) -> Tensor:  # shape: (n,) -> (n,)
     """Soft best-of-n: `P(i) ∝ exp(r_i / λ)` (Verdun et al., arXiv 2505.03156).
@@ -64,7 +67,7 @@ def best_of_subset(scores: Tensor, n: int) -> Tensor:  # shape: (N,) -> (N,)
     held = finite_values(scores, "scores")
     whole(n, 1, "n", most=len(held))
     size = torch.tensor([n], dtype=torch.float64, device="cpu")
-    return _by_rank(held, _best_of_subset_by_rank(len(held), size)[0])
+    return _by_rank(held, _best_of_subsets_by_rank(len(held), size)[0])
 
 
 def best_of_poisson(scores: Tensor, theta: float) -> Tensor:  # shape: (N,) -> (N,)
@@ -82,13 +85,15 @@ def best_of_poisson(scores: Tensor, theta: float) -> Tensor:  # shape: (N,) -> (
     held = finite_values(scores, "scores")
     theta = at_least(theta, 0, "theta")
     count = len(held)
-    further = torch.arange(count, dtype=torch.float64, device="cpu")
+    drawn = torch.arange(count, dtype=torch.float64, device="cpu")
     rate = torch.tensor(theta, dtype=torch.float64, device="cpu")
-    sizes = (torch.xlogy(further, rate) - rate - torch.lgamma(further + 1)).exp()
+    chances = (torch.xlogy(drawn, rate) - rate - torch.lgamma(drawn + 1)).exp()
     # P(Poisson(θ) ≥ N − 1): all that N has to serve
-    sizes[-1] = torch.special.gammainc(further[-1], rate) if count > 1 else 1.0
-    served = torch.nonzero(sizes).flatten()
-    by_rank = sizes[served] @ _best_of_subset_by_rank(count, (served + 1).double())
+    chances[-1] = torch.special.gammainc(drawn[-1], rate) if count > 1 else 1.0
+    by_rank = torch.zeros(count, dtype=torch.float64, device="cpu")
+    # Sizes with less than this change no digit of a sum of 1.
+    for further in torch.nonzero(chances > 1e-20).flatten().split(ROWS):
+        by_rank += chances[further] @ _best_of_subsets_by_rank(count, drawn[further] + 1)
     return _by_rank(held, by_rank / by_rank.sum())
 
 
@@ -127,11 +132,12 @@ def _by_rank(scores: Tensor, probabilities: Tensor) -> Tensor:
     return torch.empty_like(scores).scatter_(0, worst_to_best(scores), probabilities)
 
 
-def _best_of_subset_by_rank(count: int, n: Tensor) -> Tensor:  # shapes: (S,) -> (S, count)
-    """`C(i − 1, n − 1) / C(count, n)` for i = 1, …: n / count at the top, below by the ratios of neighbours.
+def _best_of_subsets_by_rank(count: int, sizes: Tensor) -> Tensor:  # shape: (K,) -> (K, count)
+    """`C(i − 1, n − 1) / C(count, n)` for i = 1, …, of each size n: n / count at the top, below by neighbours' ratios.
 
     Products of ratios between 0 and 1, so that no binomial overflows.
     """
     rank = torch.arange(count, 1, -1, dtype=torch.float64, device="cpu")
-    ratios = ((rank - n[:, None]) / (rank - 1)).clamp(min=0.0)
-    return torch.cat([n[:, None] / count, ratios], dim=1).cumprod(1).flip(1)
+    size = sizes[:, None]
+    ratios = ((rank - size) / (rank - 1)).clamp(min=0.0)
+    return torch.cat([size / count, ratios], 1).cumprod(1).flip(1)
