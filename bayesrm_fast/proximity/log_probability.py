@@ -171,7 +171,7 @@ class PolicyLogProbabilities:
         if has_choice:
             options["logits_to_keep"] = batch.input_ids.shape[1] - first
         weight = next(self.model.parameters())
-        # A caller's autocast would round, and a second thread may use the same model otherwise.
+        # A caller's autocast would round, and a reward model may share the weights and change them for a while.
         with lock_of(weight), torch.no_grad(), torch.autocast(weight.device.type, enabled=False):
             logits: Tensor = self.model(**batch.model_inputs(), **options).logits
         return logits if has_choice else logits[:, first:]
@@ -181,7 +181,7 @@ class PolicyLogProbabilities:
         tokens = [[0, 1, 2], [0, 1, 3]]
         rows = [TokenizedRow(ids, None, False) for ids in tokens if max(ids) < self._collate.vocab_size]
         logits = self._logits(self._collate(rows))[:, :2].float()
-        if not torch.allclose(logits[0], logits[-1], rtol=0, atol=1e-2 * float(logits.abs().max())):
+        if (logits[0] - logits[-1]).abs().max() > 1e-2 * logits.abs().max():
             raise InputError(f"{type(self.model).__name__} sees the tokens that it is to predict: it is no policy")
 
     def _continued(self, one: Candidates) -> Iterator[_Continued]:

@@ -179,12 +179,13 @@ def test_a_response_without_any_token_before_it_is_refused():
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_a_log_probability_that_is_not_finite_is_refused_by_its_row(value):
+@pytest.mark.parametrize(("which", "first"), [(ids("arrive", ()), 1), (slice(None), 0)])
+def test_a_log_probability_that_is_not_finite_is_refused_by_its_row(which, first, value):
     model = tiny_policy()
     with torch.no_grad():
-        model.get_input_embeddings().weight[ids("arrive", ())[0]] = value
+        model.get_input_embeddings().weight[which] = value
     rows = [Candidates("able ", ["about", "arrive about"], where="row 7")]
-    with pytest.raises(InputError, match=r"row 7: responses\[1\] has the log-probability nan"):
+    with pytest.raises(InputError, match=rf"row 7: responses\[{first}\] has the log-probability nan"):
         policy(model=model).log_probabilities(rows)
 
 
