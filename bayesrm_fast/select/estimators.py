@@ -7,6 +7,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from bayesrm_fast.errors import InputError
+
 
 def expected_best_of_n(
     scores: Tensor,  # shape: (N,)
@@ -39,6 +41,21 @@ def sizes_up_to(count: int) -> list[int]:
 def best_of_n_kl(n: int) -> float:
     """Upper bound of the KL of best-of-n to the policy, in nats: `log n − (n − 1) / n`."""
     return math.log(n) - (n - 1) / n
+
+
+def bonbon_beta(n: int) -> float:
+    """β of the IPO loss whose optimum is best-of-n: `1 / (2 (n − 1) Σ_{k<n} 1/k)` (Gui et al., 2406.00832, section 4).
+
+    IPO regresses the log-ratio of the preferred response less that of the other to `1 / (2β)`. Best-of-n has the
+    log-ratio `log n + (n − 1) log U` to the base, U the reward's quantile. Of n draws, `E[log U_best] = −1/n` and
+    `E[log U_worst] = −Σ_{k≤n} 1/k`; their difference gives `1 / (2β) = (n − 1) Σ_{k<n} 1/k`.
+
+    Raises:
+        InputError: an n that is not a whole number of at least 2.
+    """
+    if isinstance(n, bool) or not isinstance(n, int) or n < 2:
+        raise InputError(f"n must be a whole number of at least 2, not {n!r}")
+    return 1 / (2 * (n - 1) * math.fsum(1 / k for k in range(1, n)))
 
 
 def mean_and_standard_error(values: Sequence[float]) -> tuple[float, float]:

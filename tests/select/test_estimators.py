@@ -6,7 +6,14 @@ import math
 import pytest
 import torch
 
-from bayesrm_fast.select.estimators import best_of_n_kl, expected_best_of_n, mean_and_standard_error, sizes_up_to
+from bayesrm_fast.errors import InputError
+from bayesrm_fast.select.estimators import (
+    best_of_n_kl,
+    bonbon_beta,
+    expected_best_of_n,
+    mean_and_standard_error,
+    sizes_up_to,
+)
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 5, 6])
@@ -41,3 +48,22 @@ def test_a_standard_error_needs_two():
     assert mean_and_standard_error([3.0]) == (3.0, math.inf)
     mean, error = mean_and_standard_error([1.0, 2.0, 3.0, 6.0])
     assert (mean, error) == pytest.approx((3.0, (14 / 3) ** 0.5 / 2))
+
+
+@pytest.mark.parametrize(("n", "beta"), [(2, 1 / 2), (4, 1 / 11), (8, 10 / 363)])
+def test_bonbon_beta_is_the_papers(n, beta):
+    assert bonbon_beta(n) == pytest.approx(beta, rel=1e-15)
+
+
+@pytest.mark.parametrize("n", [2, 4, 8])
+def test_bonbon_beta_is_the_log_ratio_between_best_and_worst(n):
+    """1 / (2β) is the mean of log p(U_best) − log p(U_worst) under best-of-n's density p(u) = n uⁿ⁻¹."""
+    draws = torch.rand(200_000, n, generator=torch.Generator().manual_seed(n), dtype=torch.float64).log()
+    ratios = (n - 1) * (draws.amax(1) - draws.amin(1))
+    assert abs(float(ratios.mean()) - 1 / (2 * bonbon_beta(n))) < 4 * float(ratios.std()) / len(ratios) ** 0.5
+
+
+@pytest.mark.parametrize("n", [1, 0, -2, 2.5, True, float("nan")])
+def test_bonbon_needs_two_candidates(n):
+    with pytest.raises(InputError, match="whole number of at least 2"):
+        bonbon_beta(n)
