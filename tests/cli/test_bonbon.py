@@ -90,5 +90,7 @@ def test_bad_rules_are_told_before_the_model_is_loaded(
 def test_one_candidate_is_told_by_its_row_before_the_model_is_loaded(model_folder, tmp_path, refused, no_model):
     write_rows(tmp_path / "rows.jsonl", [EQUAL, {"prompt": "able", "responses": ["above"]}])
     line = refused("bonbon", model_folder, tmp_path / "rows.jsonl", tmp_path / "pairs.jsonl")
-    assert line == f"bayesrm: {tmp_path}/rows.jsonl, row 2 has 1 response, and the best and the worst of n need at least 2"
+    assert (
+        line == f"bayesrm: {tmp_path}/rows.jsonl, row 2 has 1 response, and the best and the worst of n need at least 2"
+    )
     assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]

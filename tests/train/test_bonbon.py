@@ -29,9 +29,7 @@ def rm():
 
 
 def candidates(n=4, count=3):
-    return [
-        {"prompt": words(3, i), "responses": [words(3 + j, 10 * i + j) for j in range(n)]} for i in range(count)
-    ]
+    return [{"prompt": words(3, i), "responses": [words(3 + j, 10 * i + j) for j in range(n)]} for i in range(count)]
 
 
 @pytest.mark.parametrize(
@@ -120,7 +118,16 @@ HH = "\n\nHuman: above\n\nAssistant: about\n\nHuman: act"
             {" again", " air"},
         ),
     ],
-    ids=["strings", "conversations", "string responses", "string prompt", "mixed", "whole", "open dialogue", "dialogue"],
+    ids=[
+        "strings",
+        "conversations",
+        "string responses",
+        "string prompt",
+        "mixed",
+        "whole",
+        "open dialogue",
+        "dialogue",
+    ],
 )
 def test_rows_are_all_strings_or_all_conversations_whatever_the_layout(rm, row, prompt, responses):
     """And what trl joins, with nothing between, is what the policy has written."""
