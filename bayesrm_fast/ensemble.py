@@ -17,7 +17,8 @@ from bayesrm_fast.saved.folders import hub_options, local_folder
 from bayesrm_fast.score.relative import positions_of_equals
 from bayesrm_fast.score.variances import RewardScores
 from bayesrm_fast.select.choice import BestOfN, chosen
-from bayesrm_fast.select.rules import KnownCandidates, Need, Rule, rule_of
+from bayesrm_fast.select.named_rules import rule_of
+from bayesrm_fast.select.rules import KnownCandidates, Need, Rule
 from bayesrm_fast.text.records import Candidates, candidate_sets, checked_rows
 from bayesrm_fast.text.texts import Text, key_of
 

@@ -1,8 +1,8 @@
-"""A reward model with a posterior, however it came by it: scores, joint posteriors and choices."""
+"""A reward model with a posterior, however it came by it: scores and joint posteriors."""
 
 import itertools
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal
 
 import torch
@@ -14,24 +14,17 @@ from bayesrm_fast.model.fingerprint import ADAPTER, adapter_fingerprint
 from bayesrm_fast.model.passes import Passes, Progress
 from bayesrm_fast.model.reward_model import RewardModel
 from bayesrm_fast.model.state import ModelState
-from bayesrm_fast.posterior.base import PenaltyChoice, Posterior
+from bayesrm_fast.posterior.base import Posterior
 from bayesrm_fast.score.joint import JointRewards, Outside, joint_rewards
 from bayesrm_fast.score.means import rewards_of
 from bayesrm_fast.score.relative import Comparison, positions_of_equals, score_differences, within_prompts
 from bayesrm_fast.score.variances import PairScores, RewardScores, score_examples
-from bayesrm_fast.select.advice import Advice, advise
-from bayesrm_fast.select.choice import BestOfN, check_needs, choose_each
-from bayesrm_fast.select.rules import Rule, rule_of
-from bayesrm_fast.select.tuning import JudgedPrompt, tuned_by_gold, tuned_by_pairs
 from bayesrm_fast.text.examples import TokenizedPair, TokenizedRow
 from bayesrm_fast.text.prefetching import prefetched
 from bayesrm_fast.text.records import (
     Candidates,
-    PreferencePair,
-    as_rows,
     candidate_sets,
     checked_rows,
-    preference_pairs,
     single_responses,
 )
 from bayesrm_fast.text.texts import Text, as_list, checked_text, is_list, key_of
@@ -196,165 +189,6 @@ class FittedRewardModel(RewardModel):
         rows = self.tokenize_candidates(candidate_sets([Candidates(prompt, responses)]))
         return joint_rewards(self.passes(), rows, self.fitted, outside)
 
-    def best_of_n(
-        self,
-        prompt: Text,
-        responses: Sequence[Text],
-        rule: str | Rule = "std",
-        k: float | Literal["tuned"] = 1.0,
-        *,
-        relative: bool = True,
-        exhaustive: bool = False,
-    ) -> BestOfN:
-        """The candidate with the largest score by a rule: `mean − k·std`, `mean − k·variance` or the mean alone.
-
-        Mean and variance are those of the difference to the mean of the prompt's candidates, because that is what a
-        choice among them risks (docs/maths.md, section 11). Of a rule that needs no variances, such as "mean", they are
-        the rewards' own, and `baseline` is None.
-
-        Args:
-            prompt, responses: one prompt and its candidates.
-            rule: "mean", "std", "variance", or a `Rule`. One that needs variances and has no ceilings needs them all.
-            k: weight of the penalty of a named rule, at least 0; "tuned" for what `tune_penalty` has chosen.
-            relative: False for mean and variance of the rewards themselves, as in arXiv 2402.13210, which are computed
-                lazily, where the relative ones take a backward pass over all candidates.
-            exhaustive: compute every variance, also where it is not needed to choose.
-
-        Raises:
-            InputError: no candidates, text that cannot be read, or a rule that is unknown or needs what is not there.
-        """
-        one = Candidates(prompt, responses)
-        return self.best_of_each([one], rule, k, relative=relative, exhaustive=exhaustive)[0]
-
-    @exclusive
-    def best_of_each(
-        self,
-        candidates: Iterable[Any],
-        rule: str | Rule = "std",
-        k: float | Literal["tuned"] = 1.0,
-        *,
-        relative: bool = True,
-        exhaustive: bool = False,
-        progress: Progress | None = None,
-    ) -> list[BestOfN]:
-        """`best_of_n` for many prompts at once, whose candidates share batches.
-
-        Args:
-            candidates: `Candidates`, or mappings with `prompt` and `responses`, and `log_probabilities` or
-                `similarities` for rules that need them.
-            rule, k, relative, exhaustive: as for `best_of_n`.
-            progress: told the candidates whose means are known and their total.
-
-        Raises:
-            InputError: rows that cannot be read, or a rule that is unknown or needs what is not there.
-        """
-        asked = rule_of(rule, self.penalty_weight(k, relative, rule))
-        sets = candidate_sets(candidates)
-        check_needs(asked, sets)
-        rows = self.tokenize_candidates(sets)
-        options = {"relative": relative, "exhaustive": exhaustive}
-        return choose_each(self.passes(), sets, rows, self.fitted, asked, **options, progress=progress)
-
-    def advice(self, prompt: Text, responses: Sequence[Text]) -> Advice:
-        """What the relative std can do for a choice among these candidates, and where it misleads; `str` says it.
-
-        How large the std is beside the spread of the means, who wins at which k, whether the texts fall into groups of
-        several sources, and what `tune_penalty` has found.
-
-        Args:
-            prompt, responses: one prompt and its candidates.
-
-        Raises:
-            InputError: no candidates, or text that cannot be read.
-        """
-        best = self.best_of_n(prompt, responses, "std", 0.0)
-        tokens = self.encoder.encode_responses(responses)
-        return advise(best.mean, best.variance.sqrt(), tokens, self.fitted.penalty)
-
-    def penalty_weight(self, k: float | str, relative: bool = True, rule: str | Rule = "std") -> float:
-        """k as a number.
-
-        Raises:
-            InputError: "tuned" before `tune_penalty`, or for another rule or an absolute std, which were not tuned; any
-                other text.
-        """
-        if not isinstance(k, str):
-            return k
-        if k != "tuned":
-            raise InputError(f"k must be a number or 'tuned', not {k!r}")
-        if self.fitted.penalty is None:
-            raise InputError("k='tuned' needs a tuned penalty: call tune_penalty first")
-        if not relative:
-            raise InputError("k='tuned' is of the relative std: it goes with relative=True")
-        if rule not in ("std", "mean"):
-            raise InputError("k='tuned' is of the relative std: it goes with rule='std'")
-        return self.fitted.penalty.k
-
-    @exclusive
-    def tune_penalty(self, judged: Iterable[Any], *, progress: Progress | None = None) -> PenaltyChoice:
-        """Choose how much of the relative std a choice subtracts, by judged responses; `k="tuned"` then uses it.
-
-        Where what is right is rare, what is typical is wrong, and every penalty harms; so k is 0 unless its gain on
-        these prompts is beyond one standard error. Use prompts that the model was neither trained nor fitted on, and
-        report on others.
-
-        Args:
-            judged: `Candidates` or mappings with `prompt`, `responses` and `gold`, several responses of one policy for
-                each prompt. Where there is nothing better, preference pairs: then prompts with more than one pair are
-                used, and what k does to a choice among many is not known.
-            progress: told the responses done and their total.
-
-        Raises:
-            InputError: rows that cannot be read, or that hold nothing to tune by.
-        """
-        rows = list(as_rows(judged, "judged"))
-        is_paired = bool(rows) and all(_has(row, "chosen") and not _has(row, "responses") for row in rows)
-        if is_paired:
-            chosen = self._tuned_by_pairs(preference_pairs(rows, "judged"), progress)
-        else:
-            chosen = self._tuned_by_gold(candidate_sets(rows, "judged"), progress)
-        self.fitted.penalty = chosen
-        return chosen
-
-    def _tuned_by_gold(self, sets: Sequence[Candidates], progress: Progress | None) -> PenaltyChoice:
-        absent = [one.where for one in sets if one.gold is None]
-        if absent:
-            raise InputError(f"{absent[0]} has no gold: tuning needs what each response is worth")
-        several = [one for one in sets if len(one.responses) > 1]
-        if not several:
-            raise InputError("there is nothing to tune by: no prompt has several responses")
-        scored = self.best_of_each(several, "std", 0.0, progress=progress)
-        prompts = [
-            JudgedPrompt(best.mean, best.variance.sqrt(), torch.tensor(one.gold, dtype=torch.float64, device="cpu"))
-            for one, best in zip(several, scored, strict=True)
-        ]
-        return tuned_by_gold(prompts)
-
-    def _tuned_by_pairs(self, pairs: Sequence[PreferencePair], progress: Progress | None) -> PenaltyChoice:
-        by_prompt: dict[str, list[PreferencePair]] = {}
-        for pair in pairs:
-            if pair.prompt is not None:
-                by_prompt.setdefault(key_of(pair.prompt), []).append(pair)
-        means, stds = [], []
-        pools = [_pool(own) for own in by_prompt.values()]
-        # The two of a single pair are equally far from their mean, which says nothing of k.
-        several = [(own, pool) for own, pool in zip(by_prompt.values(), pools, strict=True) if len(pool) > 2]
-        if not several:
-            raise InputError("there is nothing to tune by: pairs need prompts with three or more different responses")
-        sets = [Candidates(own[0].prompt or "", list(pool.values()), tools=own[0].tools) for own, pool in several]
-        for (own, pool), best in zip(several, self.best_of_each(sets, "std", 0.0, progress=progress), strict=True):
-            place = {key: i for i, key in enumerate(pool)}
-            std = best.variance.sqrt()
-            for pair in own:
-                better, worse = place[key_of(pair.chosen)], place[key_of(pair.rejected)]
-                means.append(best.mean[better] - best.mean[worse])
-                stds.append(std[better] - std[worse])
-        warnings.warn(
-            "the penalty is tuned by pairs, which say little about a choice among many: judged responses say more",
-            stacklevel=4,  # past the decorator of `tune_penalty`
-        )
-        return tuned_by_pairs(torch.stack(means), torch.stack(stds), len(several))
-
     def score_stream(self, rows: Iterable[Any], *, window: int = STREAM_WINDOW) -> Iterator[tuple[float, float, bool]]:
         """Reward and variance of every row of an iterable that need not fit in memory, in its order.
 
@@ -415,15 +249,6 @@ class FittedRewardModel(RewardModel):
                 f"the posterior is on {where}, the model on {self.collator.device}: give the model posterior.to(device)"
             )
         return self.passes_over(self.taps(self.virtual, fitted.record.include_head))
-
-
-def _has(row: Any, name: str) -> bool:
-    return hasattr(row, name) or (isinstance(row, Mapping) and name in row)
-
-
-def _pool(pairs: Sequence[PreferencePair]) -> dict[str, Text]:
-    """The different responses of some pairs."""
-    return {key_of(text): text for pair in pairs for text in (pair.chosen, pair.rejected)}
 
 
 def _checked_references(references: Any, where: Sequence[str]) -> list[Text]:

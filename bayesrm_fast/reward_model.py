@@ -10,13 +10,13 @@ import torch
 from peft import PeftModel
 
 from bayesrm_fast.atomic import settle
+from bayesrm_fast.choosing_model import ChoosingRewardModel
 from bayesrm_fast.errors import InputError
 from bayesrm_fast.fit.calibration import Calibration, calibrate_posterior
 from bayesrm_fast.fit.fitting import fit_posterior
 from bayesrm_fast.fit.options import FitOptions, Precision
 from bayesrm_fast.fit.prior import NO_EVIDENCE
 from bayesrm_fast.fit.virtual import make_virtual_adapter
-from bayesrm_fast.fitted_model import FittedRewardModel
 from bayesrm_fast.model.exclusive import exclusive, in_own_state
 from bayesrm_fast.model.layers import adapter_config
 from bayesrm_fast.model.passes import Progress
@@ -31,7 +31,7 @@ from bayesrm_fast.text.records import PreferencePair, checked_rows, pairs_within
 from bayesrm_fast.text.texts import Text
 
 
-class BayesianRewardModel(FittedRewardModel):
+class BayesianRewardModel(ChoosingRewardModel):
     """A reward model with a Laplace posterior over its LoRA weights, or over virtual adapters where it has none.
 
     See `RewardModel` for what it is made of.

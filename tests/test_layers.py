@@ -16,10 +16,11 @@ LAYERS = [
     {"sites", "versions", "atomic", "locks", "schema"},
     {"record_files"},
     {"ops", "text"},
-    {"model", "posterior"},
+    {"model", "posterior", "proximity"},
     {"fit", "score", "saved"},
     {"select"},
     {"fitted_model"},
+    {"choosing_model"},
     {"reward_model"},
     {"ensemble"},
     {"__init__"},
@@ -118,6 +119,7 @@ def loaded_after(statement):
         ("import bayesrm_fast.ops", {"transformers", "peft", "triton"}),
         ("import bayesrm_fast.posterior.files", {"transformers", "peft"}),
         ("import bayesrm_fast.text.encoder, bayesrm_fast.text.batches", {"transformers", "peft"}),
+        ("import bayesrm_fast.proximity.similarity", {"sentence_transformers", "sklearn", "peft"}),
         ("from bayesrm_fast import InputError, PreferencePair", {"torch", "transformers", "peft"}),
     ],
 )
@@ -136,8 +138,8 @@ def test_the_package_tells_its_names():
 
 
 WITHOUT_LOGIC = {"sites.py", "versions.py", "cli/__main__.py"}
-TESTED_WITH = {"fitted_model.py": "test_reward_model.py"}
-"""The face is one thing to its user, whichever of its two files a method stands in."""
+TESTED_WITH = dict.fromkeys(("fitted_model.py", "choosing_model.py"), "test_reward_model.py")
+"""The face is one thing to its user, whichever of its files a method stands in."""
 
 
 def test_the_tests_mirror_the_tree():

@@ -121,7 +121,8 @@ class PenaltyChoice:
         k: the weight; 0 where no gain was beyond its standard error.
         judged: what it was chosen by: "responses" or "pairs".
         prompts: how many there were.
-        gain: mean gold that k adds to the choice by the mean alone, over prompts and n; NaN by pairs.
+        gain: gold that choosing k added to the choice by the mean alone, over prompts and n, each measured on a fold of
+            the prompts by what the others chose; NaN by pairs.
         standard_error: of the gain over prompts; NaN by pairs, and of a single prompt.
         curve: `(k, gold)`: mean gold of the choice; empty by pairs.
     """

@@ -64,6 +64,11 @@ class JointRewards:
         centred = centred - centred.mean(1, keepdim=True)
         return replace(self, mean=(mean - mean.mean()).to(self.mean), covariance=centred.to(self.covariance))
 
+    def at(self, positions: Tensor) -> "JointRewards":  # shape: (m,)
+        """The joint Gaussian of some of them."""
+        covariance = self.covariance[positions][:, positions]
+        return replace(self, mean=self.mean[positions], covariance=covariance, truncated=self.truncated[positions])
+
     def samples(self, count: int, seed: int = 0) -> Tensor:  # shape: (count, n)
         """Draws of all rewards together; the best candidate of one draw is Thompson's choice.
 
@@ -75,12 +80,12 @@ class JointRewards:
     def probability_of_being_best(self, draws: int = DRAWS, seed: int = 0) -> Tensor:  # shape: (n,)
         """Probability that each candidate has the largest reward, by Monte Carlo; sums to one.
 
-        A probability p has a standard error of `√(p(1 − p) / draws)`. Of candidates that are equal in every draw the
-        first counts as the best.
+        A probability p has a standard error of `√(p(1 − p) / draws)`. Of candidates that are equal in every draw, up to
+        rounding, the first counts as the best.
         """
         wins = torch.zeros(len(self.mean), dtype=torch.int64, device="cpu")
         for rewards in self._draws(draws, seed):
-            wins += torch.bincount(rewards.argmax(1), minlength=len(wins))
+            wins += torch.bincount(self._winners(rewards), minlength=len(wins))
         return wins.double() / draws
 
     def expected_regret(self, draws: int = DRAWS, seed: int = 0) -> Tensor:  # shape: (n,)
@@ -113,7 +118,7 @@ class JointRewards:
         if len(self.mean) < 2:
             raise InputError("a comparison needs at least two candidates")
         rewards = torch.cat(list(self._draws(draws, seed)))
-        winner = rewards.argmax(1)
+        winner = self._winners(rewards)
         counts = torch.bincount(winner, minlength=len(self.mean))
         by_mean = self.mean.double().argsort(descending=True, stable=True)
         order = by_mean[counts[by_mean].argsort(descending=True, stable=True)]
@@ -135,6 +140,14 @@ class JointRewards:
             information[start : start + step] = _entropy(preferred.double().mean(0)) - conditional
         at = int(information.argmax())
         return int(contenders[first[at]]), int(contenders[second[at]]), max(float(information[at]), 0.0)
+
+    def _winners(self, rewards: Tensor) -> Tensor:  # shapes: (S, n) -> (S,)
+        """Position of the largest reward of each draw, the lowest one of equals."""
+        # An eigenvalue of zero comes out as the rounding of float64, and its root, which is drawn by, as float32's.
+        rounding = torch.finfo(torch.float32).eps * self.covariance.diagonal().double().max().clamp(min=0).sqrt()
+        rounding = rounding + torch.finfo(self.mean.dtype).eps * self.mean.double().abs().max()
+        is_largest = rewards >= rewards.amax(1, keepdim=True) - 8 * rounding
+        return (is_largest * torch.arange(len(self.mean), 0, -1, dtype=torch.int64, device="cpu")).argmax(1)
 
     def _draws(self, count: int, seed: int) -> Iterator[Tensor]:  # shape of each: (…, n)
         if isinstance(count, bool) or not isinstance(count, int) or count < 1:

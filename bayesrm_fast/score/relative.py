@@ -59,7 +59,7 @@ def within_prompts(prompts: Sequence[Sequence[int]]) -> list[Comparison]:
     if alone:
         warnings.warn(
             f"{alone} prompt(s) with a single response: there is nothing to compare it with, and its difference is 0",
-            stacklevel=3,
+            stacklevel=4,
         )
     return [Comparison(list(own), list(own)) for own in prompts]
 

@@ -1,6 +1,7 @@
 """Rules served: what each needs is computed, and no more of it than the choice takes."""
 
 import itertools
+import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -15,11 +16,11 @@ from bayesrm_fast.score.joint import JointRewards, joint_rewards
 from bayesrm_fast.score.means import bounded_rewards, rewards_of
 from bayesrm_fast.score.relative import score_differences, within_prompts
 from bayesrm_fast.score.variances import score_examples
-from bayesrm_fast.select.rules import KnownCandidates, Need, Rule, first_best
+from bayesrm_fast.select.rules import FROM_OUTSIDE, KnownCandidates, Need, Rule, StochasticRule, first_best
 from bayesrm_fast.select.search import LazySearch
 from bayesrm_fast.text.examples import TokenizedRow, distinct
 from bayesrm_fast.text.records import Candidates
-from bayesrm_fast.text.texts import Text
+from bayesrm_fast.text.texts import Text, key_of
 
 CPU_WAVE = 1 / 8
 """Of a batch: what a lazy search asks for at a time on a CPU, which is as fast on few rows as on many."""
@@ -30,9 +31,10 @@ class BestOfN:
     """The chosen candidate.
 
     Attributes:
-        index: its position among the responses; the lower one of equals.
+        index: its position among the responses; the lower one of equals. Of a rule that draws, the drawn one.
         response: the response itself.
-        scores: the rule's `[n]`; NaN where the variance was not needed to choose.
+        scores: the rule's `[n]`; NaN where the variance was not needed to choose. Of a rule that draws, the
+            probabilities of being drawn.
         mean: MAP rewards less their `baseline` `[n]`.
         variance: posterior variances of the same `[n]`, in squared units of the reward; NaN where it was not needed.
         truncated: which rows `max_length` cut, `[n]`.
@@ -58,17 +60,37 @@ def chosen(rule: Rule, one: Candidates, known: KnownCandidates, truncated: Tenso
         InputError: a rule that does not give one score for each candidate, or none that is a number.
     """
     variance = torch.full_like(known.mean, torch.nan) if known.variance is None else known.variance
+    for place, reward in enumerate(known.mean.tolist()):
+        if not math.isfinite(reward):
+            raise InputError(f"{_name(one)}: the reward of response {place + 1} is {reward}")
     scores = rule.scores(known)
     if not isinstance(scores, Tensor):
         raise InputError(f"{type(rule).__name__} gave {type(scores).__name__}, not a tensor of scores")
     if scores.shape != known.mean.shape:
         raise InputError(f"{type(rule).__name__} gave scores {list(scores.shape)} for {len(known.mean)} candidates")
-    can_win = torch.where(variance.isnan(), torch.nan, scores) if Need.VARIANCE in rule.needs else scores
-    if can_win.isnan().all():
-        raise InputError(f"{type(rule).__name__} gave no candidate of {one.where or 'the prompt'} a score: all are NaN")
-    index = first_best(can_win)
+    if isinstance(rule, StochasticRule):
+        index = rule.drawn(
+            _checked_probabilities(rule, scores, one), "\0".join(map(key_of, (one.prompt, *one.responses)))
+        )
+    else:
+        can_win = torch.where(variance.isnan(), torch.nan, scores) if Need.VARIANCE in rule.needs else scores
+        if can_win.isnan().all():
+            raise InputError(f"{type(rule).__name__} gave no candidate of {_name(one)} a score: all are NaN")
+        index = first_best(can_win)
     computed = int((~variance.isnan()).sum())
     return BestOfN(index, one.responses[index], scores, known.mean, variance, truncated, computed)
+
+
+def _checked_probabilities(rule: StochasticRule, scores: Tensor, one: Candidates) -> Tensor:  # shape: (n,)
+    if not (scores.isfinite().all() and (scores >= 0).all() and float(scores.sum()) > 0):
+        raise InputError(
+            f"{type(rule).__name__} gave the candidates of {_name(one)} no probabilities: {scores.tolist()}"
+        )
+    return scores
+
+
+def _name(one: Candidates) -> str:
+    return one.where or "the prompt"
 
 
 def choose_each(
@@ -101,8 +123,34 @@ def choose_each(
         InputError: a rule that needs what is not there.
     """
     check_needs(rule, candidates)
-    starts = [0, *itertools.accumulate(len(one.responses) for one in candidates)]
-    sets = [rows[start:stop] for start, stop in itertools.pairwise(starts)]
+    found = know_each(
+        passes, candidates, rows, posterior, rule, relative=relative, exhaustive=exhaustive, progress=progress
+    )
+    sets = _sets(candidates, rows)
+    results = []
+    for one, own, (known, baseline) in zip(candidates, sets, found, strict=True):
+        truncated = torch.tensor([row.truncated for row in own], dtype=torch.bool, device="cpu")
+        results.append(replace(chosen(rule, one, known, truncated), baseline=baseline))
+    return _with_winners_variances(passes, sets, posterior, results)
+
+
+def know_each(
+    passes: Passes,
+    candidates: Sequence[Candidates],
+    rows: Sequence[TokenizedRow],
+    posterior: Posterior,
+    rule: Rule,
+    *,
+    relative: bool = True,
+    exhaustive: bool = False,
+    progress: Progress | None = None,
+) -> list[tuple[KnownCandidates, float | None]]:
+    """What a rule needs to know of every prompt's candidates, and the mean reward that it is relative to.
+
+    Args and errors: as for `choose_each`. Without `exhaustive` variances may be NaN where the choice needs none.
+    """
+    sets = _sets(candidates, rows)
+    bounds = list(itertools.pairwise(itertools.accumulate((len(own) for own in sets), initial=0)))
     joints: list[JointRewards | None] = [None] * len(sets)
     variances: list[Tensor] | list[None] = [None] * len(sets)
     baselines: list[float] | list[None] = [None] * len(sets)
@@ -116,10 +164,10 @@ def choose_each(
         means = [joint.mean for joint in found]
         variances = [joint.covariance.diagonal() for joint in found]
     elif needs_variance and relative:
-        comparisons = within_prompts([range(start, stop) for start, stop in itertools.pairwise(starts)])
+        comparisons = within_prompts([range(start, stop) for start, stop in bounds])
         differences = score_differences(passes, rows, comparisons, posterior, progress)
         means, variances = _by_sets(sets, differences.mean, differences.variance)
-        baselines = [float(differences.baseline[start]) for start in starts[:-1]]
+        baselines = [float(differences.baseline[start]) for start, _ in bounds]
     elif exhaustive or (needs_variance and not _has_ceilings(rule)):
         means, variances = _by_sets(sets, *score_examples(passes, rows, posterior, progress))
     elif needs_variance:
@@ -127,21 +175,23 @@ def choose_each(
     else:
         owners = [number for number, own in enumerate(sets) for _ in own]
         (means,) = _by_sets(sets, rewards_of(passes, rows, owners, progress))
-    results = []
-    for one, own, mean, variance, joint, baseline in zip(
-        candidates, sets, means, variances, joints, baselines, strict=True
-    ):
-        known = KnownCandidates(
+    known = [
+        KnownCandidates(
             mean,
             variance,
             joint,
             log_probabilities=_tensor(one.log_probabilities, mean),
             similarities=_tensor(one.similarities, mean),
         )
-        truncated = torch.tensor([row.truncated for row in own], dtype=torch.bool, device="cpu")
-        best = chosen(rule, one, known, truncated)
-        results.append(replace(best, baseline=baseline))
-    return _with_winners_variances(passes, sets, posterior, results)
+        for one, mean, variance, joint in zip(candidates, means, variances, joints, strict=True)
+    ]
+    return list(zip(known, baselines, strict=True))
+
+
+def _sets(candidates: Sequence[Candidates], rows: Sequence[TokenizedRow]) -> list[Sequence[TokenizedRow]]:
+    """Every prompt's own rows."""
+    starts = itertools.accumulate((len(one.responses) for one in candidates), initial=0)
+    return [rows[start:stop] for start, stop in itertools.pairwise(starts)]
 
 
 def check_needs(rule: Rule, candidates: Sequence[Candidates]) -> None:
@@ -149,7 +199,7 @@ def check_needs(rule: Rule, candidates: Sequence[Candidates]) -> None:
     name = type(rule).__name__
     if Need.MEMBERS in rule.needs:
         raise InputError(f"{name} is a rule for the members of an ensemble: use RewardEnsemble")
-    for need in (Need.LOG_PROBABILITIES, Need.SIMILARITIES):
+    for need in FROM_OUTSIDE:
         absent = [one.where for one in candidates if getattr(one, need) is None]
         if need in rule.needs and absent:
             raise InputError(f"{name} needs {need}, which {absent[0]} does not have")

@@ -1,6 +1,8 @@
 """Which candidate to pick: rules that say what they need to know of a prompt's candidates."""
 
+import random
 from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import ClassVar
@@ -9,7 +11,8 @@ import torch
 from torch import Tensor
 
 from bayesrm_fast.errors import InputError
-from bayesrm_fast.score.joint import JointRewards
+from bayesrm_fast.score.joint import DRAWS, JointRewards
+from bayesrm_fast.select.checks import at_least, whole
 
 
 class Need(StrEnum):
@@ -20,6 +23,10 @@ class Need(StrEnum):
     MEMBERS = "members"
     LOG_PROBABILITIES = "log_probabilities"
     SIMILARITIES = "similarities"
+
+
+FROM_OUTSIDE = (Need.LOG_PROBABILITIES, Need.SIMILARITIES)
+"""What no reward model can know: it comes with the candidates."""
 
 
 @dataclass(frozen=True)
@@ -42,15 +49,37 @@ class KnownCandidates:
     log_probabilities: Tensor | None = None
     similarities: Tensor | None = None
 
+    def at(self, positions: Tensor) -> "KnownCandidates":  # shape: (m,)
+        """What is known of some of them, as if they were all."""
+
+        def taken(values: Tensor | None) -> Tensor | None:
+            return None if values is None else values[..., positions]
+
+        return KnownCandidates(
+            self.mean[positions],
+            taken(self.variance),
+            None if self.joint is None else self.joint.at(positions),
+            taken(self.members),
+            taken(self.log_probabilities),
+            None if self.similarities is None else self.similarities[positions][:, positions],
+        )
+
 
 class Rule(ABC):
     """From what is known of a prompt's candidates to their scores; the largest is chosen, the first of equals.
 
     Attributes:
         needs: what it reads of `KnownCandidates` beside the means.
+        grids: for each parameter that judged responses may tune the values to choose from. The first of them chooses
+            as if the rule were not there.
     """
 
-    needs: ClassVar[frozenset[Need]] = frozenset()
+    grids: ClassVar[Mapping[str, Sequence[float]]] = {}
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """See the class; of most rules an attribute of theirs."""
+        return frozenset()
 
     @abstractmethod
     def scores(self, known: KnownCandidates) -> Tensor:  # shape: (n,)
@@ -65,6 +94,20 @@ class Rule(ABC):
         return None
 
 
+class StochasticRule(Rule):
+    """A rule that draws: its scores are the probabilities of being chosen, and sum to one."""
+
+    seed: int
+
+    def drawn(self, probabilities: Tensor, key: str) -> int:  # shape: (n,)
+        """The candidate of a draw that seed and key decide, wherever in a file and in which batch it is made."""
+        total = probabilities.double().cumsum(0)
+        # Adding up to a little less than one must not choose what has no probability.
+        at = torch.searchsorted(total, random.Random(f"{self.seed}\0{key}").random() * float(total[-1]), right=True)
+        return min(int(at), int(probabilities.nonzero().max()))
+
+
+@dataclass(frozen=True)
 class MeanReward(Rule):
     """The mean alone: the MAP choice."""
 
@@ -73,8 +116,9 @@ class MeanReward(Rule):
         return known.mean
 
 
+@dataclass(frozen=True)
 class PenalisedReward(Rule):
-    """`mean − k·std` or `mean − k·variance` (Yang et al., arXiv 2402.13210, section 3).
+    """`mean − k·std`, a lower confidence bound, or `mean − k·variance` (Yang et al., arXiv 2402.13210, section 3).
 
     Args:
         penalty: "std" or "variance".
@@ -84,12 +128,16 @@ class PenalisedReward(Rule):
         InputError: an unknown penalty, or a k that is negative or not finite.
     """
 
-    needs = frozenset({Need.VARIANCE})
+    penalty: str = "std"
+    k: float = 1.0
 
-    def __init__(self, penalty: str = "std", k: float = 1.0) -> None:
-        if penalty not in ("std", "variance"):
-            raise InputError(f"penalty must be std or variance, not {penalty!r}")
-        self.penalty, self.k = penalty, _weight(k)
+    needs = frozenset({Need.VARIANCE})
+    grids = {"k": (0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)}  # noqa: RUF012
+
+    def __post_init__(self) -> None:
+        if self.penalty not in ("std", "variance"):
+            raise InputError(f"penalty must be std or variance, not {self.penalty!r}")
+        at_least(self.k, 0, "k")
 
     def scores(self, known: KnownCandidates) -> Tensor:  # shape: (n,)
         """See `Rule`."""
@@ -101,6 +149,38 @@ class PenalisedReward(Rule):
         return mean - self.k * (floor.sqrt() if self.penalty == "std" else floor)
 
 
+@dataclass(frozen=True)
+class EntropicReward(Rule):
+    """The entropic risk `−(1/b)·log E exp(−b R)` of a Gaussian reward: `mean − b·variance / 2`, exactly.
+
+    arXiv 2603.08145 and 2606.09073.
+
+    Args:
+        b: aversion to risk, in units of one over the reward; 0 for the mean.
+
+    Raises:
+        InputError: a b that is negative or not finite.
+    """
+
+    b: float = 1.0
+
+    needs = frozenset({Need.VARIANCE})
+    grids = {"b": (0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)}  # noqa: RUF012
+
+    def __post_init__(self) -> None:
+        at_least(self.b, 0, "b")
+
+    def scores(self, known: KnownCandidates) -> Tensor:  # shape: (n,)
+        """See `Rule`."""
+        assert known.variance is not None
+        return self.ceilings(known.mean, known.variance)
+
+    def ceilings(self, mean: Tensor, floor: Tensor) -> Tensor:
+        """See `Rule`."""
+        return mean - self.b / 2 * floor
+
+
+@dataclass(frozen=True)
 class WorstCase(Rule):
     """The least of an ensemble's rewards (Coste et al., arXiv 2310.02743, section 3)."""
 
@@ -112,6 +192,7 @@ class WorstCase(Rule):
         return known.members.amin(0)
 
 
+@dataclass(frozen=True)
 class UncertaintyWeighted(Rule):
     """The mean less k times the variance between an ensemble's members (Coste et al., arXiv 2310.02743, section 3).
 
@@ -122,10 +203,13 @@ class UncertaintyWeighted(Rule):
         InputError: a k that is negative or not finite.
     """
 
-    needs = frozenset({Need.MEMBERS})
+    k: float = 0.5
 
-    def __init__(self, k: float = 0.5) -> None:
-        self.k = _weight(k)
+    needs = frozenset({Need.MEMBERS})
+    grids = {"k": (0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)}  # noqa: RUF012
+
+    def __post_init__(self) -> None:
+        at_least(self.k, 0, "k")
 
     def scores(self, known: KnownCandidates) -> Tensor:  # shape: (n,)
         """See `Rule`."""
@@ -133,39 +217,86 @@ class UncertaintyWeighted(Rule):
         return known.mean - self.k * known.members.var(0, correction=0)
 
 
-RULES = ("mean", "std", "variance", "worst", "uncertainty")
-"""Names that `rule_of` knows; the last two are for ensembles."""
+@dataclass(frozen=True)
+class MostProbablyBest(Rule):
+    """The probability of having the largest reward, by draws of the joint posterior.
 
-
-def rule_of(rule: str | Rule, k: float) -> Rule:
-    """A rule by its name in `RULES`, `k` being the weight of its penalty; a rule itself as it is.
+    Args:
+        draws, seed: as for `JointRewards.probability_of_being_best`.
 
     Raises:
-        InputError: an unknown rule, or a k that is negative or not finite.
+        InputError: no whole number of draws of at least 1, or no whole seed.
     """
-    if isinstance(rule, Rule):
-        return rule
-    if rule not in RULES:
-        raise InputError(f"rule must be one of {', '.join(RULES)}, not {rule!r}")
-    _weight(k)
-    if rule == "mean":
-        return MeanReward()
-    if rule == "worst":
-        return WorstCase()
-    return UncertaintyWeighted(k) if rule == "uncertainty" else PenalisedReward(rule, k)
+
+    draws: int = DRAWS
+    seed: int = 0
+
+    needs = frozenset({Need.JOINT})
+
+    def __post_init__(self) -> None:
+        whole(self.draws, 1, "draws")
+        whole(self.seed, 0, "seed")
+
+    def scores(self, known: KnownCandidates) -> Tensor:  # shape: (n,)
+        """See `Rule`."""
+        assert known.joint is not None
+        return known.joint.probability_of_being_best(self.draws, self.seed)
 
 
-def _weight(k: float) -> float:
-    try:
-        is_weight = bool(0 <= k < float("inf"))
-    except (TypeError, ValueError, RuntimeError):  # text; an array or a tensor of several
-        is_weight = False
-    if not is_weight:
-        raise InputError(f"k must be a finite number of at least 0, not {k!r}")
-    return k
+@dataclass(frozen=True)
+class LeastRegret(Rule):
+    """The negative of what a choice is expected to lose. Its order is the mean's (docs/maths.md, section 11).
+
+    Args:
+        draws, seed: as for `JointRewards.expected_regret`.
+
+    Raises:
+        InputError: no whole number of draws of at least 1, or no whole seed.
+    """
+
+    draws: int = DRAWS
+    seed: int = 0
+
+    needs = frozenset({Need.JOINT})
+
+    def __post_init__(self) -> None:
+        whole(self.draws, 1, "draws")
+        whole(self.seed, 0, "seed")
+
+    def scores(self, known: KnownCandidates) -> Tensor:  # shape: (n,)
+        """See `Rule`."""
+        assert known.joint is not None
+        return -known.joint.expected_regret(self.draws, self.seed)
 
 
-def first_best(scores: Tensor) -> int:
+@dataclass(frozen=True)
+class ThompsonSampling(StochasticRule):
+    """The best candidate of one draw of the joint posterior: each is chosen as often as it is the best.
+
+    Args:
+        seed: of the draw.
+        draws: by which the probabilities are known.
+
+    Raises:
+        InputError: no whole number of draws of at least 1, or no whole seed.
+    """
+
+    seed: int = 0
+    draws: int = DRAWS // 16
+
+    needs = frozenset({Need.JOINT})
+
+    def __post_init__(self) -> None:
+        whole(self.draws, 1, "draws")
+        whole(self.seed, 0, "seed")
+
+    def scores(self, known: KnownCandidates) -> Tensor:  # shape: (n,)
+        """See `StochasticRule`."""
+        assert known.joint is not None
+        return known.joint.probability_of_being_best(self.draws)
+
+
+def first_best(scores: Tensor) -> int:  # shape: (n,)
     """Position of the largest score, the lowest one of equals; NaN counts as no score."""
     known = scores.nan_to_num(nan=float("-inf"))
     return int(torch.nonzero(known == known.max())[0])

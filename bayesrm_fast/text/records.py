@@ -58,8 +58,8 @@ class Candidates:
     Attributes:
         prompt: a text.
         responses: n texts.
-        log_probabilities: of each response under the policy that wrote it, summed over its tokens, for rules that need
-            them.
+        log_probabilities: of each response under the policy that wrote it, summed over its tokens and so at most 0, for
+            rules that need them.
         similarities: `[n, n]`, of each response to every other, for rules that need them.
         gold: what each response is worth by a judge, the more the better, to tune rules by.
         where: what an error calls the set; empty for its number.
@@ -213,8 +213,8 @@ def iter_candidate_sets(rows: Iterable[Any], source: str = "candidates", first: 
     A mapping may have `log_probabilities`, `similarities`, `gold` and `tools` too. A prompt is found as for pairs.
 
     Raises:
-        InputError: a missing column, a wrong type, unreadable text, a row without responses, or numbers that are not
-            one for each response.
+        InputError: a missing column, a wrong type, unreadable text, a row without responses, numbers that are not one
+            for each response, or a log-probability above 0.
     """
     tell = _ToldOnce()
     for number, given in enumerate(as_rows(rows, source), start=first):
@@ -234,6 +234,11 @@ def iter_candidate_sets(rows: Iterable[Any], source: str = "candidates", first: 
             if numbers[name] is not None:
                 # Whether a test passes is gold; a log-probability that is true is a mistake.
                 _check_numbers(numbers[name], len(responses), f"{where}: {name}", may_be_bool=name == "gold")
+        positive = [value for value in numbers["log_probabilities"] or () if value > 0]
+        if positive:
+            raise InputError(
+                f"{where}: log_probabilities holds {positive[0]}, and the logarithm of a probability is at most 0"
+            )
         similarities = numbers["similarities"]
         if similarities is not None:
             if not is_list(similarities):

@@ -10,6 +10,7 @@ import torch
 from bayesrm_fast import BayesianRewardModel
 from bayesrm_fast.cli.terminal import progress_bar
 from bayesrm_fast.train.adapter import TrainOptions, train_adapter
+from benchmarks.overoptimisation.caution import caution
 from benchmarks.overoptimisation.parts import Part
 from benchmarks.overoptimisation.steps import Arrays, OfTask, joint, member, structures, virtual
 from benchmarks.overoptimisation.tasks import Pairs, Task
@@ -32,7 +33,10 @@ def measured(
     folder = folder / f"seed{seed}-noise{noise:g}"
     pairs, tasks = part.split(seed, noise)
     load = partial(_reward_model, part, pairs, folder)
-    steps: dict[str, Callable[[], OfTask]] = {"structures": lambda: structures(load(seed), pairs)}
+    steps: dict[str, Callable[[], OfTask]] = {
+        "structures": lambda: structures(load(seed), pairs),
+        "caution": lambda: caution(load(seed), pairs),
+    }
     if further:
         steps["joint"] = lambda: joint(load(seed), pairs)
         steps["virtual"] = lambda: virtual(load(seed), pairs, list(part.target_modules))

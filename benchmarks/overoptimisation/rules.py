@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from bayesrm_fast.select.estimators import expected_best_of_n, sizes_up_to
+from bayesrm_fast.select.rules import KnownCandidates
 from bayesrm_fast.select.tuning import JudgedPrompt, tuned_by_gold
 from benchmarks.overoptimisation.steps import PRECISIONS, STRUCTURES
 
@@ -70,6 +71,9 @@ def rules() -> list[Rule]:
             found.append(Rule(f"{name} worst", {"": _ensemble(members, kind, _worst)}, reads=last))
             choices = {f"k = {k:g}": _ensemble(members, kind, _uncertainty_weighted(k)) for k in WEIGHTS}
             found.append(Rule(f"{name} variance between, k tuned", choices, reads=last))
+    # A constant of a prompt changes no choice: relative to the prompt the row would be the same.
+    choices = {f"λ = {weight:g}": _less_caution(weight) for weight in (0.0, *(2.0**i for i in range(-6, 9)))}
+    found.append(Rule("caution, λ tuned", choices))
     found.append(Rule("MBR", {"": lambda task: task["mbr"]}))
     found.append(
         Rule("exact, relative std, and MBR", {f"β = {b:g}": _with_mbr(b) for b in (1.0, 0.0, 0.25, 0.5, 2.0, 4.0)})
@@ -83,6 +87,10 @@ def _less_std(name: str, at: int, k: float) -> Score:
 
 def _less_variance(name: str, at: int, k: float) -> Score:
     return lambda task: task["mean"] - k * task[name][at] ** 2
+
+
+def _less_caution(weight: float) -> Score:
+    return lambda task: task["mean"] - weight * task["caution"]
 
 
 def _weights(name: str, at: int, less: Callable[[str, int, float], Score] = _less_std) -> dict[str, Score]:
@@ -99,9 +107,9 @@ def _grid(structure: str, kind: str) -> dict[str, Score]:
 def _by_tune_penalty(tasks: Sequence[Arrays]) -> str:
     """What the library's `tune_penalty` chooses."""
     judged = []
-    for task in tasks:
-        of_samples = [torch.from_numpy(one[task["samples"]]) for one in (task["mean"], task["ggn/relative"][OWN])]
-        judged.append(JudgedPrompt(*of_samples, torch.from_numpy(task["gold"])))
+    for number, task in enumerate(tasks):
+        mean, std = (torch.from_numpy(one[task["samples"]]) for one in (task["mean"], task["ggn/relative"][OWN]))
+        judged.append(JudgedPrompt(KnownCandidates(mean, std**2), torch.from_numpy(task["gold"]), str(number)))
     return f"k = {tuned_by_gold(judged).k:g}"
 
 

@@ -96,8 +96,8 @@ def test_a_run_by_another_rule_is_not_continued(model_folder, candidates_file, t
         with pytest.raises(KeyboardInterrupt):
             best_of_n(model_folder, candidates_file, tmp_path / "best.jsonl")
     arguments = ("best-of-n", model_folder, candidates_file, tmp_path / "best.jsonl", "--resume")
-    for name, *value in (("k", "0.5"), ("rule", "variance"), ("explain",)):
-        assert f"(what differs: {name})" in refused(*arguments, f"--{name}", *value)
+    for differs, *options in (("rule", "--k", "0.5"), ("rule", "--rule", "variance"), ("explain", "--explain")):
+        assert f"(what differs: {differs})" in refused(*arguments, *options)
 
 
 @pytest.mark.parametrize(

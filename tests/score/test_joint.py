@@ -169,3 +169,10 @@ def test_what_does_not_fit_is_sketched_by_itself(rm, monkeypatch):
     assert rm.covariance("about art", RESPONSES[:3]).sketch_error is not None
     with pytest.raises(InputError, match="outside must be one of"):
         rm.covariance("about art", RESPONSES[:3], outside="some")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_of_equal_candidates_the_first_is_the_best_in_every_draw(dtype):
+    covariance = torch.full((3, 3), 2.0 / 3, dtype=dtype)
+    joint = JointRewards(torch.full((3,), 0.1, dtype=dtype), covariance, torch.zeros(3, dtype=torch.bool))
+    assert joint.probability_of_being_best(4096).tolist() == [1, 0, 0]

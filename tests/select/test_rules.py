@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+from rule_cases import known_candidates, rules
 
 from bayesrm_fast import InputError
-from bayesrm_fast.select.rules import RULES, KnownCandidates, Need, PenalisedReward, first_best, rule_of
+from bayesrm_fast.select.named_rules import RULES, rule_of
+from bayesrm_fast.select.rules import KnownCandidates, Need, PenalisedReward, first_best
 
 MEAN, VARIANCE = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([0.0, 1.0, 9.0])
 BAD_WEIGHTS = (-1.0, float("nan"), float("inf"))
@@ -21,17 +23,18 @@ KNOWN = KnownCandidates(MEAN, VARIANCE, members=MEMBERS)
         ("std", 0.0, [1, 2, 3]),
         ("worst", 1.0, [0, 1, 0]),
         ("uncertainty", 0.5, [0.5, 1.5, -1.5]),
+        ({"rule": "entropic", "b": 1}, 1.0, [1, 1.5, -1.5]),
     ],
 )
 def test_named_rules_are_their_formulas(rule, k, scores):
     assert rule_of(rule, k).scores(KNOWN).tolist() == scores
 
 
-@pytest.mark.parametrize("name", RULES)
-def test_a_rule_reads_no_more_than_it_needs(name):
-    rule = rule_of(name, 1.0)
-    known = KnownCandidates(MEAN, **{need: getattr(KNOWN, need) for need in rule.needs})
-    assert torch.equal(rule.scores(known), rule.scores(KNOWN))
+@pytest.mark.parametrize(("name", "rule"), rules().items())
+def test_a_rule_reads_no_more_than_it_needs(name, rule):
+    everything = known_candidates(4)
+    known = KnownCandidates(everything.mean, **{need: getattr(everything, need) for need in rule.needs})
+    assert torch.equal(rule.scores(known), rule.scores(everything))
 
 
 def test_needs_are_the_names_of_what_can_be_known():

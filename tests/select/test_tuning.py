@@ -1,5 +1,6 @@
-"""k comes from data, and is 0 where data does not speak for it."""
+"""k comes from data, and is 0 where data does not speak for it; so do the parameters of every rule."""
 
+import itertools
 import math
 
 import pytest
@@ -8,17 +9,29 @@ from tiny import tiny_adapter, tiny_pairs, tiny_tokenizer, words
 
 from bayesrm_fast import BayesianRewardModel, InputError
 from bayesrm_fast.posterior.files import load_posterior, save_posterior
-from bayesrm_fast.select.rules import PenalisedReward
-from bayesrm_fast.select.tuning import WEIGHTS, JudgedPrompt, tuned_by_gold, tuned_by_pairs
+from bayesrm_fast.select.regularised import LogProbability, Regularised
+from bayesrm_fast.select.rules import KnownCandidates, MeanReward, PenalisedReward, StochasticRule
+from bayesrm_fast.select.stochastic import SoftBestOfN, TopShare
+from bayesrm_fast.select.tuning import (
+    SUBSETS,
+    WEIGHTS,
+    JudgedPrompt,
+    gain_by_folds,
+    grid_of,
+    tuned,
+    tuned_by_gold,
+    tuned_by_pairs,
+)
 
 
 def prompts(count, sign, noise=0.1, n=32, seed=0):
     """Gold is what the mean says, less (sign > 0) or more (sign < 0) of the std."""
     generator = torch.Generator().manual_seed(seed)
     made = []
-    for _ in range(count):
+    for number in range(count):
         mean, std = torch.randn(n, generator=generator), torch.rand(n, generator=generator) * 2
-        made.append(JudgedPrompt(mean, std, mean - sign * std + noise * torch.randn(n, generator=generator)))
+        gold = mean - sign * std + noise * torch.randn(n, generator=generator)
+        made.append(JudgedPrompt(KnownCandidates(mean, std**2), gold, f"{number}"))
     return made
 
 
@@ -33,13 +46,12 @@ def test_the_k_that_gold_speaks_for_is_found():
 @pytest.mark.parametrize("sign", [-1.0, 0.0])
 def test_where_a_penalty_harms_or_does_nothing_k_is_zero(sign):
     chosen = tuned_by_gold(prompts(40, sign))
-    assert (chosen.k, chosen.gain) == (0.0, 0.0)
+    assert chosen.k == 0.0
+    assert not chosen.gain > 2 * chosen.standard_error
 
 
 def test_a_gain_within_one_standard_error_is_none():
-    one = prompts(1, sign=1.0)  # of one prompt nobody knows the error
-    assert tuned_by_gold(one).k == 0.0
-    assert tuned_by_gold(one * 40).k > 0.0
+    assert tuned_by_gold(prompts(1, sign=1.0)).k == 0.0  # of one prompt nobody knows the error
 
 
 def test_of_a_single_prompt_nobody_knows_the_error(tmp_path):
@@ -47,7 +59,7 @@ def test_of_a_single_prompt_nobody_knows_the_error(tmp_path):
 
 
 def test_prompts_whose_gold_is_all_the_same_say_nothing():
-    same = JudgedPrompt(torch.randn(4), torch.rand(4), torch.ones(4))
+    same = JudgedPrompt(KnownCandidates(torch.randn(4), torch.rand(4)), torch.ones(4), "same")
     assert tuned_by_gold([*prompts(20, 1.0), same]) == tuned_by_gold(prompts(20, 1.0))
     with pytest.raises(InputError, match="different gold"):
         tuned_by_gold([same])
@@ -162,3 +174,109 @@ def test_pairs_tune_where_there_is_nothing_better_and_it_is_told(rm):
 def test_what_cannot_be_tuned_by_is_named(rm, rows, message):
     with pytest.raises(InputError, match=message):
         rm.tune_penalty(rows)
+
+
+def known(n, seed, **more):
+    generator = torch.Generator().manual_seed(seed)
+    return KnownCandidates(torch.randn(n, generator=generator), torch.rand(n, generator=generator), **more)
+
+
+@pytest.mark.parametrize("rule", [MeanReward(), SoftBestOfN(0.7, reward=MeanReward()), TopShare(3.0)], ids=repr)
+def test_the_gold_of_a_rule_is_that_of_its_choices(rule):
+    prompt = JudgedPrompt(known(8, 1), torch.randn(8, generator=torch.Generator().manual_seed(2)), "a")
+    scores = rule.scores(prompt.known)
+    is_drawn = isinstance(rule, StochasticRule)
+    expected = scores.double() @ prompt.gold.double() if is_drawn else prompt.gold[scores.argmax()]
+    assert prompt.curve(rule)[-1] == pytest.approx(float(expected))
+    assert len(prompt.curve(rule)) == 3  # 2, 4 and 8
+
+
+def test_among_two_a_drawing_rule_is_worth_its_mean_over_all_pairs():
+    prompt = JudgedPrompt(known(6, 3), torch.arange(6.0), "a")
+    rule = SoftBestOfN(0.5, reward=MeanReward())
+    pairs = [torch.tensor(pair) for pair in itertools.combinations(range(6), 2)]
+    golds = torch.stack([rule.scores(prompt.known.at(pair)) @ prompt.gold[pair].double() for pair in pairs])
+    assert prompt.curve(rule)[0] == pytest.approx(float(golds.mean()), abs=4 * float(golds.std()) / SUBSETS**0.5)
+
+
+def judged_prompts(count, gold_of, **more):
+    made = []
+    for seed in range(count):
+        one = known(16, seed, **more)
+        made.append(JudgedPrompt(one, gold_of(one), f"{seed}"))
+    return made
+
+
+def test_two_parameters_are_tuned_together_and_the_indifferent_interval_holds_the_choice():
+    generator = torch.Generator().manual_seed(0)
+    prompts = []
+    for seed in range(40):
+        one = known(16, seed, log_probabilities=torch.randn(16, generator=generator))
+        prompts.append(JudgedPrompt(one, one.mean - one.variance.sqrt() + one.log_probabilities, f"{seed}"))
+    rule = Regularised(LogProbability())
+    found = tuned(rule, grid_of(rule, ("beta", "reward.k")), prompts)
+    assert found.parameters == {"beta": 1.0, "reward.k": 1.0}
+    assert found.rule == Regularised(LogProbability(), 1.0, PenalisedReward("std", 1.0))
+    assert found.gain > 5 * found.standard_error
+    for name, (low, high) in found.indifferent.items():
+        assert low <= found.parameters[name] <= high
+    assert len(found.curve) == len(Regularised.grids["beta"]) * len(PenalisedReward.grids["k"])
+
+
+def test_what_the_choosing_gains_is_measured_on_prompts_that_did_not_choose():
+    """Where gold is noise the best of a grid gains on its own prompts, and nothing on others."""
+    generator = torch.Generator().manual_seed(3)
+    prompts = judged_prompts(60, lambda one: torch.randn(16, generator=generator))
+    found = tuned(SoftBestOfN(reward=MeanReward()), {"temperature": SoftBestOfN.grids["temperature"]}, prompts)
+    assert abs(found.gain) < 3 * found.standard_error
+
+
+def test_rows_of_one_prompt_are_in_one_fold():
+    """Each of two prompts is told by the other alone, whose best is its worst."""
+    gold = torch.tensor([[0.0, 1.0, -1.0], [0.0, -1.0, 1.0]], dtype=torch.float64).repeat(3, 1)
+    assert gain_by_folds(gold, ["a", "b"] * 3) == (-1.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("rule", "parameters", "message"),
+    [
+        (MeanReward(), None, "MeanReward has no parameter to tune"),
+        (SoftBestOfN(), ("theta",), "SoftBestOfN has no values to choose theta from"),
+        (SoftBestOfN(), ("reward.b",), "no values to choose"),
+        (SoftBestOfN(), ("reward.k.k",), "no values to choose"),
+        (SoftBestOfN(), {"temperature": ()}, "no values to choose temperature from"),
+        (SoftBestOfN(), {"heat": (1.0,)}, "SoftBestOfN has no parameter 'heat'"),
+        (SoftBestOfN(), {"temperature": (-1.0,)}, "temperature must be"),
+        (SoftBestOfN(), {"temperature": (1.0, float("nan"))}, "temperature must be"),
+    ],
+)
+def test_what_cannot_be_tuned_is_told_before_the_model_runs(rm, rule, parameters, message, monkeypatch):
+    monkeypatch.setattr(type(rm.encoder), "encode", None)
+    with pytest.raises(InputError, match=message):
+        rm.tune(rule, [{"prompt": "a", "responses": ["b", "c"], "gold": [0, 1]}], parameters)
+
+
+def test_a_rule_is_tuned_and_reported_on_other_prompts(rm):
+    rows = judged(rm, 1.0)
+    found = rm.tune("std", rows[:8])
+    assert found.rule == PenalisedReward("std", rm.tune_penalty(rows[:8]).k)
+    told = rm.report(found, rows[8:])
+    assert told == rm.report(found.rule, rows[8:]) == rm.report("std", rows[8:], k=found.parameters["k"])
+    assert (told.sizes, told.prompts) == ([2, 4, 8, 10], 4)
+    assert len(told.gold) == len(told.gold_by_mean) == 4
+    with pytest.raises(InputError, match=r"was tuned on judged, row 1, judged, row 2.*: report on other prompts"):
+        rm.report(found, rows)
+
+
+def test_a_report_needs_what_the_rule_needs(rm):
+    rows = [{"prompt": "a", "responses": ["b", "c"], "gold": [0, 1]}]
+    with pytest.raises(InputError, match="needs similarities, which judged, row 1 does not have"):
+        rm.report("mbr", rows)
+    told = rm.report("mbr", [rows[0] | {"similarities": [[1, 0.5], [0.5, 1]]}])
+    assert told.gold == [0.0]
+    assert math.isnan(told.standard_error)
+
+
+@pytest.mark.parametrize("rule", ["thompson", "joint_soft", "expected_pessimism", "poisson", "variance"])
+def test_rules_of_every_kind_are_reported(rm, rule):
+    assert len(rm.report(rule, judged(rm, 1.0)[:2]).gold) == 4

@@ -100,6 +100,7 @@ def test_candidates_bring_numbers_for_the_rules_that_need_them(as_record):
         ({"log_probabilities": [-1.0, float("nan")]}, "log_probabilities must be 2 finite numbers"),
         ({"log_probabilities": [-1.0, float("-inf")]}, "log_probabilities must be 2 finite numbers"),
         ({"gold": [1, 10**400]}, "gold must be 2 finite numbers"),
+        ({"log_probabilities": [-1.0, 0.5]}, "log_probabilities holds 0.5, and the logarithm of a prob"),
         ({"similarities": "ab"}, "similarities must be a list of lists, not str"),
         ({"similarities": [[1.0, 0.5]]}, "similarities must be 2 rows, not 1"),
         ({"similarities": [[1.0, 0.5], [0.5]]}, r"similarities\[1\] must be 2 finite numbers"),

@@ -1,0 +1,1 @@
+"""What rules weigh beside a reward: how alike responses are, and how probable under the policy."""
