@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bayesrm_fast.cli.arguments import AsJson, MaxBatchTokens, Model, Output, Relative, Resume, number
+from bayesrm_fast.cli.arguments import AsJson, MaxBatchTokens, Model, Output, Relative, Resume
+from bayesrm_fast.cli.choosing import Choosing, Completion, Policy, RuleText, Similarity, Weight
 from bayesrm_fast.cli.jobs import check_unchanged, file_sha256, job_of
 from bayesrm_fast.cli.models import load_fitted
 from bayesrm_fast.cli.places import check_output
@@ -16,7 +17,6 @@ from bayesrm_fast.cli.terminal import progress_bar, show_line, show_summary
 from bayesrm_fast.errors import InputError
 
 if TYPE_CHECKING:
-    from bayesrm_fast.select.rules import Rule
     from bayesrm_fast.text.records import Candidates
 
 
@@ -24,35 +24,34 @@ def bonbon(
     model: Model,
     input_file: Annotated[Path, typer.Argument(metavar="INPUT", help="Rows of prompt, responses.")],
     output: Output,
-    rule: Annotated[str, typer.Option(help="mean, std or variance.")] = "std",
-    k: Annotated[str, typer.Option("--k", help="Weight of the rule's penalty: a number, or tuned.")] = "1",
+    rule: RuleText = "std",
+    k: Weight = "1",
     relative: Relative = True,
+    similarity: Similarity = None,
+    policy: Policy = None,
     resume: Resume = False,
     max_batch_tokens: MaxBatchTokens = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write the best and the worst response of every prompt as preference pairs, to train a policy on."""
-    from bayesrm_fast.select.rules import rule_of
+    """Write the best and the worst response to every prompt as preference pairs, to train a policy on."""
     from bayesrm_fast.text.prefetching import prefetched
-    from bayesrm_fast.train.bonbon import best_and_worst_of_each
+    from bayesrm_fast.train.bonbon import best_and_worst_of_each, check_scores
 
-    weight = k if k == "tuned" else number("k", k)
-    asked = rule_of(rule, 1.0 if isinstance(weight, str) else weight)
+    choosing = Choosing(rule, k, relative, similarity, policy)
+    check_scores(choosing.asked(1.0))
     check_output(output, input_file, model)
     sha256 = file_sha256(input_file)
-    total = sum(1 for _ in _checked_sets(input_file, asked))
+    total = choosing.checked(_sets_of_two_or_more(input_file))
     loaded = load_fitted(model, max_batch_tokens)
-    used = loaded.penalty_weight(weight, relative, rule)
-    asked = rule_of(rule, used)
-    options = {"max_batch_tokens": max_batch_tokens, "rule": rule, "k": used, "relative": relative}
+    used = choosing.of(loaded)
+    complete = Completion(choosing)
+    options = {"max_batch_tokens": max_batch_tokens, **choosing.options(used)}
     job = job_of(loaded, sha256, {"command": "bonbon", **options})
     pairs_of_n: Counter[int] = Counter()
-    with (
-        ResumableOutput(output, job, _checked_sets(input_file, asked), resume) as results,
-        progress_bar("choosing") as tell,
-    ):
+    sets = _sets_of_two_or_more(input_file)
+    with ResumableOutput(output, job, sets, resume) as results, progress_bar("choosing") as tell:
         for chunk in prefetched(results.chunks()):
-            rows = best_and_worst_of_each(loaded, chunk, asked, relative=relative)
+            rows = best_and_worst_of_each(loaded, complete(chunk), used, relative=relative)
             results.add(chunk, [row or {} for row in rows])
             tell(results.count, total)
         check_unchanged(input_file, sha256)
@@ -71,14 +70,11 @@ def bonbon(
     show_summary({"output": str(output), **told, "pairs_of_n": counts}, as_json)
 
 
-def _checked_sets(input_file: Path, rule: "Rule") -> Iterator["Candidates"]:
-    """The rows of the input; raises InputError for one that the rule or a best and worst cannot be had of."""
-    from bayesrm_fast.select.choice import check_needs
+def _sets_of_two_or_more(input_file: Path) -> "Iterator[Candidates]":
     from bayesrm_fast.text.files import iter_rows
     from bayesrm_fast.text.records import iter_candidate_sets
     from bayesrm_fast.train.bonbon import check_count
 
     for one in iter_candidate_sets(iter_rows(input_file), str(input_file)):
         check_count(one)
-        check_needs(rule, [one])
         yield one

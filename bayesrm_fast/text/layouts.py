@@ -90,6 +90,13 @@ def as_messages(prompt: Text, response: Text) -> tuple[list[Any], list[Any]]:
     return asked, given
 
 
+def as_continuation(prompt: str, response: str) -> tuple[str, str]:
+    """The two as a policy writes one after the other, with nothing between; who speaks belongs to the prompt."""
+    if is_dialogue(prompt) and response.startswith(ASSISTANT):
+        return prompt + REPLY, response.removeprefix(ASSISTANT)
+    return prompt, response
+
+
 def _implied(responses: list[Text], names: Sequence[str], where: str) -> Separated:
     if _are_strings(responses):
         if all(map(is_dialogue, responses)):

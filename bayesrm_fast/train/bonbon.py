@@ -2,7 +2,7 @@
 
 import json
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -10,8 +10,9 @@ from torch import Tensor
 
 from bayesrm_fast.errors import InputError
 from bayesrm_fast.select.estimators import bonbon_beta
-from bayesrm_fast.select.rules import Need, Rule, rule_of
-from bayesrm_fast.text.layouts import ASSISTANT, REPLY, as_messages, is_dialogue
+from bayesrm_fast.select.named_rules import rule_of
+from bayesrm_fast.select.rules import Need, Rule, StochasticRule
+from bayesrm_fast.text.layouts import as_continuation, as_messages
 from bayesrm_fast.text.records import Candidates, candidate_sets
 from bayesrm_fast.text.texts import Text
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 def bonbon_rows(
     rm: "BayesianRewardModel",
     candidates: Iterable[Any],
-    rule: str | Rule = "std",
+    rule: str | Mapping[str, Any] | Rule = "std",
     k: float | Literal["tuned"] = 1.0,
     *,
     relative: bool = True,
@@ -39,15 +40,17 @@ def bonbon_rows(
     Args:
         rm: fitted.
         candidates: as for `best_of_each`; n responses of one policy to each prompt.
-        rule, k, relative: as for `best_of_n`. All variances that the rule needs are computed.
+        rule, k, relative: as for `best_of_n`, but no rule that draws. All variances that the rule needs are computed.
 
     Raises:
-        InputError: fewer than two candidates, by row; what `best_of_each` raises; or no prompt gives a row.
+        InputError: fewer than two candidates, by row; a rule that draws; what `best_of_each` raises; or no prompt gives
+            a row.
     """
+    asked = rule_of(rule, rm.penalty_weight(k, relative, rule))
+    check_scores(asked)
     sets = candidate_sets(candidates)
     for one in sets:
         check_count(one)
-    asked = rule_of(rule, rm.penalty_weight(k, relative, rule))
     found = best_and_worst_of_each(rm, sets, asked, relative=relative)
     rows = [row for row in found if row is not None]
     if not rows:
@@ -78,6 +81,12 @@ def check_count(one: Candidates) -> None:
         raise InputError(f"{one.where} has 1 response, and the best and the worst of n need at least 2")
 
 
+def check_scores(rule: Rule) -> None:
+    """Raise InputError for a rule by which no candidate is the worst."""
+    if isinstance(rule, StochasticRule):
+        raise InputError(f"{type(rule).__name__} draws among the candidates, and so has no best and worst of them")
+
+
 def _best_and_worst(one: Candidates, best: "BestOfN") -> dict[str, Any] | None:
     unscored = best.scores.isnan().nonzero().flatten().tolist()
     if unscored:
@@ -100,9 +109,10 @@ def _last_worst(scores: Tensor) -> int:  # shape: (n,)
 
 def _as_trl_reads(prompt: Text, chosen: Text, rejected: Text) -> tuple[Text, Text, Text]:
     """All three as strings, which trl joins with nothing between them, or all three as conversations."""
-    if not (isinstance(prompt, str) and isinstance(chosen, str) and isinstance(rejected, str)):
-        asked, better = as_messages(prompt, chosen)
-        return asked, better, as_messages(prompt, rejected)[1]
-    if is_dialogue(prompt) and chosen.startswith(ASSISTANT) and rejected.startswith(ASSISTANT):
-        return prompt + REPLY, chosen.removeprefix(ASSISTANT), rejected.removeprefix(ASSISTANT)
-    return prompt, chosen, rejected
+    if isinstance(prompt, str) and isinstance(chosen, str) and isinstance(rejected, str):
+        sides = [as_continuation(prompt, text) for text in (chosen, rejected)]
+        if sides[0][0] == sides[1][0]:
+            return *sides[0], sides[1][1]
+        return prompt, chosen, rejected
+    asked, better = as_messages(prompt, chosen)
+    return asked, better, as_messages(prompt, rejected)[1]

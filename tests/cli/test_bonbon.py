@@ -68,7 +68,7 @@ def test_a_run_is_resumed_with_the_same_bytes(model_folder, tmp_path, summary, r
     again = tmp_path / "again.jsonl"
     with full_disk(3_500):  # after the first chunk
         assert "cannot be written: File too large" in refused(*arguments, again)
-    assert "(what differs: k)" in refused(*arguments, again, "--k", "2", "--resume")
+    assert "(what differs: rule)" in refused(*arguments, again, "--k", "2", "--resume")
     assert summary(*arguments, again, "--resume") == told | {"output": str(again)}
     assert again.read_bytes() == (tmp_path / "pairs.jsonl").read_bytes()
 
@@ -77,6 +77,8 @@ def test_a_run_is_resumed_with_the_same_bytes(model_folder, tmp_path, summary, r
     ("options", "message"),
     [
         (("--rule", "best"), "rule must be one of mean, "),
+        (("--rule", "soft"), "SoftBestOfN draws among the candidates"),
+        (("--rule", "mbr"), "row 1 does not have"),
         (("--k", "-1"), "k must be"),
         (("--k", "much"), "--k must be a number"),
     ],

@@ -33,10 +33,12 @@ def candidates(n=4, count=3):
 
 
 @pytest.mark.parametrize(
-    ("rule", "relative"), [("mean", False), ("std", True), ("std", False), ("variance", True), ("variance", False)]
+    ("rule", "relative"),
+    [("mean", False), ("std", True), ("std", False), ("entropic", False), ("most_probably_best", True)],
 )
-def test_best_and_worst_are_of_one_score(rm, rule, relative):
+def test_best_and_worst_are_of_one_score(rm, rule, relative, monkeypatch):
     """Also of a rule that chooses the best without the variances of candidates that cannot win."""
+    monkeypatch.setattr("bayesrm_fast.select.choice.CPU_WAVE", 1e-9)  # one candidate at a time
     given = candidates(8)
     rows = bonbon_rows(rm, given, rule, 2.0, relative=relative)
     for row, one in zip(rows, given, strict=True):
@@ -85,6 +87,12 @@ def test_prompts_that_prefer_nothing_are_left_out_and_told(rm):
         bonbon_rows(rm, [equal], "mean")
     with pytest.raises(InputError, match="no prompt has candidates of different scores"):
         bonbon_rows(rm, candidates(3), Given(1, 1, 1))  # whatever the texts
+
+
+@pytest.mark.parametrize("rule", ["soft", "thompson", {"rule": "poisson"}])
+def test_a_rule_that_draws_has_no_worst(rm, rule):
+    with pytest.raises(InputError, match="draws among the candidates, and so has no best and worst of them"):
+        bonbon_rows(rm, candidates(2), rule)
 
 
 def test_one_candidate_is_refused_by_row(rm):

@@ -11,7 +11,6 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from bayesrm_fast import BayesianRewardModel, InputError
 from bayesrm_fast.select.estimators import bonbon_beta
-from bayesrm_fast.select.rules import Need, Rule
 from bayesrm_fast.train.bonbon import bonbon_rows
 
 pytest.importorskip("trl", reason="the extra `train` is not installed")
@@ -225,7 +224,7 @@ def test_the_model_card_names_the_method(trainer_of, tmp_path):
     trainer = trainer_of(tiny_policy(), ref_model=tiny_policy())
     trainer.create_model_card("policy")
     card = (tmp_path / "policy" / "README.md").read_text()
-    assert "BoNBoN" in card
+    assert "trained with BoNBoN" in card
     assert "2406.00832" in card
     assert "Direct Preference" not in card
 
@@ -264,19 +263,11 @@ def test_rows_and_weights_that_cannot_be_are_refused(trainer_of, rows, options, 
         trainer_of(tiny_policy(), rows, **options)
 
 
-class SumOfWeights(Rule):
-    """Stands for a reward that a tiny policy can learn: it comes with the candidates."""
-
-    needs = frozenset({Need.LOG_PROBABILITIES})
-
-    def scores(self, known):
-        return known.log_probabilities
-
-
 def test_the_policy_wins_against_what_it_was(trainer_of):
+    """By a score that a tiny policy can learn: which words a response has."""
     tokenizer, base, n = tiny_tokenizer("llama"), tiny_policy(), 4
     prompts = [words(2, i) for i in range(8)]
-    weights = torch.randn(len(WORDS) + 4, generator=torch.Generator().manual_seed(2))
+    weights = torch.randn(len(WORDS) + 4, generator=torch.Generator().manual_seed(2)).log_softmax(0)
 
     def sampled(policy, count, seed):
         """Tokens of `count` responses to each prompt."""
@@ -296,7 +287,7 @@ def test_the_policy_wins_against_what_it_was(trainer_of):
         for i, one in enumerate(draws)
     ]
     rm = BayesianRewardModel(tiny_adapter("llama"), tokenizer).fit(tiny_pairs(), rank=4)
-    rows = bonbon_rows(rm, candidates, SumOfWeights())
+    rows = bonbon_rows(rm, candidates, "log_probability")
     config = dict(max_steps=60, per_device_train_batch_size=16, learning_rate=3e-3)
     trainer = trainer_of(tiny_policy(), rows, config, ref_model=base)
     trainer.train()
