@@ -13,6 +13,8 @@ from bayesrm_fast.model.passes import Progress
 from bayesrm_fast.posterior.base import PenaltyChoice
 from bayesrm_fast.select.advice import Advice, advise
 from bayesrm_fast.select.choice import BestOfN, check_needs, choose_each, know_each
+from bayesrm_fast.select.hedged_rules import HEDGING_DRAWS, HedgedRule, checked_hedging, hedged
+from bayesrm_fast.select.hedging import HedgingPool
 from bayesrm_fast.select.named_rules import rule_of, weighs_the_std
 from bayesrm_fast.select.rules import Need, PenalisedReward, Rule
 from bayesrm_fast.select.tuning import (
@@ -219,6 +221,52 @@ class ChoosingRewardModel(FittedRewardModel):
         asked = rule_of(rule, k)
         return report(asked, self._judged(asked, sets, relative, progress))
 
+    @exclusive
+    def hedge(
+        self,
+        rule: str | Mapping[str, Any] | Rule,
+        candidates: Iterable[Any],
+        *,
+        by: Literal["gold", "posterior"] = "gold",
+        aversion: float = 0.0,
+        k: float = 1.0,
+        relative: bool = True,
+        progress: Progress | None = None,
+    ) -> HedgedRule:
+        """How hard to choose before the gold falls, for "subset", "soft" or "poisson" (HedgeTune, arXiv 2506.19248).
+
+        Args:
+            rule, k, relative: as for `best_of_n`; one that hedges by how hard it chooses.
+            candidates: as `judged` of `tune`; gold is needed where it is what to hedge by.
+            by: "gold" for what responses are worth; "posterior" for draws of the rewards, which needs no gold. Their
+                mean is the reward itself, which never falls: then `aversion` is what there is to hedge for.
+            aversion: how many std of the expected gold over its draws are taken off its mean, at least 0.
+            progress: told the responses done and their total.
+
+        Raises:
+            InputError: rows that cannot be read, a rule of another kind, or nothing to hedge by.
+        """
+        if by not in ("gold", "posterior"):
+            raise InputError(f"by must be gold or posterior, not {by!r}")
+        asked = checked_hedging(rule_of(rule, k))
+        sets = candidate_sets(candidates)
+        if by == "gold":
+            pools = [
+                HedgingPool(asked.reward.scores(one.known), one.gold)
+                for one in self._judged(asked, sets, relative, progress)
+            ]
+        else:
+            check_needs(asked, sets)
+            rows = self.tokenize_candidates(sets)
+            needs = asked.needs | {Need.JOINT}
+            found = know_each(self.passes(), sets, rows, self.fitted, needs, relative=relative, progress=progress)
+            pools = [
+                HedgingPool(asked.reward.scores(known), known.joint.samples(HEDGING_DRAWS))
+                for known, _ in found
+                if known.joint is not None
+            ]
+        return hedged(asked, pools, aversion)
+
     def _judged(
         self, rule: Rule, sets: Sequence[Candidates], relative: bool, progress: Progress | None
     ) -> list[JudgedPrompt]:
@@ -231,8 +279,7 @@ class ChoosingRewardModel(FittedRewardModel):
             raise InputError("there is nothing to tune by: no prompt has several responses")
         check_needs(rule, several)
         rows = self.tokenize_candidates(several)
-        options = {"relative": relative, "exhaustive": Need.VARIANCE in rule.needs}
-        found = know_each(self.passes(), several, rows, self.fitted, rule, **options, progress=progress)
+        found = know_each(self.passes(), several, rows, self.fitted, rule.needs, relative=relative, progress=progress)
         return [
             JudgedPrompt(known, torch.tensor(one.gold, dtype=torch.float64, device="cpu"), digest_of(one))
             for one, (known, _) in zip(several, found, strict=True)

@@ -3,7 +3,7 @@
 import torch
 from peft import LoraConfig, get_peft_model
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedTokenizerFast
 
 TEXT = (
     "a ability able about above accept across act action add after again against age ago air all almost alone along "
@@ -92,7 +92,18 @@ def tiny_base(architecture, num_labels=1, dtype=torch.float32, **overrides):
     if architecture == "xlnet":
         del options["max_position_embeddings"]  # its configuration refuses one
     config = AutoConfig.for_model(architecture, **(options | dict(pad_token_id=0, bos_token_id=1) | overrides))
-    model = AutoModelForSequenceClassification.from_config(config)
+    return _enlarged(AutoModelForSequenceClassification.from_config(config), architecture, dtype)
+
+
+def tiny_policy(architecture="llama", dtype=torch.float64, **overrides):
+    """A causal language model whose probabilities are far from even."""
+    torch.manual_seed(0)
+    options = _COMMON | _OWN.get(architecture, {}) | dict(vocab_size=len(WORDS) + 4)
+    config = AutoConfig.for_model(architecture, **(options | dict(pad_token_id=0, bos_token_id=1) | overrides))
+    return _enlarged(AutoModelForCausalLM.from_config(config), architecture, dtype)
+
+
+def _enlarged(model, architecture, dtype):
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() > 1:

@@ -3,10 +3,11 @@
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from inspect import signature
+from typing import Any, Self, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from bayesrm_fast.errors import InputError, named
@@ -71,7 +72,10 @@ class PolicyLogProbabilities:
         self.tokenizer = tokenizer
         self.max_batch_tokens = max_batch_tokens
         self.max_length = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-        self._collate = Collator(tokenizer.pad_token_id, model.get_input_embeddings().num_embeddings, model.device)
+        count = cast(nn.Embedding, model.get_input_embeddings()).num_embeddings
+        padding = tokenizer.pad_token_id
+        is_embedded = padding is not None and padding < count  # one that was added without a row for it is not
+        self._collate = Collator(padding if is_embedded else None, count, model.device)
         self._check_causal()
 
     @classmethod
@@ -95,13 +99,14 @@ class PolicyLogProbabilities:
         """
         name = str(model)
         try:
-            loaded, loading = AutoModelForCausalLM.from_pretrained(
+            found: Any = AutoModelForCausalLM.from_pretrained(
                 name, dtype="auto" if dtype is None else dtype, output_loading_info=True
             )
             tokenizer = AutoTokenizer.from_pretrained(name)
         except Exception as error:  # whatever hub, disk and torch raise
             line = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise InputError(f"the policy {name} cannot be loaded: {line}") from error
+        loaded, loading = found
         absent = sorted(loading["missing_keys"])
         if absent:
             raise InputError(f"{name} is no causal language model: it lacks {named(absent)}, which would be random")
@@ -162,7 +167,7 @@ class PolicyLogProbabilities:
     def _logits(self, batch: TokenBatch, first: int = 0) -> Tensor:  # shape: (B, T - first, V)
         """From position `first` on."""
         options: dict[str, Any] = {"use_cache": False}
-        has_choice = self.model._supports_logits_to_keep()
+        has_choice = "logits_to_keep" in signature(self.model.forward).parameters
         if has_choice:
             options["logits_to_keep"] = batch.input_ids.shape[1] - first
         weight = next(self.model.parameters())
@@ -218,7 +223,7 @@ class PolicyLogProbabilities:
         """A conversation as the policy is given it to answer."""
         if not self.tokenizer.chat_template:
             raise InputError(f"{where} is of a conversation, and the policy's tokenizer has no chat template")
-        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+        messages: list[Any] = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
 
         def rendered(tools: Any) -> str:
             return str(

@@ -93,8 +93,9 @@ class SentenceSimilarities:
             return torch.empty(0, 0, dtype=torch.float64, device="cpu")
         with lock_of(self.encoder.tokenizer):
             found = self.encoder.encode(texts, batch_size=BATCH_SIZE, convert_to_tensor=True, show_progress_bar=False)
-        found = found.to("cpu", torch.float64)
-        return found / found.norm(dim=1, keepdim=True)
+        embeddings: Tensor = found.to("cpu", torch.float64)
+        units: Tensor = embeddings / embeddings.norm(dim=1, keepdim=True)
+        return units
 
     def _warn_of_long(self, texts: list[str]) -> None:
         limit, tokenizer = self.encoder.max_seq_length, self.encoder.tokenizer

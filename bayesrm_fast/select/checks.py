@@ -40,6 +40,18 @@ def finite_stds(values: Tensor, count: int) -> Tensor:  # shape: (n,) -> (n,)
     return held
 
 
+def finite(value: float, name: str) -> float:
+    """A finite number.
+
+    Raises:
+        InputError: anything else.
+    """
+    held = _number(value)
+    if not math.isfinite(held):
+        raise InputError(f"{name} must be a finite number, not {value!r}")
+    return held
+
+
 def positive(value: float, name: str) -> float:
     """A finite number above 0.
 

@@ -3,7 +3,7 @@
 import itertools
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, replace
 
 import torch
@@ -123,9 +123,9 @@ def choose_each(
         InputError: a rule that needs what is not there.
     """
     check_needs(rule, candidates)
-    found = know_each(
-        passes, candidates, rows, posterior, rule, relative=relative, exhaustive=exhaustive, progress=progress
-    )
+    needs = rule.needs | ({Need.VARIANCE} if exhaustive else set())
+    lazily = None if relative or exhaustive else rule
+    found = know_each(passes, candidates, rows, posterior, needs, relative=relative, lazily=lazily, progress=progress)
     sets = _sets(candidates, rows)
     results = []
     for one, own, (known, baseline) in zip(candidates, sets, found, strict=True):
@@ -139,23 +139,25 @@ def know_each(
     candidates: Sequence[Candidates],
     rows: Sequence[TokenizedRow],
     posterior: Posterior,
-    rule: Rule,
+    needs: Set[Need],
     *,
     relative: bool = True,
-    exhaustive: bool = False,
+    lazily: Rule | None = None,
     progress: Progress | None = None,
 ) -> list[tuple[KnownCandidates, float | None]]:
-    """What a rule needs to know of every prompt's candidates, and the mean reward that it is relative to.
+    """What is needed of every prompt's candidates, and the mean reward that it is relative to.
 
-    Args and errors: as for `choose_each`. Without `exhaustive` variances may be NaN where the choice needs none.
+    Args:
+        passes, candidates, rows, posterior, relative, progress: as for `choose_each`.
+        needs: of what the candidates do not bring themselves.
+        lazily: a rule whose choice is all that absolute variances are for: they are NaN where it needs none.
     """
     sets = _sets(candidates, rows)
     bounds = list(itertools.pairwise(itertools.accumulate((len(own) for own in sets), initial=0)))
     joints: list[JointRewards | None] = [None] * len(sets)
     variances: list[Tensor] | list[None] = [None] * len(sets)
     baselines: list[float] | list[None] = [None] * len(sets)
-    needs_variance = exhaustive or Need.VARIANCE in rule.needs
-    if Need.JOINT in rule.needs:
+    if Need.JOINT in needs:
         found = [joint_rewards(passes, own, posterior) for own in sets]
         if relative:
             baselines = [float(joint.mean.double().mean()) for joint in found]
@@ -163,15 +165,15 @@ def know_each(
         joints = list(found)
         means = [joint.mean for joint in found]
         variances = [joint.covariance.diagonal() for joint in found]
-    elif needs_variance and relative:
+    elif Need.VARIANCE in needs and relative:
         comparisons = within_prompts([range(start, stop) for start, stop in bounds])
         differences = score_differences(passes, rows, comparisons, posterior, progress)
         means, variances = _by_sets(sets, differences.mean, differences.variance)
         baselines = [float(differences.baseline[start]) for start, _ in bounds]
-    elif exhaustive or (needs_variance and not _has_ceilings(rule)):
+    elif Need.VARIANCE in needs and lazily is not None and _has_ceilings(lazily):
+        means, variances = _lazily(passes, sets, posterior, lazily, progress)
+    elif Need.VARIANCE in needs:
         means, variances = _by_sets(sets, *score_examples(passes, rows, posterior, progress))
-    elif needs_variance:
-        means, variances = _lazily(passes, sets, posterior, rule, progress)
     else:
         owners = [number for number, own in enumerate(sets) for _ in own]
         (means,) = _by_sets(sets, rewards_of(passes, rows, owners, progress))

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
 from bayesrm_fast.errors import InputError
-from bayesrm_fast.select.checks import at_least, finite_values, whole
-from bayesrm_fast.select.laws import BestOfNLaw, BestOfPoissonLaw, SoftBestOfNLaw
+from bayesrm_fast.select.checks import at_least, finite_values
+from bayesrm_fast.select.laws import BestOfNLaw, BestOfPoissonLaw, Law, SoftBestOfNLaw
 
 POINTS = 48
 """Of a curve."""
@@ -69,7 +69,7 @@ def hedge(law: LawFamily, pools: Sequence[HedgingPool], aversion: float = 0.0) -
 
     Args:
         law: the family, with the parameter n, θ or λ.
-        pools: of calibration prompts, or from `posterior_pool`. Those whose scores are all equal say nothing.
+        pools: of calibration prompts, their gold judged or drawn from a posterior. Those of equal scores say nothing.
         aversion: at least 0.
 
     Raises:
@@ -80,7 +80,7 @@ def hedge(law: LawFamily, pools: Sequence[HedgingPool], aversion: float = 0.0) -
     if not told:
         raise InputError("there is nothing to hedge by: no prompt has candidates of different scores")
     path = law.path([pool.scores for pool in told], POINTS)
-    values, slopes = zip(*(_value(law, parameter, told, aversion) for parameter in path), strict=True)
+    values, slopes = zip(*(value_of(law(parameter), told, aversion) for parameter in path), strict=True)
     curve = tuple(zip(path, values, strict=True))
     # Of what is equal but for rounding the weakest.
     rounding = 1e-12 * max(float(pool.gold.double().abs().max()) for pool in told)
@@ -95,48 +95,18 @@ def hedge(law: LawFamily, pools: Sequence[HedgingPool], aversion: float = 0.0) -
     low, high = path[weak], path[strong]
     for _ in range(60):
         middle = (low + high) / 2
-        if sign * _value(law, middle, told, aversion)[1] > 0:
+        if sign * value_of(law(middle), told, aversion)[1] > 0:
             low = middle
         else:
             high = middle
     return HedgedParameter((low + high) / 2, True, curve)
 
 
-def posterior_pool(
-    mean: Tensor,  # shape: (n,)
-    covariance: Tensor,  # shape: (n, n)
-    draws: int,
-    generator: Generator,
-) -> HedgingPool:
-    """Candidates ranked by a posterior's mean, with joint draws of their rewards for gold.
-
-    Args:
-        mean: of the rewards.
-        covariance: of the rewards' differences to the prompt's mean, so that hedging towards the base lowers the risk.
-        draws: S.
-        generator: torch's, on the CPU.
-
-    Raises:
-        InputError: values that are not finite, other shapes, or no draw.
-    """
-    held = finite_values(mean, "mean")
-    count = len(held)
-    if covariance.shape != (count, count):
-        raise InputError(f"covariance must be [{count}, {count}], not {list(covariance.shape)}")
-    matrix = finite_values(covariance.reshape(-1), "covariance").reshape(count, count)
-    whole(draws, 1, "draws")
-    # A covariance of differences is singular, which a Cholesky factor cannot be.
-    eigenvalues, vectors = torch.linalg.eigh((matrix + matrix.T) / 2)
-    noise = torch.randn(draws, count, generator=generator, dtype=torch.float64, device="cpu")
-    return HedgingPool(held, held + noise @ (vectors * eigenvalues.clamp(min=0).sqrt()).T)
-
-
-def _value(law: LawFamily, parameter: float, pools: Sequence[HedgingPool], aversion: float) -> tuple[float, float]:
-    """Mean over pools of the value of θ, and its derivative."""
-    at = law(parameter)
+def value_of(law: Law, pools: Sequence[HedgingPool], aversion: float) -> tuple[float, float]:
+    """Mean over pools of the value of a law's θ, and its derivative."""
     value = slope = 0.0
     for pool in pools:
-        probabilities, slopes = at.of_pool(pool.scores)
+        probabilities, slopes = law.of_pool(pool.scores)
         gold = pool.gold.to("cpu", torch.float64).reshape(-1, len(probabilities))
         expected, derivative = gold @ probabilities, gold @ slopes
         value += float(expected.mean())

@@ -5,9 +5,9 @@ import math
 
 import pytest
 import torch
-from tiny import WORDS, _use_full_precision_norms, tiny_tokenizer, words
+from tiny import WORDS, tiny_policy, tiny_tokenizer, words
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from bayesrm_fast.errors import InputError
 from bayesrm_fast.proximity.log_probability import PolicyLogProbabilities
@@ -23,26 +23,6 @@ SETS = candidate_sets(
         {"prompt": words(9, 2) + " ", "responses": [words(count, 20 + count) for count in (5, 3)]},
     ]
 )
-
-
-VOCABULARY = len(WORDS) + 4
-
-
-def tiny_policy(architecture="llama", vocabulary=VOCABULARY, dtype=torch.float64, **options):
-    """A causal language model whose probabilities are far from even."""
-    torch.manual_seed(0)
-    sizes = dict(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24)
-    config = AutoConfig.for_model(
-        architecture, vocab_size=vocabulary, max_position_embeddings=64, pad_token_id=0, **(sizes | options)
-    )
-    model = AutoModelForCausalLM.from_config(config)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() > 1:
-                parameter.mul_(6.0)
-    if dtype == torch.float64 and architecture == "llama":
-        _use_full_precision_norms(model)
-    return model.to(dtype).eval()
 
 
 MODEL = tiny_policy()
@@ -83,8 +63,9 @@ def test_it_is_the_sum_over_the_tokens_of_the_response(padding_side, max_batch_t
 
 @pytest.mark.parametrize("architecture", ["gpt2", "gemma2"])
 def test_it_is_so_for_models_with_logits_and_positions_of_other_kinds(architecture):
-    own = dict(num_key_value_heads=1, head_dim=8, query_pre_attn_scalar=8, final_logit_softcapping=2.0)
-    model = tiny_policy(architecture, dtype=torch.float32, **(own if architecture == "gemma2" else {}))
+    model = tiny_policy(
+        architecture, torch.float32, **({"final_logit_softcapping": 2.0} if architecture == "gemma2" else {})
+    )
     for one, found in zip(SETS, policy(model=model).log_probabilities(SETS), strict=True):
         expected = [by_loop(ids(one.prompt), ids(response, ()), model) for response in one.responses]
         torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64), rtol=1e-5, atol=1e-5)
@@ -92,7 +73,12 @@ def test_it_is_so_for_models_with_logits_and_positions_of_other_kinds(architectu
 
 def test_a_model_that_gives_all_logits_only_is_served(monkeypatch):
     expected = policy().log_probabilities(SETS)
-    monkeypatch.setattr(type(MODEL), "_supports_logits_to_keep", lambda model: False)
+    forward = MODEL.forward
+    monkeypatch.setattr(
+        MODEL,
+        "forward",
+        lambda input_ids, attention_mask, use_cache: forward(input_ids, attention_mask, use_cache=use_cache),
+    )
     torch.testing.assert_close(policy().log_probabilities(SETS), expected, rtol=1e-12, atol=0)
 
 
@@ -100,7 +86,7 @@ def test_a_model_that_gives_all_logits_only_is_served(monkeypatch):
 def test_the_probabilities_of_all_responses_of_a_length_sum_to_one(length):
     """Those that are read a position too late or too early do not: a response would predict itself."""
     names = ["<pad>", "<s>", "</s>", "<unk>", *WORDS[:9]]
-    model = tiny_policy(vocabulary=len(names))
+    model = tiny_policy(vocab_size=len(names))
     responses = [" ".join(tokens) for tokens in itertools.product(names, repeat=length)]
     (found,) = policy(model=model).log_probabilities([Candidates("ability able ", responses, where="row 1")])
     assert float(found.exp().sum()) == pytest.approx(1.0, abs=1e-12)
@@ -211,19 +197,17 @@ def test_models_that_are_no_policies_are_refused():
         policy(max_batch_tokens=0)
 
 
-@pytest.fixture(scope="module")
-def policy_folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("policy")
-    tiny_policy(dtype=torch.float32).save_pretrained(folder)
-    tiny_tokenizer("llama").save_pretrained(folder)
-    return folder
-
-
-def test_one_from_a_folder_is_the_same(policy_folder):
-    loaded = PolicyLogProbabilities.from_pretrained(policy_folder, device="cpu", dtype=torch.float64)
-    expected = policy(model=tiny_policy(dtype=torch.float32)).log_probabilities(SETS)
-    torch.testing.assert_close(loaded.log_probabilities(SETS), expected, rtol=1e-4, atol=1e-4)
-    half = PolicyLogProbabilities.from_pretrained(policy_folder, device="cpu", dtype=torch.bfloat16)
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])  # the second has its logits' weights in its embeddings
+def test_one_from_a_folder_is_the_same(architecture, tmp_path):
+    model = tiny_policy(architecture, torch.float32)
+    model.save_pretrained(tmp_path)
+    tiny_tokenizer("llama").save_pretrained(tmp_path)
+    loaded = PolicyLogProbabilities.from_pretrained(tmp_path, device="cpu")
+    assert loaded.model.dtype == torch.float32
+    torch.testing.assert_close(
+        loaded.log_probabilities(SETS), policy(model=model).log_probabilities(SETS), rtol=1e-5, atol=1e-5
+    )
+    half = PolicyLogProbabilities.from_pretrained(tmp_path, device="cpu", dtype=torch.bfloat16)
     assert half.model.dtype == torch.bfloat16
     assert all(bool((own <= 0).all()) for own in half.log_probabilities(SETS))
 
@@ -237,10 +221,19 @@ def test_folders_without_a_policy_are_refused(base_folder, tmp_path):
 
 def test_rows_that_have_them_keep_their_own():
     rows = [{"prompt": "able ", "responses": ["about", "arm"]}, {"prompt": "a ", "responses": ["art"]}]
+    assert policy().log_probabilities([]) == []
     given, absent = policy().add([rows[0] | {"log_probabilities": [-1.0, -2.0]}, rows[1]])
     assert given.log_probabilities == [-1.0, -2.0]
     assert absent.log_probabilities == [pytest.approx(by_loop(ids("a"), ids("art", ())))]
     assert absent == candidate_sets([rows[1] | {"log_probabilities": absent.log_probabilities}])[0]
+
+
+def test_a_padding_token_that_the_model_does_not_embed_is_not_used():
+    tokenizer = tiny_tokenizer("llama")
+    expected = policy(tokenizer).log_probabilities(SETS)
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    assert tokenizer.pad_token_id == MODEL.get_input_embeddings().num_embeddings
+    torch.testing.assert_close(policy(tokenizer).log_probabilities(SETS), expected, rtol=0, atol=0)
 
 
 def test_a_callers_autocast_and_padding_of_its_tokenizer_change_nothing():

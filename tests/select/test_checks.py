@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from bayesrm_fast.errors import InputError
-from bayesrm_fast.select.checks import at_least, finite_stds, finite_values, positive, whole
+from bayesrm_fast.select.checks import at_least, finite, finite_stds, finite_values, positive, whole
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.int64])
@@ -33,6 +33,13 @@ def test_stds_are_as_many_and_not_negative():
         finite_stds(torch.ones(2), 3)
     with pytest.raises(InputError, match="at least 0; at position 1 is -1"):
         finite_stds(torch.tensor([0.0, -1.0]), 2)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, "a", None])
+def test_a_number_is_finite(value):
+    with pytest.raises(InputError, match="mean must be a finite number, not"):
+        finite(value, "mean")
+    assert finite(-3, "mean") == -3.0
 
 
 @pytest.mark.parametrize("value", [0, -1, math.nan, math.inf, "a", None, torch.ones(2), 10**400])

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from bayesrm_fast.errors import InputError
-from bayesrm_fast.select.hedging import HedgingPool, hedge, posterior_pool
+from bayesrm_fast.score.joint import JointRewards
+from bayesrm_fast.select.hedging import HedgingPool, hedge
 from bayesrm_fast.select.laws import BestOfNLaw, BestOfPoissonLaw, SoftBestOfNLaw
 
 FAMILIES = [BestOfNLaw, BestOfPoissonLaw, SoftBestOfNLaw]
@@ -98,7 +99,8 @@ def a_posterior():
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_posterior_needs_no_gold_and_hedges_where_risk_matters(family):
     mean, covariance = a_posterior()
-    pool = posterior_pool(mean, covariance, 4000, torch.Generator().manual_seed(0))
+    joint = JointRewards(mean, covariance, torch.zeros(41, dtype=torch.bool))
+    pool = HedgingPool(mean, joint.samples(4000))
     averse = hedge(family, [pool], aversion=0.5)
     assert averse.is_interior
 
@@ -120,14 +122,6 @@ def test_without_aversion_the_posteriors_mean_is_all_that_counts():
     assert (found.parameter, found.is_interior) == (41, False)
 
 
-def test_draws_have_the_posteriors_moments():
-    mean, covariance = a_posterior()
-    gold = posterior_pool(mean, covariance, 50_000, torch.Generator().manual_seed(1)).gold
-    scale = covariance.diagonal().max()
-    assert float((gold.mean(0) - mean).abs().max()) < 5 * float(scale.sqrt()) / 50_000**0.5
-    assert float((gold.T.cov() - covariance).abs().max()) < 5 * float(scale) * (2 / 50_000) ** 0.5
-
-
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -137,8 +131,6 @@ def test_draws_have_the_posteriors_moments():
         (lambda: HedgingPool(torch.zeros(3), torch.zeros(2)), r"gold must be \[n\] or \[S, n\] for n = 3"),
         (lambda: HedgingPool(torch.zeros(2), torch.tensor([0.0, math.nan])), "gold must be finite.* position 1 is nan"),
         (lambda: HedgingPool(torch.tensor([math.nan, 0.0]), torch.zeros(2)), "scores must be finite"),
-        (lambda: posterior_pool(torch.zeros(2), torch.zeros(3, 3), 1, torch.Generator()), r"must be \[2, 2\]"),
-        (lambda: posterior_pool(torch.zeros(2), torch.eye(2), 0, torch.Generator()), "draws must be a whole number"),
     ],
 )
 def test_what_cannot_be_hedged_is_refused(make, message):

@@ -18,7 +18,7 @@ LOT = np.random.default_rng(0)
 SEEN, UNSEEN = WORDS[:12], WORDS[20:]
 PAIRS = [
     {"prompt": "able", "chosen": chosen, "rejected": rejected}
-    for chosen, rejected in zip(made(LOT, SEEN, 60), made(LOT, SEEN, 60), strict=True)
+    for chosen, rejected in zip(made(LOT, SEEN, 30), made(LOT, SEEN, 30), strict=True)
 ]
 
 
@@ -31,15 +31,17 @@ def errors(rm, pairs, texts):
     return caution(rm, pairs)(Task("task", "able", texts, list(range(len(texts))), [0.0] * len(texts)))["caution"]
 
 
-def test_it_is_larger_where_responses_are_not_like_those_of_the_pairs(rm):
-    like, unlike = made(LOT, SEEN, 12), made(LOT, UNSEEN, 12)
-    found = errors(rm, PAIRS, like + unlike)
-    assert found.shape == (24,)
-    assert found[12:].min() > found[:12].max()
-    assert errors(rm, PAIRS, [pair["chosen"] for pair in PAIRS]).mean() == pytest.approx(1.0, abs=0.3)
+def test_it_is_larger_where_responses_are_not_like_those_of_the_pairs(rm, monkeypatch):
+    monkeypatch.setattr("benchmarks.overoptimisation.caution.EPOCHS", 60)  # of a single batch each
+    unlike, own = made(LOT, UNSEEN, 12), [pair[side] for pair in PAIRS for side in ("chosen", "rejected")]
+    found = errors(rm, PAIRS, unlike + own)
+    assert found.shape == (len(unlike) + len(own),)
+    assert found[: len(unlike)].mean() > 1.5
+    assert found[len(unlike) :].mean() == pytest.approx(1.0, abs=1e-5)
 
 
-def test_labels_and_the_order_of_pairs_change_nothing_and_neither_does_a_second_fit(rm):
+def test_labels_and_the_order_of_pairs_change_nothing_and_neither_does_a_second_fit(rm, monkeypatch):
+    monkeypatch.setattr("benchmarks.overoptimisation.caution.EPOCHS", 2)
     swapped = [pair | {"chosen": pair["rejected"], "rejected": pair["chosen"]} for pair in reversed(PAIRS)]
     texts = made(LOT, WORDS, 4)
     np.testing.assert_array_equal(errors(rm, PAIRS, texts), errors(rm, swapped, texts))

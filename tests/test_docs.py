@@ -1,0 +1,71 @@
+"""What the pages show runs as it stands there."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tiny import tiny_pairs, tiny_policy, tiny_tokenizer, words
+
+from bayesrm_fast import BayesianRewardModel
+from bayesrm_fast.text.files import write_rows
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = sorted((ROOT / "docs").glob("*.md"))
+ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
+
+
+def shown(page, language):
+    return re.findall(rf"```{language}\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, adapter_folder):
+    """What the pages name."""
+    made = tmp_path_factory.mktemp("docs")
+    rm = BayesianRewardModel.from_pretrained(adapter_folder, device="cpu")
+    rm.fit(tiny_pairs(), rank=4, prior_precision=1.0).save_pretrained(made / "my-rm")
+    tiny_policy().save_pretrained(made / "my-policy")
+    tiny_tokenizer("llama").save_pretrained(made / "my-policy")
+    candidates = [{"prompt": words(3, i), "responses": [words(2 + j, 20 * i + j) for j in range(6)]} for i in range(12)]
+    write_rows(made / "candidates.jsonl", candidates)
+    shapes = {"similarities": [[float(i == j) for j in range(6)] for i in range(6)], "gold": [0, 1, 0, 0, 1, 0]}
+    write_rows(made / "judged.jsonl.gz", [row | shapes for row in candidates])
+    write_rows(made / "pairs.jsonl", tiny_pairs())
+    return made
+
+
+@pytest.fixture
+def offline(folder, monkeypatch):
+    """In the folder, where a name of the hub is the encoder that a package brings."""
+    monkeypatch.chdir(folder)
+    from benchmarks.data import embedded_encoder
+
+    return lambda text: text.replace(ENCODER, str(embedded_encoder()))
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if shown(page, "python")], ids=lambda page: page.stem)
+def test_the_python_of_a_page_runs(page, offline):
+    names: dict = {}
+    for block in shown(page, "python"):
+        exec(compile(offline(block), str(page), "exec"), names)
+
+
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if "\nbayesrm " in page.read_text()], ids=lambda page: page.stem
+)
+def test_the_commands_of_a_page_run(page, offline, tmp_path):
+    for line in re.findall(r"^(bayesrm [^#\n]*)", page.read_text(encoding="utf-8"), re.MULTILINE):
+        command = shlex.split(offline(line))
+        command[0] = str(Path(sys.executable).with_name("bayesrm"))
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, env=os.environ)
+        assert done.returncode == 0, (line, done.stderr)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_the_files_that_a_page_links_are_there(page):
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", page.read_text(encoding="utf-8")):
+        assert (page.parent / target).is_file(), target
