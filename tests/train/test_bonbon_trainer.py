@@ -5,9 +5,9 @@ import math
 
 import pytest
 import torch
-from tiny import WORDS, tiny_adapter, tiny_pairs, tiny_tokenizer, words
+from tiny import WORDS, tiny_adapter, tiny_pairs, tiny_policy, tiny_tokenizer, words
 from tolerances import RELATIVE
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoModelForCausalLM
 
 from bayesrm_fast import BayesianRewardModel, InputError
 from bayesrm_fast.select.estimators import bonbon_beta
@@ -24,17 +24,8 @@ from bayesrm_fast.train.bonbon_trainer import ALPHA, BonbonTrainer
 LORA = LoraConfig(r=2, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
 
 
-def tiny_policy(architecture="llama", **overrides):
-    torch.manual_seed(0)
-    options = dict(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24)
-    options |= dict(num_key_value_heads=1, max_position_embeddings=64, vocab_size=len(WORDS) + 4)
-    config = AutoConfig.for_model(architecture, **options, pad_token_id=0, bos_token_id=1, eos_token_id=2, **overrides)
-    model = AutoModelForCausalLM.from_config(config)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() > 1:
-                parameter.mul_(3.0)  # so that tokens differ in probability
-    return model.eval()
+def a_policy(architecture="llama", **overrides):
+    return tiny_policy(architecture, torch.float32, eos_token_id=2, **overrides)
 
 
 def moved(model):
@@ -106,8 +97,8 @@ def expected_loss(policy, reference, rows, alpha):
 @pytest.mark.parametrize("n", [2, 8])
 def test_the_loss_and_its_gradient_are_of_summed_log_probabilities(trainer_of, n, alpha):
     """Of prompts and responses of different lengths in one padded batch."""
-    base, rows = tiny_policy(), rows_of(n)
-    trainer = trainer_of(moved(tiny_policy()), rows, ref_model=tiny_policy(), alpha=alpha)
+    base, rows = a_policy(), rows_of(n)
+    trainer = trainer_of(moved(a_policy()), rows, ref_model=a_policy(), alpha=alpha)
     loss = loss_of(trainer)
     loss.backward()
     found = {name: parameter.grad.clone() for name, parameter in trainer.model.named_parameters()}
@@ -122,22 +113,22 @@ def test_the_loss_and_its_gradient_are_of_summed_log_probabilities(trainer_of, n
 
 
 def fresh_adapter(trainer_of, folder, config):
-    return trainer_of(tiny_policy(), config=config, peft_config=LORA), tiny_policy()
+    return trainer_of(a_policy(), config=config, peft_config=LORA), a_policy()
 
 
 def trained_adapter(trainer_of, folder, config):
     """What it was before is the reference, and not the model beneath it."""
-    adapter = moved(get_peft_model(tiny_policy(), LORA))
+    adapter = moved(get_peft_model(a_policy(), LORA))
     return trainer_of(copy.deepcopy(adapter), config=config), adapter
 
 
 def whole_model(trainer_of, folder, config):
-    return trainer_of(tiny_policy(), config=config, ref_model=tiny_policy()), tiny_policy()
+    return trainer_of(a_policy(), config=config, ref_model=a_policy()), a_policy()
 
 
 def whole_model_of_a_folder(trainer_of, folder, config):
-    tiny_policy().save_pretrained(folder)
-    return trainer_of(AutoModelForCausalLM.from_pretrained(folder), config=config), tiny_policy()
+    a_policy().save_pretrained(folder)
+    return trainer_of(AutoModelForCausalLM.from_pretrained(folder), config=config), a_policy()
 
 
 @pytest.mark.parametrize("precomputed", [False, True])
@@ -153,7 +144,7 @@ def test_the_reference_is_the_policy_before_training(trainer_of, tmp_path, made,
 
 def test_a_step_tells_best_from_worst(trainer_of):
     """The log-ratios begin at zero, below their target, so that the best gains on the worst."""
-    trainer = trainer_of(tiny_policy(), config={"max_steps": 4}, ref_model=tiny_policy())
+    trainer = trainer_of(a_policy(), config={"max_steps": 4}, ref_model=a_policy())
     trainer.train()
     differences = [
         log["log_ratios/chosen"] - log["log_ratios/rejected"]
@@ -171,10 +162,10 @@ def test_accumulated_batches_are_one_batch(trainer_of):
     for size, times in ((4, 1), (1, 4)):
         config = dict(per_device_train_batch_size=size, gradient_accumulation_steps=times, max_steps=1)
         config |= dict(optim="sgd", max_grad_norm=0.0, learning_rate=1e-4)
-        trainer = trainer_of(tiny_policy(), config=config, ref_model=tiny_policy())
+        trainer = trainer_of(a_policy(), config=config, ref_model=a_policy())
         trainer.train()
         weights.append(torch.cat([parameter.detach().flatten() for parameter in trainer.model.parameters()]))
-    start = torch.cat([parameter.detach().flatten() for parameter in tiny_policy().parameters()])
+    start = torch.cat([parameter.detach().flatten() for parameter in a_policy().parameters()])
     steps = [one - start for one in weights]
     assert steps[0].abs().max() > 1e-4
     # What is left of a step of 1e-3 in weights of about 1 in float32.
@@ -188,7 +179,7 @@ def test_of_conversations_the_answers_are_trained(trainer_of):
     row |= {"rejected": [{"role": "assistant", "content": "all"}]}
     template = "{% for m in messages %}{{ 'a' if m.role == 'user' else 'able' }} {{ m.content }} </s>{% endfor %}"
     tokenizer = tiny_tokenizer("llama", template + "{% if add_generation_prompt %}able {% endif %}")
-    trainer = trainer_of(tiny_policy(), [row], ref_model=tiny_policy(), processing_class=tokenizer)
+    trainer = trainer_of(a_policy(), [row], ref_model=a_policy(), processing_class=tokenizer)
     (batch,) = trainer.get_train_dataloader()
     scored = [ids[mask.bool()] for ids, mask in zip(batch["input_ids"], batch["completion_mask"], strict=True)]
     assert tokenizer.batch_decode(scored) == ["again air </s>", "all </s>"]
@@ -196,9 +187,8 @@ def test_of_conversations_the_answers_are_trained(trainer_of):
 
 
 def test_a_mixture_of_experts_keeps_its_load_balancing(trainer_of):
-    made = dict(num_experts=4, num_experts_per_tok=2, moe_intermediate_size=12, head_dim=8)
-    options = dict(experts_implementation="eager", router_aux_loss_coef=0.5, **made)
-    trainer = trainer_of(tiny_policy("qwen3_moe", **options), ref_model=tiny_policy("qwen3_moe", **options))
+    made = [a_policy("qwen3_moe", router_aux_loss_coef=0.5) for _ in range(2)]
+    trainer = trainer_of(made[0], ref_model=made[1])
     whole = loss_of(trainer).item()
     trainer.aux_loss_enabled = False
     (batch,) = trainer.get_train_dataloader()
@@ -209,8 +199,8 @@ def test_a_mixture_of_experts_keeps_its_load_balancing(trainer_of):
 def test_evaluation_tells_the_same_loss_and_gives_metrics_their_logits(trainer_of):
     seen = []
     trainer = trainer_of(
-        moved(tiny_policy()),
-        ref_model=tiny_policy(),
+        moved(a_policy()),
+        ref_model=a_policy(),
         eval_dataset=Dataset.from_list(rows_of()),
         compute_metrics=lambda given: seen.append(given.predictions.shape) or {},
     )
@@ -221,7 +211,7 @@ def test_evaluation_tells_the_same_loss_and_gives_metrics_their_logits(trainer_o
 
 
 def test_the_model_card_names_the_method(trainer_of, tmp_path):
-    trainer = trainer_of(tiny_policy(), ref_model=tiny_policy())
+    trainer = trainer_of(a_policy(), ref_model=a_policy())
     trainer.create_model_card("policy")
     card = (tmp_path / "policy" / "README.md").read_text()
     assert "trained with BoNBoN" in card
@@ -244,7 +234,7 @@ def test_the_model_card_names_the_method(trainer_of, tmp_path):
 )
 def test_options_of_other_losses_are_refused(trainer_of, config):
     with pytest.raises(InputError, match=r"DPOConfig's \w+ is of another loss than BoNBoN's"):
-        trainer_of(tiny_policy(), config=config, ref_model=tiny_policy())
+        trainer_of(a_policy(), config=config, ref_model=a_policy())
 
 
 @pytest.mark.parametrize(
@@ -260,12 +250,12 @@ def test_options_of_other_losses_are_refused(trainer_of, config):
 )
 def test_rows_and_weights_that_cannot_be_are_refused(trainer_of, rows, options, message):
     with pytest.raises(InputError, match=message):
-        trainer_of(tiny_policy(), rows, **options)
+        trainer_of(a_policy(), rows, **options)
 
 
 def test_the_policy_wins_against_what_it_was(trainer_of):
     """By a score that a tiny policy can learn: which words a response has."""
-    tokenizer, base, n = tiny_tokenizer("llama"), tiny_policy(), 4
+    tokenizer, base, n = tiny_tokenizer("llama"), a_policy(), 4
     prompts = [words(2, i) for i in range(8)]
     weights = torch.randn(len(WORDS) + 4, generator=torch.Generator().manual_seed(2)).log_softmax(0)
 
@@ -289,7 +279,7 @@ def test_the_policy_wins_against_what_it_was(trainer_of):
     rm = BayesianRewardModel(tiny_adapter("llama"), tokenizer).fit(tiny_pairs(), rank=4)
     rows = bonbon_rows(rm, candidates, "log_probability")
     config = dict(max_steps=60, per_device_train_batch_size=16, learning_rate=3e-3)
-    trainer = trainer_of(tiny_policy(), rows, config, ref_model=base)
+    trainer = trainer_of(a_policy(), rows, config, ref_model=base)
     trainer.train()
     ours, theirs = (
         weights[sampled(policy.eval(), 100, seed)].sum(1) for seed, policy in enumerate((trainer.model, base), 1)
