@@ -2,9 +2,10 @@
 
 import pytest
 from full_disk import full_disk
-from tiny import words
+from tiny import tiny_policy, tiny_tokenizer, words
 
 from bayesrm_fast import BayesianRewardModel
+from bayesrm_fast.proximity.log_probability import PolicyLogProbabilities
 from bayesrm_fast.text.files import read_rows, write_rows
 from bayesrm_fast.train.bonbon import bonbon_rows
 
@@ -38,6 +39,17 @@ def test_a_tuned_penalty_is_asked_for(model_folder, candidates_file, tmp_path, s
     rm.save_pretrained(tmp_path / "rm")
     summary("bonbon", tmp_path / "rm", candidates_file, tmp_path / "pairs.jsonl", *arguments)
     assert read_rows(tmp_path / "pairs.jsonl") == bonbon_rows(rm, read_rows(candidates_file), k="tuned")
+
+
+def test_a_policy_gives_the_log_probabilities_that_a_rule_reads(model_folder, candidates_file, tmp_path, summary):
+    tiny_policy().save_pretrained(tmp_path / "policy")
+    tiny_tokenizer("llama").save_pretrained(tmp_path / "policy")
+    options = ("--rule", "log_probability", "--policy", tmp_path / "policy")
+    summary("bonbon", model_folder, candidates_file, tmp_path / "pairs.jsonl", *options)
+    policy = PolicyLogProbabilities.from_pretrained(tmp_path / "policy")
+    rm = BayesianRewardModel.from_pretrained(model_folder, device="cpu")
+    expected = bonbon_rows(rm, policy.add(read_rows(candidates_file)), "log_probability")
+    assert read_rows(tmp_path / "pairs.jsonl") == expected
 
 
 @pytest.mark.parametrize("name", ["pairs.jsonl", "pairs.parquet"])
