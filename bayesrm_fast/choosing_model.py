@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import torch
 
+from bayesrm_fast.drawing import Drawing
 from bayesrm_fast.errors import InputError, named
 from bayesrm_fast.fitted_model import FittedRewardModel
 from bayesrm_fast.model.exclusive import exclusive
@@ -17,6 +18,7 @@ from bayesrm_fast.select.hedged_rules import HEDGING_DRAWS, HedgedRule, checked_
 from bayesrm_fast.select.hedging import HedgingPool
 from bayesrm_fast.select.named_rules import rule_of, weighs_the_std
 from bayesrm_fast.select.rules import Need, PenalisedReward, Rule
+from bayesrm_fast.select.stopping import Stopping
 from bayesrm_fast.select.tuning import (
     JudgedPrompt,
     RuleReport,
@@ -220,6 +222,23 @@ class ChoosingRewardModel(FittedRewardModel):
             rule = rule.rule
         asked = rule_of(rule, k)
         return report(asked, self._judged(asked, sets, relative, progress))
+
+    def stopping(self, prompt: Text, cost: float, *, typical_std: float | None = None) -> Drawing:
+        """Takes a prompt's candidates as they are drawn, and says when another one is not worth its cost.
+
+        Draws go on until the best reward is at least τ with `E (v − τ)⁺ = cost` (Kalayci et al., arXiv 2510.01394), v
+        the next candidate's reward, whose mean and spread are learnt on the way. Among those that were drawn,
+        `best_of_n(prompt, drawing.responses)` chooses.
+
+        Args:
+            prompt: what the candidates respond to.
+            cost: of one candidate, in units of the reward.
+            typical_std: of the rewards within a prompt, from other prompts; without it at least four are drawn.
+
+        Raises:
+            InputError: a cost or a typical std that is not a finite number above 0.
+        """
+        return Drawing(self, prompt, Stopping(cost, typical_std=typical_std))
 
     @exclusive
     def hedge(

@@ -12,10 +12,12 @@ from tiny import tiny_pairs, tiny_policy, tiny_tokenizer, words
 
 from bayesrm_fast import BayesianRewardModel
 from bayesrm_fast.text.files import write_rows
+from benchmarks.data import embedded_encoder
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted((ROOT / "docs").glob("*.md"))
-ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
+
+COMMANDED = [page for page in PAGES if "\nbayesrm " in page.read_text(encoding="utf-8")]
 
 
 def shown(page, language):
@@ -28,6 +30,7 @@ def folder(tmp_path_factory, adapter_folder):
     made = tmp_path_factory.mktemp("docs")
     rm = BayesianRewardModel.from_pretrained(adapter_folder, device="cpu")
     rm.fit(tiny_pairs(), rank=4, prior_precision=1.0).save_pretrained(made / "my-rm")
+    (made / "my-encoder").symlink_to(embedded_encoder())
     tiny_policy().save_pretrained(made / "my-policy")
     tiny_tokenizer("llama").save_pretrained(made / "my-policy")
     candidates = [{"prompt": words(3, i), "responses": [words(2 + j, 20 * i + j) for j in range(6)]} for i in range(12)]
@@ -38,28 +41,19 @@ def folder(tmp_path_factory, adapter_folder):
     return made
 
 
-@pytest.fixture
-def offline(folder, monkeypatch):
-    """In the folder, where a name of the hub is the encoder that a package brings."""
-    monkeypatch.chdir(folder)
-    from benchmarks.data import embedded_encoder
-
-    return lambda text: text.replace(ENCODER, str(embedded_encoder()))
-
-
 @pytest.mark.parametrize("page", [page for page in PAGES if shown(page, "python")], ids=lambda page: page.stem)
-def test_the_python_of_a_page_runs(page, offline):
+def test_the_python_of_a_page_runs(page, folder, monkeypatch):
+    monkeypatch.chdir(folder)
     names: dict = {}
     for block in shown(page, "python"):
-        exec(compile(offline(block), str(page), "exec"), names)
+        exec(compile(block, str(page), "exec"), names)
 
 
-@pytest.mark.parametrize(
-    "page", [page for page in PAGES if "\nbayesrm " in page.read_text()], ids=lambda page: page.stem
-)
-def test_the_commands_of_a_page_run(page, offline, tmp_path):
+@pytest.mark.parametrize("page", COMMANDED, ids=lambda page: page.stem)
+def test_the_commands_of_a_page_run(page, folder, monkeypatch):
+    monkeypatch.chdir(folder)
     for line in re.findall(r"^(bayesrm [^#\n]*)", page.read_text(encoding="utf-8"), re.MULTILINE):
-        command = shlex.split(offline(line))
+        command = shlex.split(line)
         command[0] = str(Path(sys.executable).with_name("bayesrm"))
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, env=os.environ)
         assert done.returncode == 0, (line, done.stderr)

@@ -20,6 +20,7 @@ LAYERS = [
     {"fit", "score", "saved"},
     {"select"},
     {"fitted_model"},
+    {"drawing"},
     {"choosing_model"},
     {"reward_model"},
     {"ensemble"},

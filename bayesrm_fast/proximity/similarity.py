@@ -66,9 +66,7 @@ class SentenceSimilarities:
             lost = (~embedded.isfinite().all(1)).nonzero().flatten().tolist()
             if lost:
                 raise InputError(f"{one.where}: responses[{lost[0]}] has no embedding of finite length by {self.name}")
-            cosines = (embedded @ embedded.T).clamp(-1, 1)
-            # Rounding may differ between the halves of a product, and by as much from 1 on its diagonal.
-            found.append(((cosines + cosines.T) / 2).fill_diagonal_(1.0))
+            found.append((embedded @ embedded.T).clamp(-1, 1).fill_diagonal_(1.0))  # which rounding misses
         return found
 
     def add(self, candidates: Iterable[Any]) -> list[Candidates]:

@@ -4,7 +4,7 @@ Of *From Curiosity to Caution* (arXiv 2604.04648): the score is r − λ‖P −
 reward model, P a lighter net that learns to predict them on typical responses. Where P is wrong, the response is not
 like those it has seen. The paper's layer is the tenth of 24; ours stands at the same share of the model's depth. Its
 best P has token embeddings of its own, learnt from many samples of the policy; 900 texts do not teach any, so that
-ours reads the reward model's.
+ours reads the reward model's. Over which tokens of a row the error is taken is for tuning to choose.
 """
 
 from collections.abc import Iterator, Sequence
@@ -23,6 +23,9 @@ from benchmarks.overoptimisation.tasks import Pairs, Task
 
 DEPTH = 10 / 24
 """Share of the layers up to T's."""
+
+TOKENS = ("all tokens", "those of the response", "the scored token")
+"""What ‖P − T‖² is the mean over: first the whole row, as in P's loss."""
 
 WIDTH = 128
 LAYERS = 2
@@ -96,44 +99,52 @@ class Predictor(nn.Module):
         embedded: Tensor,  # shape: (B, T, d)
         hidden: Tensor,  # shape: (B, T, d)
         is_token: Tensor,  # shape: (B, T), bool
-    ) -> Tensor:  # shape: (B,)
-        """‖P − T‖², the mean over a row's tokens."""
+    ) -> Tensor:  # shape: (B, T)
+        """‖P − T‖² of each token, 0 on padding."""
         predicted = self.widen(self.inner(self.narrow(embedded), src_key_padding_mask=~is_token))
-        squared = (predicted - hidden).square().sum(-1) * is_token
-        return squared.sum(1) / is_token.sum(1)
+        return (predicted - hidden).square().sum(-1) * is_token
+
+    def loss(self, embedded: Tensor, hidden: Tensor, is_token: Tensor) -> Tensor:
+        """The mean over tokens of each row, and over rows."""
+        return (self.errors(embedded, hidden, is_token).sum(1) / is_token.sum(1)).mean()
 
 
 def caution(rm: BayesianRewardModel, pairs: Pairs) -> OfTask:
-    """`caution [U]`: ‖P − T‖², in units of its mean over the pairs' texts, of which P knows no label."""
+    """`caution [len(TOKENS), U]`: ‖P − T‖² in units of P's loss on the pairs' texts, of which it knows no label."""
     texts = sorted({(pair["prompt"], pair[side]) for pair in pairs for side in ("chosen", "rejected")})
     target = Target(rm)
     rows = rm.tokenize([prompt for prompt, _ in texts], [response for _, response in texts])
     batches = [(embedded, hidden, is_token) for _, embedded, hidden, is_token in target.over(rows)]
     predictor, typical = _fitted(batches)
+    is_scored_first = rm.encoder.joining == "pair"
 
     @torch.no_grad()
     def of_task(task: Task) -> dict[str, np.ndarray]:
         rows = rm.tokenize([task.prompt] * len(task.texts), task.texts)
-        found = np.empty(len(rows))
-        for positions, embedded, hidden, is_token in target.over(rows):
-            found[positions] = predictor.errors(embedded, hidden, is_token).double().numpy() / typical
+        alone = rm.encoder.encode_responses(task.texts)
+        found = np.empty((len(TOKENS), len(rows)))
+        for positions, *of_batch in target.over(rows):
+            for i, errors in zip(positions, predictor.errors(*of_batch).double().numpy() / typical, strict=True):
+                own, types = errors[: len(rows[i].input_ids)], rows[i].token_type_ids
+                last = max(len(alone[i]) if types is None else sum(types), 1)
+                found[:, i] = own.mean(), own[-last:].mean(), own[0 if is_scored_first else -1]
         return {"caution": found}
 
     return of_task
 
 
 def _fitted(batches: Sequence[tuple[Tensor, Tensor, Tensor]]) -> tuple[Predictor, float]:
-    """P, and its mean error on what it was fitted on."""
+    """P, and its loss on what it was fitted on."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         predictor = Predictor(batches[0][0].shape[-1])
         optimizer = torch.optim.Adam(predictor.parameters(), LEARNING_RATE)
         for _ in range(EPOCHS):
             for i in torch.randperm(len(batches)).tolist():
-                loss = predictor.errors(*batches[i]).mean()
+                loss = predictor.loss(*batches[i])
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
     with torch.no_grad():
-        errors = torch.cat([predictor.errors(*batch) for batch in batches])
-    return predictor, float(errors.mean())
+        losses = [float(predictor.loss(*batch)) * len(batch[0]) for batch in batches]
+    return predictor, sum(losses) / sum(len(batch[0]) for batch in batches)

@@ -9,6 +9,7 @@ import torch
 from bayesrm_fast.select.estimators import expected_best_of_n, sizes_up_to
 from bayesrm_fast.select.rules import KnownCandidates
 from bayesrm_fast.select.tuning import JudgedPrompt, tuned_by_gold
+from benchmarks.overoptimisation.caution import TOKENS
 from benchmarks.overoptimisation.steps import PRECISIONS, STRUCTURES
 
 Arrays = Mapping[str, np.ndarray]
@@ -72,8 +73,10 @@ def rules() -> list[Rule]:
             choices = {f"k = {k:g}": _ensemble(members, kind, _uncertainty_weighted(k)) for k in WEIGHTS}
             found.append(Rule(f"{name} variance between, k tuned", choices, reads=last))
     # A constant of a prompt changes no choice: relative to the prompt the row would be the same.
-    choices = {f"λ = {weight:g}": _less_caution(weight) for weight in (0.0, *(2.0**i for i in range(-6, 9)))}
-    found.append(Rule("caution, λ tuned", choices))
+    weights = (0.0, *(2.0**i for i in range(-6, 9)))
+    found.append(Rule("caution, λ tuned", {f"λ = {weight:g}": _less_caution(0, weight) for weight in weights}))
+    choices = {f"λ = {w:g}, {name}": _less_caution(at, w) for at, name in enumerate(TOKENS) for w in weights}
+    found.append(Rule("caution, λ and tokens tuned", choices))
     found.append(Rule("MBR", {"": lambda task: task["mbr"]}))
     found.append(
         Rule("exact, relative std, and MBR", {f"β = {b:g}": _with_mbr(b) for b in (1.0, 0.0, 0.25, 0.5, 2.0, 4.0)})
@@ -89,8 +92,8 @@ def _less_variance(name: str, at: int, k: float) -> Score:
     return lambda task: task["mean"] - k * task[name][at] ** 2
 
 
-def _less_caution(weight: float) -> Score:
-    return lambda task: task["mean"] - weight * task["caution"]
+def _less_caution(at: int, weight: float) -> Score:
+    return lambda task: task["mean"] - weight * task["caution"][at]
 
 
 def _weights(name: str, at: int, less: Callable[[str, int, float], Score] = _less_std) -> dict[str, Score]:

@@ -239,7 +239,8 @@ def test_a_padding_token_that_the_model_does_not_embed_is_not_used():
 def test_a_callers_autocast_and_padding_of_its_tokenizer_change_nothing():
     tokenizer = tiny_tokenizer("llama")
     tokenizer(["able about", "able"], padding=True, truncation=True, max_length=4)
-    expected = policy().log_probabilities(SETS)
+    model = tiny_policy(dtype=torch.float32)
+    expected = policy(model=model).log_probabilities(SETS)
     with torch.autocast("cpu", dtype=torch.bfloat16), torch.inference_mode():
-        found = policy(tokenizer).log_probabilities(SETS)
+        found = policy(tokenizer, model).log_probabilities(SETS)
     torch.testing.assert_close(found, expected, rtol=0, atol=0)

@@ -51,6 +51,17 @@ def test_they_are_the_cosines_of_the_embeddings(encoder):
     assert six > otters
 
 
+def test_rounding_takes_them_neither_past_one_nor_from_it_on_the_diagonal(encoder, monkeypatch):
+    made = torch.randn(40, 384, generator=torch.Generator().manual_seed(0)).repeat(2, 1)
+    units = torch.nn.functional.normalize(made.double())
+    assert (units @ units.T).max() > 1
+    monkeypatch.setattr(encoder, "encoder", Recorded(encoder.encoder, lambda embeddings: made))
+    (found,) = encoder.similarities([Candidates("a", [str(i) for i in range(80)], where="row 1")])
+    assert found.max() == 1
+    assert found.diagonal().eq(1).all()
+    assert found.equal(found.T)
+
+
 def test_prompts_share_batches_and_equal_responses_are_encoded_once(encoder, monkeypatch):
     recorded = Recorded(encoder.encoder)
     monkeypatch.setattr(encoder, "encoder", recorded)

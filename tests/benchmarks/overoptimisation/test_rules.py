@@ -17,7 +17,7 @@ def made_task(seed, sign=1.0, n=40):
     relative = np.where(gold == 1, 0.5, 1.5) if sign > 0 else np.where(gold == 1, 1.5, 0.5)
     mean = lot.normal(size=n) + 3.0 * ((gold == 0) & (lot.random(n) < 0.1))
     task = {"gold": gold, "samples": np.arange(n), "mean": mean, "mbr": -relative, "best": -relative}
-    task["caution"] = relative
+    task["caution"] = np.stack([relative] * 3)
     task["draws"] = mean + relative * lot.normal(size=(8, n))
     for number in range(1, 5):
         task[f"member{number}"] = mean + number + relative * lot.normal(size=n)
@@ -55,6 +55,7 @@ def test_what_tells_right_from_wrong_gains_and_noise_does_not(structure):
     assert gain("ggn, relative std, k by tune_penalty") > 0.3
     assert gain("MBR") > 0.3
     assert gain("caution, λ tuned") > 0.3
+    assert gain("caution, λ and tokens tuned") > 0.3
     assert gain("prior alone, relative, k tuned") > 0.3
 
 
