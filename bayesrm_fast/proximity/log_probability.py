@@ -14,7 +14,7 @@ from bayesrm_fast.errors import InputError, named
 from bayesrm_fast.locks import lock_of
 from bayesrm_fast.text.batches import Collator, TokenBatch, plan_batches
 from bayesrm_fast.text.examples import TokenizedRow
-from bayesrm_fast.text.layouts import ASSISTANT, REPLY, is_dialogue
+from bayesrm_fast.text.layouts import as_continuation
 from bayesrm_fast.text.records import Candidates, Tools, candidate_sets
 from bayesrm_fast.text.texts import Text
 
@@ -189,7 +189,7 @@ class PolicyLogProbabilities:
         for i, response in enumerate(one.responses):
             where = f"{one.where}: responses[{i}]"
             if isinstance(one.prompt, str) and isinstance(response, str):
-                before, after = self._tokens(*_joined_plain(one.prompt, response), has_specials=False)
+                before, after = self._tokens(*as_continuation(one.prompt, response), has_specials=False)
             else:
                 prompt = self._rendered(one.prompt, one.tools, where)
                 before, after = self._tokens(prompt, _content(response, where), has_specials=True)
@@ -238,13 +238,6 @@ class PolicyLogProbabilities:
         if is_ignored:
             raise InputError(f"{where} has tools, which the policy's chat template leaves out")
         return text
-
-
-def _joined_plain(prompt: str, response: str) -> tuple[str, str]:
-    """Prompt and response, one after the other as they are; in a dialogue, who speaks belongs to the prompt."""
-    if is_dialogue(prompt) and response.startswith(ASSISTANT):
-        return prompt + REPLY, response.removeprefix(ASSISTANT)
-    return prompt, response
 
 
 def _content(response: Text, where: str) -> str:

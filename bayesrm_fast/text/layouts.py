@@ -81,6 +81,22 @@ def turns(dialogue: str) -> list[dict[str, str]]:
     ]
 
 
+def as_messages(prompt: Text, response: Text) -> tuple[list[Any], list[Any]]:
+    """The messages of a prompt and of its response, of which either may be a string."""
+    if isinstance(prompt, str) and isinstance(response, str) and response.startswith(ASSISTANT) and is_dialogue(prompt):
+        return turns(prompt), turns(response)
+    asked = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+    given = [{"role": "assistant", "content": response}] if isinstance(response, str) else list(response)
+    return asked, given
+
+
+def as_continuation(prompt: str, response: str) -> tuple[str, str]:
+    """The two as a policy writes one after the other, with nothing between; who speaks belongs to the prompt."""
+    if is_dialogue(prompt) and response.startswith(ASSISTANT):
+        return prompt + REPLY, response.removeprefix(ASSISTANT)
+    return prompt, response
+
+
 def _implied(responses: list[Text], names: Sequence[str], where: str) -> Separated:
     if _are_strings(responses):
         if all(map(is_dialogue, responses)):
