@@ -43,6 +43,8 @@ def test_the_commands_run(base_folder, tmp_path):
         "score",
         "best-of-n",
         "best-of-n",
+        "best-of-n",
+        "bonbon",
         "info",
     ]
     for line in lines:
