@@ -13,7 +13,7 @@ from bayesrm_fast.model.passes import Passes, Progress
 from bayesrm_fast.model.reward_model import RewardModel
 from bayesrm_fast.posterior.base import Posterior
 from bayesrm_fast.posterior.probit import probit_probability
-from bayesrm_fast.score.features import DifferenceCovariance, whitened_gradients
+from bayesrm_fast.score.features import DifferenceCovariance, Outside, whitened_gradients
 from bayesrm_fast.score.relative import Comparison, score_differences
 from bayesrm_fast.select.pairs import greedy_batch, label_information
 from bayesrm_fast.text.examples import TokenizedRow
@@ -23,10 +23,14 @@ from bayesrm_fast.text.records import Candidates, PreferencePair, pairs_within
 Strategy = Literal["information", "uncertainty", "random"]
 
 SHORTLIST = 2048
-"""Pairs that are looked at together, at least: 8,192 numbers for each of their responses, and 16 kB for each label."""
+"""Pairs that are looked at together, at least."""
 
 SHORTLIST_OF_A_CHOICE = 4
 """The same for each pair that is asked for, so that a large batch has something to choose among."""
+
+EXACT = 2**26
+"""Numbers of float32 gradients, 256 MB, that are kept as they are; more are sketched. Whatever memory is free, so that
+a batch is the same one on every machine."""
 
 CHUNK = 1024
 """Pairs of the pool that are scored at a time."""
@@ -278,7 +282,8 @@ def _jointly(passes: Passes, posterior: Posterior, kept: _Shortlist, count: int,
     kept.in_order_of_the_pool()
     rows, where = _distinct_rows(kept.pairs)
     first, second = torch.tensor(where, dtype=torch.int64, device="cpu").T
-    features = whitened_gradients(passes, rows, posterior, progress=progress)
+    outside: Outside = "exact" if len(rows) * posterior.parameters <= EXACT else "sketch"
+    features = whitened_gradients(passes, rows, posterior, outside, progress)
     _, mean, variance = kept.numbers
     covariance = DifferenceCovariance(features, first, second, variance)
     temperature = posterior.temperature
