@@ -22,6 +22,7 @@ from rich.table import Table
 
 from bayesrm_fast import BayesianRewardModel
 from bayesrm_fast.cli.terminal import quiet_transformers
+from bayesrm_fast.select.active import Strategy
 from bayesrm_fast.select.estimators import mean_and_standard_error
 from bayesrm_fast.train.adapter import TrainOptions, train_adapter
 from benchmarks import machine
@@ -29,7 +30,7 @@ from benchmarks.data import RESULTS, embedded_encoder
 from benchmarks.judged import alpaca_eval, preference_pairs
 
 TARGETS = ["query", "value"]
-STRATEGIES = ("random", "uncertainty", "information")
+STRATEGIES: tuple[Strategy, ...] = ("random", "uncertainty", "information")
 
 Pairs = list[dict[str, str]]
 

@@ -23,8 +23,8 @@ def label_information(mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]: 
     The label depends on the function through z alone, so that the mutual information of label and function is
     `H(E σ(z)) − E H(σ(z))` (Lindley, *On a measure of the information provided by an experiment*, 1956; Houlsby et al.,
     *Bayesian active learning for classification and preference learning*, 2011: BALD). By the trapezoid rule on a grid
-    of 65 points, over z's own density where that is narrow and over the logistic function where it is wide; either errs
-    by less than 1e-8.
+    of 97 points, over z's own density where that is narrow and over the logistic function where it is wide; either errs
+    by less than 1e-10.
 
     Args:
         mean, variance: of z, float64.
@@ -33,23 +33,25 @@ def label_information(mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]: 
         The information in nats, from 0 to log 2, which grows with the variance; and the expected Fisher information
         about z, `E[σ(z)(1 − σ(z))]`.
     """
-    grid = torch.arange(-32, 33, dtype=torch.float64, device="cpu")
-    mean = mean.abs()  # to the last digit the same whichever response comes first
+    grid = torch.linspace(-1, 1, 97, dtype=torch.float64, device="cpu")
+    mean = mean.abs()[:, None]  # to the last digit the same whichever response comes first
     std = variance.clamp(min=0).sqrt()[:, None]
-    own = grid / 4  # in standard deviations
+    own = 8 * grid  # in standard deviations of z
     weight = torch.exp(-own.square() / 2)
     weight /= weight.sum()
-    narrow = torch.sigmoid(mean[:, None] + std * own)
-    # z > −ε with a logistic ε decides the label.
-    wide = torch.sigmoid(grid)
+    narrow = torch.sigmoid(mean + std * own)
+    noise = 32 * grid  # the label is yes where z is above a logistic variable
+    wide = torch.sigmoid(noise)
     logistic = wide * (1 - wide)
+    logistic /= logistic.sum()
     spread = std.clamp(min=WIDE)
-    distance = (grid - mean[:, None]) / spread
-    density = torch.exp(-distance.square() / 2) / (spread * math.sqrt(2 * math.pi))
+    above = torch.special.ndtr((mean + noise) / spread)
+    density = torch.exp(-((noise - mean) / spread).square() / 2) / (spread * math.sqrt(2 * math.pi))
     is_wide = std[:, 0] > WIDE
-    above = torch.special.ndtr((mean[:, None] + grid) / spread)
-    probability = torch.where(is_wide, above @ (logistic / logistic.sum()), narrow @ weight)
-    given_z = torch.where(is_wide, density @ label_entropy(wide), label_entropy(narrow) @ weight)
+    probability = torch.where(is_wide, above @ logistic, narrow @ weight)
+    given_z = torch.where(
+        is_wide, density @ label_entropy(wide) * (noise[1] - noise[0]), label_entropy(narrow) @ weight
+    )
     fisher = torch.where(is_wide, density @ logistic, (narrow * (1 - narrow)) @ weight)
     information = (label_entropy(probability) - given_z).clamp(min=0)
     return torch.where(variance > 0, information, 0.0), fisher

@@ -280,7 +280,7 @@ def iter_pools(rows: Iterable[Any], source: str = "pairs") -> Iterator[Preferenc
     if first is None:
         raise InputError(f"{source}: there are no rows")
     rows = itertools.chain([first], given)
-    if not isinstance(first, Candidates) and not (isinstance(first, Mapping) and "responses" in first):
+    if "responses" not in _Row(first, ("prompt", "chosen", "rejected"), f"{source}, row 1").columns:
         yield from iter_preference_pairs(rows, source)
         return
     for one in iter_candidate_sets(rows, source):
