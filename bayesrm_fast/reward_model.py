@@ -32,6 +32,7 @@ from bayesrm_fast.text.records import (
     PreferencePair,
     checked_rows,
     iter_pools,
+    pairs_within,
     pairs_within_prompts,
     preference_pairs,
 )
@@ -240,7 +241,9 @@ class BayesianRewardModel(FittedRewardModel):
             InputError: rows that cannot be read, a pool smaller than `count`, or an unknown strategy.
         """
         plan = SelectionPlan(count, strategy, seed, shortlist)
-        return select_pairs(self, self.passes(), self.fitted, list(iter_pools(pairs)), plan, progress)
+        records = list(iter_pools(pairs))
+        pool = sum(map(pairs_within, records))
+        return select_pairs(self, self.passes(), self.fitted, records, pool, plan, progress)
 
     def _options(self, options: FitOptions | None, named: dict[str, Any], is_labelled: bool) -> FitOptions:
         """What is asked for, with this model's default for λ."""

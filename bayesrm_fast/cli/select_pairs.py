@@ -46,13 +46,13 @@ def select_pairs(
     plan = SelectionPlan(count, cast("Strategy", strategy), seed, shortlist)
     check_output(output, input_file, model)
     sha256 = file_sha256(input_file)
-    pool = sum(pairs_within(one) for one in iter_pools(_with_free_columns(input_file), str(input_file)))
+    pool = sum(map(pairs_within, iter_pools(_with_free_columns(input_file), str(input_file))))
     plan.check_pool(pool)
     with one_writer(output, "run"):
         loaded = load_fitted(model, max_batch_tokens)
         records = iter_pools(iter_rows(input_file), str(input_file))
         with exclusively(loaded.model), progress_bar("selecting") as tell:
-            selected = selected_from(loaded, loaded.passes(), loaded.fitted, records, plan, tell, pool=pool)
+            selected = selected_from(loaded, loaded.passes(), loaded.fitted, records, pool, plan, tell)
         rows = _rows_of(selected, input_file)
         check_unchanged(input_file, sha256)
         write_rows(output, rows)

@@ -18,7 +18,7 @@ from bayesrm_fast.score.relative import Comparison, score_differences
 from bayesrm_fast.select.pairs import greedy_batch, label_information
 from bayesrm_fast.text.examples import TokenizedRow
 from bayesrm_fast.text.prefetching import prefetched
-from bayesrm_fast.text.records import Candidates, PreferencePair, pairs_within
+from bayesrm_fast.text.records import Candidates, PreferencePair
 
 Strategy = Literal["information", "uncertainty", "random"]
 
@@ -176,10 +176,9 @@ def select_pairs(
     passes: Passes,
     posterior: Posterior,
     records: Iterable[PreferencePair | Candidates],
+    pool: int,
     plan: SelectionPlan,
     progress: Progress | None = None,
-    *,
-    pool: int | None = None,
 ) -> SelectedPairs:
     """The batch of a pool, whose rows are read once and not kept.
 
@@ -190,18 +189,15 @@ def select_pairs(
         model: that tokenizes.
         passes: of the same model.
         posterior: on the device of the passes.
-        records: the pool; a list, unless its size is given.
+        records: the pool.
+        pool: how many pairs they hold.
         plan: what is asked for.
         progress: told the pairs done and their total.
-        pool: how many pairs the records hold.
 
     Raises:
         InputError: a pool with fewer pairs than are asked for, text that cannot be written as a row, or a reward or
             variance that is NaN or infinite, by its row.
     """
-    if pool is None:
-        records = list(records)
-        pool = sum(pairs_within(one) for one in records)
     plan.check_pool(pool)
     tell: Progress = progress or (lambda done, total: None)
     kept = _Shortlist(plan.kept)
