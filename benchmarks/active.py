@@ -105,7 +105,7 @@ def one_seed(scale: Scale, seed: int, console: Console) -> dict[str, list[Round]
     start = random.Random(seed).sample(pool, scale.labels[0])
     first = trained(start, scale, seed)
     beginning = told(first, start, held_out)
-    found = {}
+    found: dict[str, list[Round]] = {}
     for strategy in STRATEGIES:
         rm, labelled, rounds = first, list(start), [beginning]
         for labels in scale.labels[1:]:

@@ -1,6 +1,7 @@
 """The batch of a pool that a labeller should judge next."""
 
 import dataclasses
+import weakref
 
 import numpy as np
 import pytest
@@ -151,6 +152,25 @@ def test_a_choice_does_not_depend_on_how_the_pool_is_read(rm, monkeypatch, chunk
     monkeypatch.setattr(active, "ROWS_TOKENIZED", 2)
     assert_same_choice(rm.select_pairs(iter([PreferencePair(**pair) for pair in POOL]), 8), expected[0])
     assert_same_choice(rm.select_pairs(SETS, 8), expected[1])
+
+
+def test_a_pool_is_read_as_it_is_scored_and_not_kept(rm, monkeypatch):
+    monkeypatch.setattr(active, "CHUNK", 4)
+    monkeypatch.setattr(active, "ROWS_TOKENIZED", 2)
+    records, held = weakref.WeakSet(), []
+
+    def read():
+        for pair in tiny_pairs(60, seed=300):
+            record = PreferencePair(**pair)
+            records.add(record)
+            yield record
+
+    score = active.score_differences
+    monkeypatch.setattr(active, "score_differences", lambda *given: held.append(len(records)) or score(*given))
+    plan = active.SelectionPlan(3, shortlist=5)
+    active.select_pairs(rm, rm.passes(), rm.fitted, read(), 60, plan)
+    assert len(held) == 15
+    assert max(held) <= 4  # those that are tokenized, and the one before
 
 
 def test_what_a_shortlist_leaves_out_bounds_where_the_batch_may_differ(rm, monkeypatch):
