@@ -159,15 +159,7 @@ class _Shortlist:
         order = self.numbers[0].argsort(descending=True, stable=True)
         if len(order) > self.most:
             self.left_out = max(self.left_out, float(self.numbers[0, order[self.most]]))
-        self._take(order[: self.most])
-
-    def in_order_of_the_pool(self) -> None:
-        """Arrange the pairs so that the lower one of equals is the one that comes first in the pool."""
-        places = [(pair.row, pair.first, pair.second) for pair in self.pairs]
-        order = sorted(range(len(places)), key=places.__getitem__)
-        self._take(torch.tensor(order, dtype=torch.int64, device="cpu"))
-
-    def _take(self, order: Tensor) -> None:
+        order = order[: self.most]
         self.pairs, self.numbers = [self.pairs[i] for i in order.tolist()], self.numbers[:, order]
 
 
@@ -263,11 +255,10 @@ def _distinct_rows(pairs: Sequence[_PoolPair]) -> tuple[list[TokenizedRow], list
 def _scored(
     passes: Passes, pairs: Sequence[_PoolPair], posterior: Posterior, progress: Progress | None = None
 ) -> tuple[Tensor, Tensor]:  # shapes: (M,), (M,)
-    """Means and variances of the pairs' differences, float64; those of equal responses are 0 to the last digit."""
+    """Means and variances of the pairs' differences, float64; those of equal responses are exactly 0."""
     rows, where = _distinct_rows(pairs)
     found = score_differences(passes, rows, [Comparison([a], [b]) for a, b in where], posterior, progress)
-    differ = torch.tensor([not pair.is_equal for pair in pairs], dtype=torch.float64, device="cpu")
-    return found.mean.double() * differ, found.variance.double() * differ
+    return found.mean.double(), found.variance.double()
 
 
 def _information(mean: Tensor, variance: Tensor, temperature: float) -> Tensor:
@@ -275,7 +266,6 @@ def _information(mean: Tensor, variance: Tensor, temperature: float) -> Tensor:
 
 
 def _jointly(passes: Passes, posterior: Posterior, kept: _Shortlist, count: int, progress: Progress) -> SelectedPairs:
-    kept.in_order_of_the_pool()
     rows, where = _distinct_rows(kept.pairs)
     first, second = torch.tensor(where, dtype=torch.int64, device="cpu").T
     outside: Outside = "exact" if len(rows) * posterior.parameters <= EXACT else "sketch"

@@ -48,7 +48,7 @@ def label_information(mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]: 
     above = torch.special.ndtr((mean + noise) / spread)
     density = torch.exp(-((noise - mean) / spread).square() / 2) / (spread * math.sqrt(2 * math.pi))
     is_wide = std[:, 0] > WIDE
-    probability = torch.where(is_wide, above @ logistic, narrow @ weight)
+    probability = torch.where(is_wide, above @ logistic, narrow @ weight).clamp(max=1)
     given_z = torch.where(
         is_wide, density @ label_entropy(wide) * (noise[1] - noise[0]), label_entropy(narrow) @ weight
     )

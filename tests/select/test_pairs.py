@@ -84,8 +84,13 @@ def test_of_equals_the_lower_one_comes_first_and_those_that_say_nothing_last():
     chosen, told = greedy([0.0] * 5, covariance, 5)
     assert chosen == [1, 2, 4, 0, 3]
     assert told[3:] == [0.0, 0.0]
-    # One that says less than float64 can tell comes before one that says nothing.
-    assert greedy([0.0, 500.0], torch.diag(doubles([0.0, 1.0])), 2)[0] == [1, 0]
+
+
+def test_one_that_says_less_than_float64_can_tell_comes_before_one_that_says_nothing():
+    mean = torch.linspace(0, 60, 61, dtype=torch.float64)
+    information = label_information(mean, torch.full_like(mean, 1e-30))[0]
+    at = float(mean[int((information == 0).nonzero()[0])])
+    assert greedy([at, at], torch.diag(doubles([0.0, 1e-30])), 2) == ([1, 0], [0.0, 0.0])
 
 
 def test_a_pool_of_one():
