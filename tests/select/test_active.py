@@ -145,6 +145,14 @@ def test_any_two_responses_of_a_row_are_a_pair(rm):
         assert_same_choice(rm.select_pairs(given, 10), dataclasses.replace(expected, pairs=renamed))
 
 
+def test_a_response_that_is_in_several_pairs_is_run_once(rm, monkeypatch):
+    run = []
+    gather = active.whitened_gradients
+    monkeypatch.setattr(active, "whitened_gradients", lambda p, rows, *rest: run.append(rows) or gather(p, rows, *rest))
+    rm.select_pairs(SETS, 3)
+    assert [len(rows) for rows in run] == [12]
+
+
 @pytest.mark.parametrize("chunk", [1, 7])
 def test_a_choice_does_not_depend_on_how_the_pool_is_read(rm, monkeypatch, chunk):
     expected = rm.select_pairs(POOL, 8), rm.select_pairs(SETS, 8)
