@@ -66,7 +66,7 @@ def test_the_module_runs_as_the_command():
 
 
 def test_the_commands_are_these():
-    assert list(COMMANDS) == ["train", "fit", "calibrate", "score", "best-of-n", "bonbon", "info"]
+    assert list(COMMANDS) == ["train", "fit", "calibrate", "score", "best-of-n", "bonbon", "select-pairs", "info"]
 
 
 @pytest.mark.parametrize("name", COMMANDS)

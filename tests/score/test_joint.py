@@ -165,7 +165,7 @@ def test_a_sketched_covariance_errs_as_it_says(rm, width, monkeypatch):
 
 
 def test_what_does_not_fit_is_sketched_by_itself(rm, monkeypatch):
-    monkeypatch.setattr("bayesrm_fast.score.joint.free_bytes", lambda _: 1000)
+    monkeypatch.setattr("bayesrm_fast.score.features.free_bytes", lambda _: 1000)
     assert rm.covariance("about art", RESPONSES[:3]).sketch_error is not None
     with pytest.raises(InputError, match="outside must be one of"):
         rm.covariance("about art", RESPONSES[:3], outside="some")
