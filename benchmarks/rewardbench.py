@@ -162,7 +162,7 @@ def main(
         "report": asdict(told),
     }
     (output / f"rewardbench{suffix}.json").write_text(json.dumps(results, indent=1) + "\n")
-    _show(results["report"])
+    _show(asdict(told))
 
 
 def _show(told: dict[str, Any]) -> None:

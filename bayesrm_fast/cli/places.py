@@ -41,9 +41,9 @@ def check_writable(output: Path, input_file: Path, model: Path) -> None:
 
 
 def check_outside(output: Path, model: Path) -> None:
-    """Raise InputError where a file or folder, which need not be there yet, is in the model's folder."""
-    places = [place for place in (output.resolve(), *output.resolve().parents) if place.is_dir()]
-    if model.is_dir() and any(place.samefile(model) for place in places):
+    """Raise InputError where a file is in the model's folder, be it there yet or not."""
+    folder = output.absolute().parent.resolve()
+    if model.is_dir() and any(place.is_dir() and place.samefile(model) for place in (folder, *folder.parents)):
         raise InputError(f"{output} is in the model's folder: give a place outside it")
 
 

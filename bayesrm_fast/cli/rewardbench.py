@@ -51,7 +51,7 @@ def rewardbench(
     known_as = _checked_name(name or model.resolve().name)
     files = _files(output, known_as)
     check_folder(output)
-    check_outside(output, model)
+    check_outside(files[ROWS], model)
     if figure is not None:
         check_plot(figure)
         check_apart(figure, [data], "the input")

@@ -198,7 +198,8 @@ def _domains(version: int, rows: Sequence[ScoredRow], temperature: float, in_dom
         return None  # one of the two is Ties alone
     made = decisions(version, [*inside, *outside], temperature)
     assert made is not None
-    is_outside = torch.arange(len(made.is_right), device="cpu") >= figures[0].decided
+    numbers = torch.arange(len(made.is_right), dtype=torch.int64, device="cpu")
+    is_outside = numbers >= figures[0].decided
     return Domains(
         list(in_domain), figures[0], figures[1], auroc(made.std, is_outside), auroc(-made.margin, is_outside)
     )

@@ -66,7 +66,7 @@ def test_the_module_runs_as_the_command():
 
 
 def test_the_commands_are_these():
-    assert list(COMMANDS) == ["train", "fit", "calibrate", "score", "best-of-n", "info"]
+    assert list(COMMANDS) == ["train", "fit", "calibrate", "score", "best-of-n", "rewardbench", "info"]
 
 
 @pytest.mark.parametrize("name", COMMANDS)
