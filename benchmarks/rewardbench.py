@@ -53,7 +53,7 @@ RESAMPLES = 1000
 
 @dataclass(frozen=True)
 class Scale:
-    """How large a run is."""
+    """How large a run is; of `held_out_pairs` and `rows_of_a_subset` there may be fewer."""
 
     train_pairs: int
     calibration_pairs: int
