@@ -12,6 +12,7 @@ from bayesrm_fast.fitted_model import FittedRewardModel
 from bayesrm_fast.model.exclusive import exclusive
 from bayesrm_fast.model.passes import Progress
 from bayesrm_fast.posterior.base import PenaltyChoice
+from bayesrm_fast.select.active import SelectedPairs, SelectionPlan, Strategy, select_pairs
 from bayesrm_fast.select.advice import Advice, advise
 from bayesrm_fast.select.choice import BestOfN, check_needs, choose_each, know_each
 from bayesrm_fast.select.hedged_rules import HEDGING_DRAWS, HedgedRule, checked_hedging, hedged
@@ -30,7 +31,15 @@ from bayesrm_fast.select.tuning import (
     tuned_by_gold,
     tuned_by_pairs,
 )
-from bayesrm_fast.text.records import Candidates, PreferencePair, as_rows, candidate_sets, preference_pairs
+from bayesrm_fast.text.records import (
+    Candidates,
+    PreferencePair,
+    as_rows,
+    candidate_sets,
+    iter_pools,
+    pairs_within,
+    preference_pairs,
+)
 from bayesrm_fast.text.texts import Text, key_of
 
 
@@ -285,6 +294,38 @@ class ChoosingRewardModel(FittedRewardModel):
                 if known.joint is not None
             ]
         return hedged(asked, pools, aversion)
+
+    @exclusive
+    def select_pairs(
+        self,
+        pairs: Iterable[Any],
+        count: int,
+        *,
+        strategy: Strategy = "information",
+        seed: int = 0,
+        shortlist: int | None = None,
+        progress: Progress | None = None,
+    ) -> SelectedPairs:
+        """The pairs that a labeller should judge next, of a pool that nobody has judged (docs/select_pairs.md).
+
+        Args:
+            pairs: mappings with `prompt`, `chosen` and `rejected`, whose order says nothing, or with `prompt` and
+                `responses`, any two of which are a pair; the first row says which.
+            count: how many, no more than the pool holds.
+            strategy: "information" for the batch whose labels together say most about the reward function;
+                "uncertainty" for the largest stds, each by itself; "random".
+            seed: of "random".
+            shortlist: how many pairs of the largest information are looked at together; the batch is chosen among
+                them. Default: 2,048, or four times `count` where that is more.
+            progress: told the pairs done and their total.
+
+        Raises:
+            InputError: rows that cannot be read, a pool smaller than `count`, or an unknown strategy.
+        """
+        plan = SelectionPlan(count, strategy, seed, shortlist)
+        records = list(iter_pools(pairs))
+        pool = sum(map(pairs_within, records))
+        return select_pairs(self, self.passes(), self.fitted, records, pool, plan, progress)
 
     def _judged(
         self, rule: Rule, sets: Sequence[Candidates], relative: bool, progress: Progress | None

@@ -26,13 +26,10 @@ from bayesrm_fast.posterior.base import ModelRecord, Posterior
 from bayesrm_fast.saved.folders import save_folder
 from bayesrm_fast.saved.models import add_adapter, check_restorable
 from bayesrm_fast.saved.reward_models import SavedFit, load_reward_model, read_fit
-from bayesrm_fast.select.active import SelectedPairs, SelectionPlan, Strategy, select_pairs
 from bayesrm_fast.text.examples import TokenizedPair
 from bayesrm_fast.text.records import (
     PreferencePair,
     checked_rows,
-    iter_pools,
-    pairs_within,
     pairs_within_prompts,
     preference_pairs,
 )
@@ -212,38 +209,6 @@ class BayesianRewardModel(ChoosingRewardModel):
         options = self._options(options, named, is_labelled=False)
         pairs = pairs_within_prompts(*checked_rows(prompts, responses))
         return self._fit(pairs, None, options, is_labelled=False, progress=progress)
-
-    @exclusive
-    def select_pairs(
-        self,
-        pairs: Iterable[Any],
-        count: int,
-        *,
-        strategy: Strategy = "information",
-        seed: int = 0,
-        shortlist: int | None = None,
-        progress: Progress | None = None,
-    ) -> SelectedPairs:
-        """The pairs that a labeller should judge next, of a pool that nobody has judged (docs/select_pairs.md).
-
-        Args:
-            pairs: mappings with `prompt`, `chosen` and `rejected`, whose order says nothing, or with `prompt` and
-                `responses`, any two of which are a pair; the first row says which.
-            count: how many, no more than the pool holds.
-            strategy: "information" for the batch whose labels together say most about the reward function;
-                "uncertainty" for the largest stds, each by itself; "random".
-            seed: of "random".
-            shortlist: how many pairs of the largest information are looked at together; the batch is chosen among
-                them. Default: 2,048, or four times `count` where that is more.
-            progress: told the pairs done and their total.
-
-        Raises:
-            InputError: rows that cannot be read, a pool smaller than `count`, or an unknown strategy.
-        """
-        plan = SelectionPlan(count, strategy, seed, shortlist)
-        records = list(iter_pools(pairs))
-        pool = sum(map(pairs_within, records))
-        return select_pairs(self, self.passes(), self.fitted, records, pool, plan, progress)
 
     def _options(self, options: FitOptions | None, named: dict[str, Any], is_labelled: bool) -> FitOptions:
         """What is asked for, with this model's default for λ."""
