@@ -13,7 +13,7 @@ from bayesrm_fast.model.token_budget import free_bytes
 from bayesrm_fast.posterior.base import Posterior
 from bayesrm_fast.posterior.probit import probit_probability
 from bayesrm_fast.score.sketch import feature_sketch
-from bayesrm_fast.text.examples import TokenizedRow
+from bayesrm_fast.text.examples import TokenizedRow, distinct
 
 Outside = Literal["auto", "exact", "sketch"]
 
@@ -62,6 +62,8 @@ class JointRewards:
         rows = self.covariance.double()
         centred = rows - rows.mean(0)
         centred = centred - centred.mean(1, keepdim=True)
+        # Of candidates that hardly differ nothing but rounding is left, of either sign.
+        centred.diagonal().clamp_(min=0)
         return replace(self, mean=(mean - mean.mean()).to(self.mean), covariance=centred.to(self.covariance))
 
     def at(self, positions: Tensor) -> "JointRewards":  # shape: (m,)
@@ -168,7 +170,8 @@ def joint_rewards(
     """The joint posterior of the rows' rewards.
 
     The covariance is the sum of inner products of whitened gradients. Their part in the posterior's bases is a few
-    numbers each; the part outside is as many as the posterior has weights, kept as they are or sketched.
+    numbers each; the part outside is as many as the posterior has weights, kept as they are or sketched. Of equal rows
+    it is computed once, so that they are equal to the last digit.
 
     Args:
         passes: the model.
@@ -182,15 +185,17 @@ def joint_rewards(
     """
     if outside not in get_args(Outside):
         raise InputError(f"outside must be one of {', '.join(get_args(Outside))}, not {outside!r}")
+    first, where = distinct(rows)
+    unique = [rows[i] for i in first]
     if outside == "auto":
-        numbers = len(rows) * posterior.parameters * passes.tapped.gradient_dtype.itemsize
+        numbers = len(unique) * posterior.parameters * passes.tapped.gradient_dtype.itemsize
         outside = "exact" if numbers <= SHARE_FOR_FEATURES * free_bytes(torch.device("cpu")) else "sketch"
     order: list[int] = []
     means: list[Tensor] = []
     inside: list[dict[str, Tensor]] = []
     kept: list[dict[str, Tensor]] = []
     sketches: list[tuple[Tensor, Tensor]] = []
-    for batch in passes.over(rows, unit_cotangent, posterior.feature_consumer):
+    for batch in passes.over(unique, unit_cotangent, posterior.feature_consumer):
         order += batch.positions
         means.append(batch.rewards.cpu())
         few, many = batch.consumer.features()
@@ -209,7 +214,7 @@ def joint_rewards(
         error = float((1 / ratio - 1)[exact > 0].square().mean().sqrt())
         sketched *= ratio.sqrt()[:, None]
         covariance += sketched @ sketched.T
-    back = torch.tensor(order, dtype=torch.int64, device="cpu").argsort()
+    back = torch.tensor(order, dtype=torch.int64, device="cpu").argsort()[where]
     truncated = torch.tensor([row.truncated for row in rows], dtype=torch.bool, device="cpu")
     mean = torch.cat(means)[back]
     covariance = covariance[back][:, back].to(mean)
