@@ -1,7 +1,7 @@
 """Rules by name, and as objects of JSON: for the command line, for servers and for records."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import fields, is_dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -30,6 +30,7 @@ from bayesrm_fast.select.stochastic import (
     SoftBestOfN,
     TopShare,
 )
+from bayesrm_fast.text.texts import described
 
 RULES: dict[str, Callable[..., Rule]] = {
     "mean": MeanReward,
@@ -87,7 +88,10 @@ def description_of(rule: Rule) -> dict[str, Any]:
     Raises:
         InputError: a rule that has no name.
     """
+    # One value has one description, by which a resumed run is known, whether it was given as 1 or as 1.0.
+    floats: set[str] = {field.name for field in fields(rule) if field.type is float} if is_dataclass(rule) else set()
     own = {name: getattr(rule, name) for name in parameters_of(rule)}
+    own |= {name: float(own[name]) for name in floats}
     if isinstance(rule, PenalisedReward):
         name = own.pop("penalty")
     elif type(rule) in _NAMES:
@@ -115,7 +119,8 @@ def _all_names() -> str:
 
 def _maker(name: Any) -> Callable[..., Rule]:
     if not isinstance(name, str) or name not in RULES:
-        raise InputError(f"rule must be one of {_all_names()}, not {name!r}")
+        given = repr(name) if isinstance(name, str) else described(name)
+        raise InputError(f"rule must be one of {_all_names()}, a description or a Rule, not {given}")
     return RULES[name]
 
 
