@@ -46,7 +46,7 @@ def bonbon(
     used = choosing.of(loaded)
     complete = Completion(choosing)
     options = {"max_batch_tokens": max_batch_tokens, **choosing.options(used)}
-    job = job_of(loaded, sha256, {"command": "bonbon", **options})
+    job = job_of(loaded, sha256, {"command": "bonbon", **options, **complete.weights})
     pairs_of_n: Counter[int] = Counter()
     sets = _sets_of_two_or_more(input_file)
     with ResumableOutput(output, job, sets, resume) as results, progress_bar("choosing") as tell:

@@ -11,7 +11,7 @@ from bayesrm_fast.model.passes import Passes, check_finite_variances
 from bayesrm_fast.posterior.base import Posterior
 from bayesrm_fast.posterior.probit import label_entropy, probit_probability
 from bayesrm_fast.score.features import Outside, whitened_gradients
-from bayesrm_fast.text.examples import TokenizedRow
+from bayesrm_fast.text.examples import TokenizedRow, distinct
 
 DRAWS = 65_536
 """Of the joint posterior. A probability near ½ is then known to 0.002."""
@@ -55,6 +55,8 @@ class JointRewards:
         rows = self.covariance.double()
         centred = rows - rows.mean(0)
         centred = centred - centred.mean(1, keepdim=True)
+        # Of candidates that hardly differ nothing but rounding is left, of either sign.
+        centred.diagonal().clamp_(min=0)
         return replace(self, mean=(mean - mean.mean()).to(self.mean), covariance=centred.to(self.covariance))
 
     def at(self, positions: Tensor) -> "JointRewards":  # shape: (m,)
@@ -160,14 +162,16 @@ def joint_rewards(
 ) -> JointRewards:
     """The joint posterior of the rows' rewards.
 
-    The covariance is the inner products of whitened gradients; arguments as for `whitened_gradients`.
+    The covariance is the inner products of whitened gradients; arguments as for `whitened_gradients`. Of equal rows they
+    are computed once, so that those are equal to the last digit.
 
     Raises:
         InputError: an unknown `outside`, or a reward or a variance that is NaN or infinite, by its row.
     """
-    features = whitened_gradients(passes, rows, posterior, outside)
+    first, where = distinct(rows)
+    features = whitened_gradients(passes, [rows[i] for i in first], posterior, outside)
     covariance, error = features.covariance()
-    covariance = covariance.to(features.mean)
+    mean, covariance = features.mean[where], covariance[where][:, where].to(features.mean)
     check_finite_variances(covariance.diagonal(), rows)
     truncated = torch.tensor([row.truncated for row in rows], dtype=torch.bool, device="cpu")
-    return JointRewards(features.mean, covariance, truncated, error, posterior.temperature)
+    return JointRewards(mean, covariance, truncated, error, posterior.temperature)

@@ -146,17 +146,18 @@ def _repeated(prompt: Text, conversation: Sequence[Any]) -> int:
     """Messages up to the end of a prompt that a whole conversation repeats; 0 where it does not."""
     if conversation[0]["role"] in ANSWERING:
         return 0
-    found: list[Any] = [_without_spacing(message) for message in conversation]
+    found: list[Any] = [without_spacing(message) for message in conversation]
     if isinstance(prompt, str):  # whatever the role of who asks is called
         wanted: list[Any] = [prompt.split()]
         found = [None if message["role"] in ANSWERING else message["content"] for message in found]
     else:
-        wanted = [_without_spacing(dict(message)) for message in prompt]
+        wanted = [without_spacing(dict(message)) for message in prompt]
     ends = range(len(wanted), len(found))
     return next((end for end in ends if found[end - len(wanted) : end] == wanted), 0)
 
 
-def _without_spacing(message: dict[str, Any]) -> dict[str, Any]:
+def without_spacing(message: dict[str, Any]) -> dict[str, Any]:
+    """A message with the words of its content, by which it is known again."""
     return message | {"content": (message.get("content") or "").split()}
 
 
