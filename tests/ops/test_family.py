@@ -8,7 +8,19 @@ import warnings
 import pytest
 import torch
 from cases import CASES
-from formulas import BUDGET, almost_inside, close, formulas, inputs, made
+from formulas import (
+    BUDGET,
+    almost_inside,
+    close,
+    formulas,
+    ggn_almost_inside,
+    ggn_close,
+    ggn_formulas,
+    ggn_inputs,
+    ggn_outside,
+    inputs,
+    made,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch_states import STATES
@@ -17,10 +29,12 @@ from bayesrm_fast import ops
 from bayesrm_fast.ops.backends import BACKENDS, PREFERENCE, choose, refusal, use_backend
 
 OPERATORS = {
-    "kron_variance": lambda a: a,
-    "kron_project": lambda a: a[:5],
-    "segment_outer": lambda a: a[:3],
+    "kron_variance": inputs,
+    "kron_project": lambda *a: inputs(*a)[:5],
+    "ggn_project": ggn_inputs,
+    "segment_outer": lambda *a: inputs(*a)[:3],
 }
+"""The arguments of each for a case and a dtype."""
 
 
 @pytest.fixture(params=[*PREFERENCE["cpu"], "triton"])
@@ -85,6 +99,26 @@ def test_kron_variance(backend, case, dtype):
         assert (found >= 0).all()
 
 
+@pytest.mark.parametrize("basis_dtype", [None, torch.bfloat16], ids=["as computed", "bfloat16"])
+@pytest.mark.parametrize("dtype", BUDGET, ids=str)
+@pytest.mark.parametrize("case", CASES)
+def test_ggn_project(backend, case, dtype, basis_dtype):
+    arguments = ggn_inputs(case, dtype, basis_dtype)
+    if served(backend, "ggn_project", arguments):
+        ggn_close(ops.ggn_project(*arguments), ggn_formulas(*arguments), dtype)
+
+
+@pytest.mark.parametrize("directions", [1, 16])
+@pytest.mark.parametrize("basis_dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("dtype", "relative"), [(torch.float32, 1e-4), (torch.bfloat16, 1e-2)], ids=str)
+def test_a_gradient_almost_inside_the_directions_keeps_its_digits(backend, dtype, relative, basis_dtype, directions):
+    """Sums in float32 fail this, and so do exact ones that are rounded to it."""
+    arguments, exact = ggn_almost_inside(dtype, basis_dtype, directions)
+    if served(backend, "ggn_project", arguments):
+        found = ggn_outside(*ops.ggn_project(*arguments), arguments[-1])
+        assert found.item() == pytest.approx(exact, rel=relative)
+
+
 @pytest.mark.parametrize("dtype", BUDGET, ids=str)
 @pytest.mark.parametrize("state", STATES)
 def test_no_state_of_torch_changes_a_result(backend, state, dtype):
@@ -93,13 +127,13 @@ def test_no_state_of_torch_changes_a_result(backend, state, dtype):
     if is_slow and dtype != torch.float32:
         pytest.skip("the launcher's own memory is in float32 whatever the inputs are")
     for case in ("ragged",) if is_slow else ("ragged", "no basis", "no segments", "many rows"):
-        arguments = inputs(case, dtype)
-        for operation, argued in OPERATORS.items():
-            if refusal(backend, operation, argued(arguments)) is None:
+        for operation, make in OPERATORS.items():
+            arguments = make(case, dtype)
+            if refusal(backend, operation, arguments) is None:
                 run = getattr(ops, operation)
-                expected = run(*argued(arguments))
+                expected = run(*arguments)
                 with STATES[state]():
-                    found = run(*argued(arguments))
+                    found = run(*arguments)
                 torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
@@ -198,11 +232,24 @@ def test_what_does_not_fit_is_named(change, message):
         ops.kron_variance(**arguments)
 
 
+@pytest.mark.parametrize(
+    ("bases", "message"),
+    [
+        (torch.zeros(5, 4, 32), r"bases must have shape \[\*, 4, 33\], not \[5, 4, 32\]"),
+        (torch.zeros(5, 4, 33, dtype=torch.int8), "bases must be floating point"),
+        (torch.zeros(5, 4, 33, device="meta"), "bases must be on cpu, where p is, not on meta"),
+    ],
+)
+def test_bases_that_do_not_fit_are_named(bases, message):
+    with pytest.raises(ValueError, match=message):
+        ops.ggn_project(*inputs("ragged", torch.float32)[:3], bases)
+
+
 @pytest.mark.parametrize("case", ["ragged", "no segments"])
 @pytest.mark.parametrize("operation", OPERATORS)
 def test_opcheck(operation, case):
     operator = getattr(torch.ops.bayesrm_fast, operation).default
-    torch.library.opcheck(operator, OPERATORS[operation](inputs(case, torch.float32)))
+    torch.library.opcheck(operator, OPERATORS[operation](case, torch.float32))
 
 
 def test_compiled_without_a_break():

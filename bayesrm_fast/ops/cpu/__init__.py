@@ -13,6 +13,8 @@ def unavailable() -> str | None:
 
 def refuses(operation: str, tensors: tuple[Tensor, ...]) -> str | None:
     """Why this call is not served; None where it is."""
+    if operation == "ggn_project":
+        return "it does not serve ggn_project yet"
     if any(tensor.device.type != "cpu" for tensor in tensors):
         return "it serves CPU tensors"
     p, q, _, *constants = tensors
