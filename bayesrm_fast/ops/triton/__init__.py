@@ -24,8 +24,6 @@ def unavailable() -> str | None:
 
 def refuses(operation: str, tensors: tuple[Tensor, ...]) -> str | None:
     """Why this call is not served; None where it is."""
-    if operation == "ggn_project":
-        return "it serves kron_variance, kron_project and segment_outer"
     device = "cpu" if _INTERPRETED else "cuda"
     if any(tensor.device.type != device for tensor in tensors):
         return f"it serves {device} tensors here"

@@ -21,8 +21,8 @@ def widens(p: torch.dtype, q: torch.dtype) -> bool:
     return p != q or q == torch.float32
 
 
-def needs_second_pass(q: torch.dtype) -> bool:
-    """Whether q can lie closer to span(U) than a difference of norms can tell."""
+def needs_digits(q: torch.dtype) -> bool:
+    """Whether q can lie closer to a subspace than a difference of float32 norms can tell."""
     return q != torch.bfloat16
 
 
@@ -81,3 +81,36 @@ def tiles(r: int, d: int, k: int, itemsize: int, chip: Chip, second_pass: bool =
         if refused is None:
             return found
     raise ValueError(refused)
+
+
+FEWEST_IN_A_GROUP = 4
+"""Segments; of fewer the bases are read once for each, from the second-level cache but for the first."""
+
+
+@dataclass(frozen=True)
+class GgnTiles:
+    """How a kernel of `ggn_project` is compiled."""
+
+    segments: int
+    rows: int  # of the gradient
+    bases: int
+    tokens: int
+    columns: int  # of q
+    warps: int
+    stages: int  # blocks of tokens in flight
+
+
+def takes_groups(segments: int, q: torch.dtype) -> bool:
+    """Whether `ggn_project` multiplies sixteen segments at once."""
+    return segments >= FEWEST_IN_A_GROUP and not needs_digits(q)
+
+
+def stream_tiles(d: int, k: int, itemsize: int, digits: bool) -> GgnTiles:
+    """One segment a program. All of a tile of the bases are on their way at once: 128 bytes a thread in bfloat16."""
+    bases = min(16 if digits else 32, padded(k))
+    return GgnTiles(1, 16, bases, 16 if itemsize == 4 else 32, min(32, padded(d)), 8, 3)
+
+
+def group_tiles(d: int, k: int) -> GgnTiles:
+    """Sixteen segments a program, which is what a matrix unit takes."""
+    return GgnTiles(16, 16, min(64, padded(k)), 16, min(32, padded(d)), 8, 2)
