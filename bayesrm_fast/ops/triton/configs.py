@@ -91,9 +91,10 @@ FEWEST_IN_A_GROUP = 4
 class GgnTiles:
     """How a kernel of `ggn_project` is compiled."""
 
-    segments: int
+    segments: int  # of a program
     rows: int  # of the gradient
     bases: int
+    chunks: int  # of so many bases, one after the other
     tokens: int
     columns: int  # of q
     warps: int
@@ -105,12 +106,16 @@ def takes_groups(segments: int, q: torch.dtype) -> bool:
     return segments >= FEWEST_IN_A_GROUP and not needs_digits(q)
 
 
-def stream_tiles(d: int, k: int, itemsize: int, digits: bool) -> GgnTiles:
-    """One segment a program. All of a tile of the bases are on their way at once: 128 bytes a thread in bfloat16."""
-    bases = min(16 if digits else 32, padded(k))
-    return GgnTiles(1, 16, bases, 16 if itemsize == 4 else 32, min(32, padded(d)), 8, 3)
+def stream_tiles(d: int, k: int, itemsize: int) -> GgnTiles:
+    """One segment a program: two programs on each multiprocessor, with 16 KiB of the bases under way for each."""
+    return GgnTiles(1, 16, 8, _chunks(k, 8), 16 if itemsize == 4 else 32, min(32, padded(d)), 8, 3)
 
 
-def group_tiles(d: int, k: int) -> GgnTiles:
-    """Sixteen segments a program, which is what a matrix unit takes."""
-    return GgnTiles(16, 16, min(64, padded(k)), 16, min(32, padded(d)), 8, 2)
+def group_tiles(k: int) -> GgnTiles:
+    """Sixteen segments a program, which is what a matrix unit takes; wider tiles would not stay in registers."""
+    return GgnTiles(16, 16, 16, _chunks(k, 16), 16, 16, 8, 1)
+
+
+def _chunks(k: int, bases: int) -> int:
+    """A power of two, and no more than eight: each program forms its tile of the gradient anew."""
+    return min(8, 1 << (max(1, -(-k // bases)) - 1).bit_length())

@@ -16,8 +16,6 @@ How many digits a sum keeps is decided by q:
   takes vector units: the second kernel does not serve these.
 """
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
@@ -50,37 +48,50 @@ def add_pair(total, rest, upper, lower):
     return added, rest + lower + ((total - (added - back)) + (upper - back))
 
 
+@triton.jit
+def bases_tile(bases, rows, columns, js, r, d, k):  # shape: [k, r, d] in memory
+    """Some bases [KC] at some rows [R] and columns [BD]: [KC, R, BD]."""
+    at = (js[:, None, None].to(tl.int64) * r + rows[None, :, None]) * d + columns[None, None, :]
+    fits = (js < k)[:, None, None] & (rows < r)[None, :, None] & (columns < d)[None, None, :]
+    return tl.load(bases + at, mask=fits, other=0.0)
+
+
 @triton.jit(do_not_specialize=["per_program"])
 def stream_bases(
-    p, q, offsets, bases, parts, rests, r, d, k, per_program,
-    R: tl.constexpr, KC: tl.constexpr, BD: tl.constexpr, BT: tl.constexpr, WIDEN: tl.constexpr, DIGITS: tl.constexpr,
+    p, q, offsets, bases, parts, rests, r, d, k, per_program, R: tl.constexpr, KC: tl.constexpr, CHUNKS: tl.constexpr,
+    BD: tl.constexpr, BT: tl.constexpr, WIDEN: tl.constexpr, DIGITS: tl.constexpr,
 ):  # fmt: skip
-    """`parts [N, pieces, k + 1]` of one segment a program: of the products, and at last of the squared norm.
+    """`parts [N, pieces, k + 1]` of one segment and CHUNKS times KC bases a program: products, at last the squared norm.
 
     `rests`, of the same shape, has with DIGITS what a float32 leaves of them.
     """
     n, split, row_chunks = tl.program_id(0).to(tl.int64), tl.program_id(1), (r + R - 1) // R
-    row_chunk, first_j = tl.program_id(2) % row_chunks, tl.program_id(2) // row_chunks * KC
-    rows, js = row_chunk * R + tl.arange(0, R), first_j + tl.arange(0, KC)
+    row_chunk, first_j = tl.program_id(2) % row_chunks, tl.program_id(2) // row_chunks * (CHUNKS * KC)
+    rows, js, chunks = row_chunk * R + tl.arange(0, R), first_j + tl.arange(0, KC), tl.arange(0, CHUNKS)[:, None]
     start, stop = tl.load(offsets + n), tl.load(offsets + n + 1)
-    total, rest = tl.zeros([KC], dtype=tl.float32), tl.zeros([KC], dtype=tl.float32)
+    total, rest = tl.zeros([CHUNKS, KC], dtype=tl.float32), tl.zeros([CHUNKS, KC], dtype=tl.float32)
     norm, norm_rest = tl.zeros([1], dtype=tl.float32), tl.zeros([1], dtype=tl.float32)
     for tile in range(split * per_program, min((split + 1) * per_program, (d + BD - 1) // BD)):
         columns = tile * BD + tl.arange(0, BD)
-        fits = (js < k)[:, None, None] & (rows < r)[None, :, None] & (columns < d)[None, None, :]
-        at = (js[:, None, None].to(tl.int64) * r + rows[None, :, None]) * d + columns[None, None, :]
-        # Asked for first: they are under way while the gradient is formed.
-        b = tl.load(bases + at, mask=fits, other=0.0)
+        # Each is asked for before the one ahead of it is used, the first before the gradient is formed.
+        coming = bases_tile(bases, rows, columns, js, r, d, k)
         gradient = outer_tile(p, q, start, stop, rows, columns, r, d, R, BD, BT, WIDEN)[None, :, :]
+        for chunk in range(CHUNKS):
+            b = coming.to(tl.float32)
+            coming = bases_tile(bases, rows, columns, js + (chunk + 1) * KC, r, d, min(k, first_j + CHUNKS * KC))
+            if DIGITS:
+                upper, lower = exact_sums(gradient, b, R * BD)
+                upper, lower = tl.where(chunks == chunk, upper, 0.0), tl.where(chunks == chunk, lower, 0.0)
+                total, rest = add_pair(total, rest, upper, lower)
+            else:
+                total += tl.where(chunks == chunk, tl.sum(tl.sum(gradient * b, axis=2), axis=1), 0.0)
         if DIGITS:
-            upper, lower = exact_sums(gradient, b.to(tl.float32), R * BD)
-            total, rest = add_pair(total, rest, upper, lower)
             upper, lower = exact_sums(gradient, gradient, R * BD)
             norm, norm_rest = add_pair(norm, norm_rest, upper, lower)
         else:
-            total += tl.sum(tl.sum(gradient * b.to(tl.float32), axis=2), axis=1)
             norm += tl.sum(tl.sum(gradient * gradient, axis=2), axis=1)
     piece = (n * tl.num_programs(1) + split) * row_chunks + row_chunk
+    js = js[None, :] + chunks * KC
     at_products, at_norm = piece * (k + 1) + js, piece * (k + 1) + k + tl.arange(0, 1)
     tl.store(parts + at_products, total, mask=js < k)
     if DIGITS:
@@ -93,19 +104,20 @@ def stream_bases(
 
 @triton.jit(do_not_specialize=["count", "per_program"])
 def multiply_groups(
-    p, q, offsets, bases, parts, count, r, d, k, per_program, S: tl.constexpr, R: tl.constexpr, KC: tl.constexpr,
-    BD: tl.constexpr, BT: tl.constexpr, SPLIT_P: tl.constexpr, SPLIT_BASES: tl.constexpr,
+    p, q, offsets, bases, parts, count, r, d, k, per_program,
+    S: tl.constexpr, R: tl.constexpr, KC: tl.constexpr, CHUNKS: tl.constexpr, BD: tl.constexpr, BT: tl.constexpr,
+    SPLIT_P: tl.constexpr, SPLIT_BASES: tl.constexpr,
 ):  # fmt: skip
-    """`parts [N, pieces, k + 1]` of S segments a program, as in `stream_bases`."""
+    """`parts [N, pieces, k + 1]` of S segments and CHUNKS times KC bases a program, as in `stream_bases`."""
     row_chunks = (r + R - 1) // R
-    row_chunk, first_j = tl.program_id(0) % row_chunks, tl.program_id(0) // row_chunks * KC
+    row_chunk, first_j = tl.program_id(0) % row_chunks, tl.program_id(0) // row_chunks * (CHUNKS * KC)
     group, split = tl.program_id(1), tl.program_id(2)
-    rows, js = row_chunk * R + tl.arange(0, R), first_j + tl.arange(0, KC)
+    rows, js, chunks = row_chunk * R + tl.arange(0, R), first_j + tl.arange(0, KC), tl.arange(0, CHUNKS)[:, None, None]
     segments = (group * S + tl.arange(0, S)).to(tl.int64)
     starts = tl.load(offsets + segments, mask=segments < count, other=0)
     stops = tl.load(offsets + segments + 1, mask=segments < count, other=0)
     longest = tl.max(stops - starts, axis=0)
-    sums = tl.zeros([R, KC, S], dtype=tl.float32)
+    total = tl.zeros([CHUNKS, KC, S], dtype=tl.float32)
     norm = tl.zeros([S], dtype=tl.float32)
     for tile in range(split * per_program, min((split + 1) * per_program, (d + BD - 1) // BD)):
         columns = tile * BD + tl.arange(0, BD)
@@ -118,18 +130,20 @@ def multiply_groups(
             left = tl.permute(tl.load(p + at_p, mask=live & (rows < r)[None, None, :], other=0.0), (0, 2, 1))
             right = tl.load(q + at_q, mask=live & (columns < d)[None, None, :], other=0.0)
             gradient = dot_thirds(left, right, gradient, SPLIT_P)
-        at = (js[None, :, None].to(tl.int64) * r + rows[:, None, None]) * d + columns[None, None, :]
-        fits = (js < k)[None, :, None] & (rows < r)[:, None, None] & (columns < d)[None, None, :]
-        b = tl.load(bases + at, mask=fits, other=0.0)
-        first, second, third = thirds(tl.permute(gradient, (1, 2, 0)))
-        product = dot_thirds(b, third, tl.zeros([R, KC, S], dtype=tl.float32), SPLIT_BASES)
-        product = dot_thirds(b, second, product, SPLIT_BASES)
-        product = dot_thirds(b, first, product, SPLIT_BASES)
-        sums = tl.fma(product, tl.full([R, KC, S], 1.0, tl.float32), sums)  # rounded: see `dot`
+        coming = bases_tile(bases, rows, columns, js, r, d, k)
         norm += tl.sum(tl.sum(gradient * gradient, axis=2), axis=1)
+        first_third, second_third, third_third = thirds(tl.permute(gradient, (1, 2, 0)))
+        for chunk in range(CHUNKS):
+            b = tl.permute(coming, (1, 0, 2))
+            coming = bases_tile(bases, rows, columns, js + (chunk + 1) * KC, r, d, min(k, first_j + CHUNKS * KC))
+            product = dot_thirds(b, third_third, tl.zeros([R, KC, S], dtype=tl.float32), SPLIT_BASES)
+            product = dot_thirds(b, second_third, product, SPLIT_BASES)
+            product = dot_thirds(b, first_third, product, SPLIT_BASES)
+            total += tl.where(chunks == chunk, tl.sum(product, axis=0)[None, :, :], 0.0)
     piece = (segments * tl.num_programs(2) + split) * row_chunks + row_chunk
-    at = piece[None, :] * (k + 1) + js[:, None]
-    tl.store(parts + at, tl.sum(sums, axis=0), mask=(segments < count)[None, :] & (js < k)[:, None])
+    js = js[None, :, None] + chunks * KC
+    at = piece[None, None, :] * (k + 1) + js
+    tl.store(parts + at, total, mask=(segments < count)[None, None, :] & (js < k))
     if first_j == 0:
         tl.store(parts + piece * (k + 1) + k, norm, mask=segments < count)
 
@@ -167,15 +181,15 @@ def ggn_project(p: Tensor, q: Tensor, offsets: Tensor, bases: Tensor) -> tuple[T
         return products, squared_norm
     digits, chip = needs_digits(q.dtype), chip_of(q.device)
     grouped = takes_groups(count, q.dtype)
-    t: Any = (group_tiles(d, k) if grouped else stream_tiles(d, k, largest_itemsize(p.dtype, q.dtype), digits))
+    t = group_tiles(k) if grouped else stream_tiles(d, k, largest_itemsize(p.dtype, q.dtype))
     groups = -(-count // t.segments)
-    chunks, row_chunks = max(1, -(-k // t.bases)), -(-r // t.rows)
+    chunks, row_chunks = max(1, -(-k // (t.bases * t.chunks))), -(-r // t.rows)
     per_program = tiles_per_program(groups * chunks * row_chunks, t.columns, d, chip)
     splits = -(-d // (t.columns * per_program))
     pieces = splits * row_chunks
     parts = torch.empty((count, pieces, k + 1), dtype=torch.float32, device=q.device)
     rests = torch.empty_like(parts) if digits else parts
-    blocks = {"R": t.rows, "KC": t.bases, "BD": t.columns, "BT": t.tokens, "num_warps": t.warps, "num_stages": t.stages}
+    blocks = {"R": t.rows, "KC": t.bases, "CHUNKS": t.chunks, "BD": t.columns, "BT": t.tokens, "num_warps": t.warps, "num_stages": t.stages}
     if grouped:
         splitting = {"SPLIT_P": p.dtype != torch.bfloat16, "SPLIT_BASES": bases.dtype != torch.bfloat16}
         grid = (chunks * row_chunks, groups, splits)
