@@ -8,7 +8,7 @@ from functools import cache
 
 import torch
 
-from bayesrm_fast.ops.chips import Chip, padded
+from bayesrm_fast.ops.chips import MOST_SEGMENTS_STREAMED, Chip, padded
 
 MOST_ROWS_A_PROGRAM = 64
 """Of a gradient; a site with more rows takes turns."""
@@ -83,10 +83,6 @@ def tiles(r: int, d: int, k: int, itemsize: int, chip: Chip, second_pass: bool =
     raise ValueError(refused)
 
 
-FEWEST_IN_A_GROUP = 4
-"""Segments; of fewer the bases are read once for each, from the second-level cache but for the first."""
-
-
 @dataclass(frozen=True)
 class GgnTiles:
     """How a kernel of `ggn_project` is compiled."""
@@ -103,7 +99,7 @@ class GgnTiles:
 
 def takes_groups(segments: int, q: torch.dtype) -> bool:
     """Whether `ggn_project` multiplies sixteen segments at once."""
-    return segments >= FEWEST_IN_A_GROUP and not needs_digits(q)
+    return segments > MOST_SEGMENTS_STREAMED and not needs_digits(q)
 
 
 def stream_tiles(d: int, k: int, itemsize: int) -> GgnTiles:

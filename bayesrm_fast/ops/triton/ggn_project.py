@@ -78,7 +78,8 @@ def stream_bases(
         gradient = outer_tile(p, q, start, stop, rows, columns, r, d, R, BD, BT, WIDEN)[None, :, :]
         for chunk in range(CHUNKS):
             b = coming.to(tl.float32)
-            coming = bases_tile(bases, rows, columns, js + (chunk + 1) * KC, r, d, min(k, first_j + CHUNKS * KC))
+            if CHUNKS > 1:
+                coming = bases_tile(bases, rows, columns, js + (chunk + 1) * KC, r, d, min(k, first_j + CHUNKS * KC))
             if DIGITS:
                 upper, lower = exact_sums(gradient, b, R * BD)
                 upper, lower = tl.where(chunks == chunk, upper, 0.0), tl.where(chunks == chunk, lower, 0.0)
@@ -135,7 +136,8 @@ def multiply_groups(
         first_third, second_third, third_third = thirds(tl.permute(gradient, (1, 2, 0)))
         for chunk in range(CHUNKS):
             b = tl.permute(coming, (1, 0, 2))
-            coming = bases_tile(bases, rows, columns, js + (chunk + 1) * KC, r, d, min(k, first_j + CHUNKS * KC))
+            if CHUNKS > 1:
+                coming = bases_tile(bases, rows, columns, js + (chunk + 1) * KC, r, d, min(k, first_j + CHUNKS * KC))
             product = dot_thirds(b, third_third, tl.zeros([R, KC, S], dtype=tl.float32), SPLIT_BASES)
             product = dot_thirds(b, second_third, product, SPLIT_BASES)
             product = dot_thirds(b, first_third, product, SPLIT_BASES)
