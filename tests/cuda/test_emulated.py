@@ -61,7 +61,8 @@ class GgnProblem(ctypes.Structure):
     """csrc/cuda/kernels.h has the same."""
 
     _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("p", "p_low", "q", "offsets", "bases", "parts", "products", "squared_norm")),
+        *((name, ctypes.c_void_p) for name in ("p", "p_low", "q", "offsets", "bases")),
+        *((name, ctypes.c_void_p) for name in ("parts", "products", "squared_norm")),
         ("tokens", ctypes.c_int64),
         *((name, ctypes.c_int) for name in ("count", "r", "p_stride", "d", "k", "bases_are_float")),
     )

@@ -1,4 +1,4 @@
-"""The compiled module, where there is one, what its calls share, and the one call that both Kronecker operations are."""
+"""The compiled module, where there is one, what its calls share, and the one that both Kronecker operations are."""
 
 from functools import cache
 

@@ -83,6 +83,10 @@ def tiles(r: int, d: int, k: int, itemsize: int, chip: Chip, second_pass: bool =
     raise ValueError(refused)
 
 
+GGN_PROGRAMS_A_MULTIPROCESSOR = 2
+"""That its registers hold, of either kernel of `ggn_project`."""
+
+
 @dataclass(frozen=True)
 class GgnTiles:
     """How a kernel of `ggn_project` is compiled."""
@@ -115,3 +119,14 @@ def group_tiles(k: int) -> GgnTiles:
 def _chunks(k: int, bases: int) -> int:
     """A power of two, and no more than eight: each program forms its tile of the gradient anew."""
     return min(8, 1 << (max(1, -(-k // bases)) - 1).bit_length())
+
+
+def ggn_splits(programs: int, d: int, t: GgnTiles, chip: Chip) -> tuple[int, int]:
+    """Column tiles that one program of `ggn_project` walks, and how many programs share all of them.
+
+    So many are resident at once, unless each column tile has more than that: what is stored between the kernels,
+    a tile of products for each program, is no more than the chip holds in its registers.
+    """
+    columns = -(-d // t.columns)
+    per_program = -(-columns // max(1, GGN_PROGRAMS_A_MULTIPROCESSOR * chip.multiprocessors // programs))
+    return per_program, -(-columns // per_program)

@@ -1,19 +1,20 @@
 """Kernels of `ggn_project`: tiles of columns, split over programs, then a sum over the pieces.
 
-A program forms a tile of the gradient, multiplies it with the same tile of the bases and forgets it. Two kernels differ in
-what a program holds:
+A program forms a tile of the gradient, multiplies it with the same tile of the bases and forgets it. Two kernels differ
+in what a program holds:
 
-- of few segments one, since the bases are nearly all that is read then: vector units multiply them as fast as they come.
+- of few segments one, since the bases are nearly all that is read: vector units multiply them as fast as they come.
 - of more segments sixteen, so that the bases are not read for each: matrix units multiply. Their operands are the
   gradient's three bfloat16 parts, and no sum of theirs is longer than a tile is wide: a matrix unit truncates as it
   accumulates, and over thousands of columns that is a bias of 10⁻⁶, as much as an outside that counts.
 
 How many digits a sum keeps is decided by q:
 
-- in bfloat16 those of float32. Such a q cannot say more: its own rounding (2⁻⁹) puts 10⁻⁶ of every norm outside any subspace.
-- in float16 and float32 some 10⁻⁹. Sums in float32 fail, by 10⁻⁷, and float64 is slow on most GPUs. So every product is kept
-  with its rounding, and cut where all of a tile are cut, so that the sum of the upper parts is exact in any order. That
-  takes vector units: the second kernel does not serve these.
+- in bfloat16 those of float32. Such a q cannot say more: its own rounding (2⁻⁹) puts 10⁻⁶ of every norm outside any
+  subspace.
+- in float16 and float32 some 10⁻⁹. Sums in float32 fail, by 10⁻⁷, and float64 is slow on most GPUs. So every product is
+  kept with its rounding, and cut where all of a tile are cut, so that the sum of the upper parts is exact in any order.
+  That takes vector units: the second kernel does not serve these.
 """
 
 import torch
@@ -21,8 +22,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from bayesrm_fast.ops.chips import chip_of, tiles_per_program
-from bayesrm_fast.ops.triton.configs import group_tiles, largest_itemsize, needs_digits, stream_tiles, takes_groups, widens
+from bayesrm_fast.ops.chips import chip_of
+from bayesrm_fast.ops.triton.configs import (
+    ggn_splits,
+    group_tiles,
+    largest_itemsize,
+    needs_digits,
+    stream_tiles,
+    takes_groups,
+    widens,
+)
 from bayesrm_fast.ops.triton.primitives import dot_thirds, outer_tile, thirds
 
 
@@ -61,7 +70,7 @@ def stream_bases(
     p, q, offsets, bases, parts, rests, r, d, k, per_program, R: tl.constexpr, KC: tl.constexpr, CHUNKS: tl.constexpr,
     BD: tl.constexpr, BT: tl.constexpr, WIDEN: tl.constexpr, DIGITS: tl.constexpr,
 ):  # fmt: skip
-    """`parts [N, pieces, k + 1]` of one segment and CHUNKS times KC bases a program: products, at last the squared norm.
+    """`parts [N, pieces, k + 1]` of one segment and CHUNKS times KC bases a program: products, then the squared norm.
 
     `rests`, of the same shape, has with DIGITS what a float32 leaves of them.
     """
@@ -151,9 +160,7 @@ def multiply_groups(
 
 
 @triton.jit(do_not_specialize=["pieces"])
-def sum_pieces(
-    parts, rests, products, squared_norm, pieces, k, KC: tl.constexpr, DIGITS: tl.constexpr
-):  # fmt: skip
+def sum_pieces(parts, rests, products, squared_norm, pieces, k, KC: tl.constexpr, DIGITS: tl.constexpr):
     """`products [N, k]` and `squared_norm [N]` in float64, of the pieces in their order."""
     n = tl.program_id(0).to(tl.int64)
     js = tl.program_id(1) * KC + tl.arange(0, KC)
@@ -181,26 +188,24 @@ def ggn_project(p: Tensor, q: Tensor, offsets: Tensor, bases: Tensor) -> tuple[T
     squared_norm = torch.empty(count, dtype=torch.float64, device=q.device)
     if count == 0:
         return products, squared_norm
-    digits, chip = needs_digits(q.dtype), chip_of(q.device)
-    grouped = takes_groups(count, q.dtype)
+    digits, grouped = needs_digits(q.dtype), takes_groups(count, q.dtype)
     t = group_tiles(k) if grouped else stream_tiles(d, k, largest_itemsize(p.dtype, q.dtype))
     groups = -(-count // t.segments)
     chunks, row_chunks = max(1, -(-k // (t.bases * t.chunks))), -(-r // t.rows)
-    per_program = tiles_per_program(groups * chunks * row_chunks, t.columns, d, chip)
-    splits = -(-d // (t.columns * per_program))
+    per_program, splits = ggn_splits(groups * chunks * row_chunks, d, t, chip_of(q.device))
     pieces = splits * row_chunks
     parts = torch.empty((count, pieces, k + 1), dtype=torch.float32, device=q.device)
     rests = torch.empty_like(parts) if digits else parts
-    blocks = {"R": t.rows, "KC": t.bases, "CHUNKS": t.chunks, "BD": t.columns, "BT": t.tokens, "num_warps": t.warps, "num_stages": t.stages}
+    blocks = {"R": t.rows, "KC": t.bases, "CHUNKS": t.chunks, "BD": t.columns, "BT": t.tokens}
+    options = {"num_warps": t.warps, "num_stages": t.stages}
     if grouped:
-        splitting = {"SPLIT_P": p.dtype != torch.bfloat16, "SPLIT_BASES": bases.dtype != torch.bfloat16}
-        grid = (chunks * row_chunks, groups, splits)
-        multiply_groups[grid](p, q, offsets, bases, parts, count, r, d, k, per_program, S=t.segments, **splitting, **blocks)
+        flags = {"SPLIT_P": p.dtype != torch.bfloat16, "SPLIT_BASES": bases.dtype != torch.bfloat16}
+        inputs = (p, q, offsets, bases, parts, count, r, d, k, per_program)
+        multiply_groups[chunks * row_chunks, groups, splits](*inputs, S=t.segments, **flags, **blocks, **options)
     else:
-        grid = (count, splits, chunks * row_chunks)
         flags = {"WIDEN": widens(p.dtype, q.dtype), "DIGITS": digits}
-        stream_bases[grid](p, q, offsets, bases, parts, rests, r, d, k, per_program, **flags, **blocks)
-    sum_pieces[(count, k // SUM_BLOCKS["KC"] + 1)](
-        parts, rests, products, squared_norm, pieces, k, DIGITS=digits, **SUM_BLOCKS
-    )
+        inputs = (p, q, offsets, bases, parts, rests, r, d, k, per_program)
+        stream_bases[count, splits, chunks * row_chunks](*inputs, **flags, **blocks, **options)
+    grid = (count, k // SUM_BLOCKS["KC"] + 1)
+    sum_pieces[grid](parts, rests, products, squared_norm, pieces, k, DIGITS=digits, **SUM_BLOCKS)
     return products, squared_norm

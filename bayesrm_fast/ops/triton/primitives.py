@@ -24,14 +24,14 @@ def dot(a, b, accumulator, WIDEN: tl.constexpr):  # shapes: [m, k], [k, n], [m, 
 def thirds(x):
     """x as the sum of three bfloat16 values: all digits of a float32."""
     x = x.to(tl.float32)
-    first = _rounded_to_bfloat16(x)
+    first = rounded_to_bfloat16(x)
     x -= first.to(tl.float32)
-    second = _rounded_to_bfloat16(x)
-    return first, second, _rounded_to_bfloat16(x - second.to(tl.float32))
+    second = rounded_to_bfloat16(x)
+    return first, second, rounded_to_bfloat16(x - second.to(tl.float32))
 
 
 @triton.jit
-def _rounded_to_bfloat16(x):
+def rounded_to_bfloat16(x):
     """To nearest; the interpreter would truncate."""
     if INTERPRET:
         return (((x.to(tl.int32, bitcast=True) + 0x8000) >> 16) << 16).to(tl.float32, bitcast=True).to(tl.bfloat16)
@@ -41,7 +41,7 @@ def _rounded_to_bfloat16(x):
 
 @triton.jit
 def dot_thirds(a, b, accumulator, SPLIT_A: tl.constexpr):  # b in bfloat16
-    """`accumulator + a b` with all digits of a: in bfloat16 itself, or with SPLIT_A in its thirds, the smallest first."""
+    """`accumulator + a b` with all digits of a, which is in bfloat16 or is split; the smallest products come first."""
     if SPLIT_A:
         first, second, third = thirds(a)
         accumulator = dot(third, b, accumulator, False)
