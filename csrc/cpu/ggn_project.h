@@ -11,7 +11,7 @@
 namespace bayesrm::BAYESRM_ISA {
 
 constexpr int64_t kTileFloats = 1 << 18;  // a batch's gradients stay in the second-level cache
-constexpr int64_t kMostSegments = 64;     // of a batch
+constexpr int64_t kMostSegments = 16;     // of a batch: with more, tiles are so narrow that reading q takes longer
 constexpr int kSegmentsAtOnce = 4;        // that a basis vector meets while it is in a register
 constexpr int kBasesAtOnce = kAccumulators / kSegmentsAtOnce;
 constexpr int64_t kBlockDoubles = 512;    // of each of kBasesAtOnce: they stay in the first-level cache
@@ -23,12 +23,13 @@ struct Batching {
     // meets several registers of gradients, and is widened once for all of them.
     bool keeps_widened;
 
-    Batching(int64_t count, int64_t r, int64_t d) {
-        const int64_t most = std::clamp<int64_t>(kTileFloats / (std::max<int64_t>(r, 1) * kPanel), 1, kMostSegments);
-        const int64_t batches = std::max<int64_t>((count + most - 1) / most, 1);
+    // `range` is how many columns a thread has; its tiles are about as wide as each other.
+    Batching(int64_t count, int64_t r, int64_t range) {
+        const int64_t batches = std::max<int64_t>((count + kMostSegments - 1) / kMostSegments, 1);
         segments = (count + batches - 1) / batches;
-        const int64_t panels = kTileFloats / (std::max<int64_t>(segments * r, 1) * kPanel);
-        columns = std::min(std::max<int64_t>(panels, 1) * kPanel, whole_vectors(d));
+        const int64_t most = std::max<int64_t>(kTileFloats / std::max<int64_t>(segments * r, 1), kPanel);
+        const int64_t tiles = std::max<int64_t>((range + most - 1) / most, 1);
+        columns = ((range + tiles - 1) / tiles + kWidth - 1) / kWidth * kWidth;
         keeps_widened = segments > kSegmentsAtOnce;
     }
 };
@@ -43,40 +44,40 @@ struct Block {
     }
 };
 
-// products[a, b] += Σ over rows and columns of g[a] b[b].
+// sums[a, b] += g[a] b[b], lane by lane.
 template <int SEGMENTS, int BASES, class B>
-inline void add_products(Block<float> g, Block<B> b, int64_t rows, int64_t columns, Rows<double> products) {
-    Wide sums[SEGMENTS][BASES] = {};
-    for (int64_t i = 0; i < rows; ++i) {
-        int64_t c = 0;
-        for (; c + kWideWidth <= columns; c += kWideWidth) {
+inline void add_products(Block<float> g, Block<B> b, int64_t rows, int64_t columns, Wide* sums) {
+    Wide totals[SEGMENTS][BASES];
+    for (int a = 0; a < SEGMENTS; ++a)
+        for (int j = 0; j < BASES; ++j) totals[a][j] = sums[a * BASES + j];
+    for (int64_t i = 0; i < rows; ++i)
+        for (int64_t c = 0; c + kWideWidth <= columns; c += kWideWidth) {
             Wide x[BASES];
             for (int j = 0; j < BASES; ++j) x[j] = load_wide(b.from(j, i, c).at);
             for (int a = 0; a < SEGMENTS; ++a) {
                 const Wide y = load_wide(g.from(a, i, c).at);
-                for (int j = 0; j < BASES; ++j) sums[a][j] += y * x[j];
+                for (int j = 0; j < BASES; ++j) totals[a][j] += y * x[j];
             }
         }
-        if (c < columns)
-            for (int a = 0; a < SEGMENTS; ++a) {
-                const Wide y = load_wide_first(g.from(a, i, c).at, columns - c);
-                for (int j = 0; j < BASES; ++j) sums[a][j] += y * load_wide_first(b.from(j, i, c).at, columns - c);
-            }
-    }
     for (int a = 0; a < SEGMENTS; ++a)
-        for (int j = 0; j < BASES; ++j) *products.from(a, j).at += sum(sums[a][j]);
+        for (int j = 0; j < BASES; ++j) sums[a * BASES + j] = totals[a][j];
+    for (int64_t c = columns / kWideWidth * kWideWidth; c < columns; ++c)
+        for (int64_t i = 0; i < rows; ++i)
+            for (int a = 0; a < SEGMENTS; ++a)
+                for (int j = 0; j < BASES; ++j)
+                    sums[a * BASES + j][0] += double(*g.from(a, i, c).at) * widened(*b.from(j, i, c).at);
 }
 
 template <int BASES, class B, int SEGMENTS = kSegmentsAtOnce>
 inline void add_products_of_segments(Block<float> g, int64_t segments, Block<B> b, int64_t rows, int64_t columns,
-                                     Rows<double> products) {
+                                     Wide* sums) {
     int64_t a = 0;
     for (; a + SEGMENTS <= segments; a += SEGMENTS)
-        add_products<SEGMENTS, BASES>(g.from(a, 0, 0), b, rows, columns, products.from(a, 0));
+        add_products<SEGMENTS, BASES>(g.from(a, 0, 0), b, rows, columns, sums + a * BASES);
     if constexpr (SEGMENTS > 1)
         if (a < segments)
             add_products_of_segments<BASES, B, SEGMENTS - 1>(g.from(a, 0, 0), segments - a, b, rows, columns,
-                                                             products.from(a, 0));
+                                                             sums + a * BASES);
 }
 
 template <int BASES, class B>
@@ -91,32 +92,43 @@ inline void widen(Block<B> b, int64_t rows, int64_t columns, double* widened_blo
         }
 }
 
-// The products of a batch's segments with BASES of the bases; `room` is where those are widened, or null.
+// What a thread works with: sums of kMostSegments by kBasesAtOnce, and room for as many bases widened.
+struct Workspace {
+    Wide* sums;
+    double* room;
+};
+
+// products[a, b] += ⟨g[a], b[b]⟩ for a batch's segments and BASES of the bases.
 template <int BASES, class B>
-inline void add_products_with(Block<float> g, int64_t segments, Block<B> b, int64_t rows, int64_t columns, double* room,
-                              Rows<double> products) {
-    if (room == nullptr) {
-        add_products_of_segments<BASES>(g, segments, b, rows, columns, products);
-        return;
-    }
-    const int64_t step = std::min(columns, kBlockDoubles), rows_at_once = std::max<int64_t>(kBlockDoubles / columns, 1);
+inline void add_products_with(Block<float> g, int64_t segments, Block<B> b, int64_t rows, int64_t columns,
+                              bool keeps_widened, Workspace work, Rows<double> products) {
+    std::fill(work.sums, work.sums + segments * BASES, Wide{});
+    const int64_t step = keeps_widened ? std::min(columns, kBlockDoubles) : columns;
+    const int64_t rows_at_once = keeps_widened ? std::max<int64_t>(kBlockDoubles / columns, 1) : rows;
     for (int64_t i = 0; i < rows; i += rows_at_once)
         for (int64_t c = 0; c < columns; c += step) {
-            const int64_t height = std::min(rows_at_once, rows - i), width = std::min(step, columns - c);
-            widen<BASES>(b.from(0, i, c), height, width, room);
-            add_products_of_segments<BASES>(g.from(0, i, c), segments, Block<double>{room, height * width, width}, height,
-                                            width, products);
+            int64_t height = std::min(rows_at_once, rows - i), width = std::min(step, columns - c);
+            const Block<float> part = g.from(0, i, c);
+            if (keeps_widened) {
+                widen<BASES>(b.from(0, i, c), height, width, work.room);
+                const Block<double> kept{work.room, height * width, width};
+                add_products_of_segments<BASES>(part, segments, kept, height, width, work.sums);
+            } else {
+                add_products_of_segments<BASES>(part, segments, b.from(0, i, c), height, width, work.sums);
+            }
         }
+    for (int64_t a = 0; a < segments; ++a)
+        for (int j = 0; j < BASES; ++j) *products.from(a, j).at += sum(work.sums[a * BASES + j]);
 }
 
 template <class Q, class B>
 void ggn_project_of(const Segments& s, const B* bases, int64_t k, double* products, double* squared_norms, int threads) {
-    const Batching batching(s.count, s.r, s.d);
+    const Batching batching(s.count, s.r, (s.d + threads - 1) / threads);
     const int64_t results = batching.segments * (k + 1);  // products, then squared norms
     const int64_t tile_size = batching.segments * s.r * batching.columns;
-    const int64_t room_size = kBasesAtOnce * kBlockDoubles;
     const int64_t p_size = whole_vectors(kTokenBlock * s.r);
-    const int64_t own_size = whole_vectors(tile_size) + p_size + 2 * room_size + 2 * whole_vectors(results);
+    const int64_t sums_size = kMostSegments * kBasesAtOnce * kWidth, room_size = 2 * kBasesAtOnce * kBlockDoubles;
+    const int64_t own_size = whole_vectors(tile_size) + p_size + sums_size + room_size + 2 * whole_vectors(results);
     Scratch own(threads * own_size);
     const auto results_of = [&](int member) {
         return reinterpret_cast<double*>(own.data() + member * own_size + own_size - 2 * whole_vectors(results));
@@ -128,7 +140,8 @@ void ggn_project_of(const Segments& s, const B* bases, int64_t k, double* produc
         const Range range(s.d, me, team);
         float* const tile = own.data() + me * own_size;
         float* const p_room = tile + whole_vectors(tile_size);
-        double* const basis_room = reinterpret_cast<double*>(p_room + p_size);
+        float* const sums = p_room + p_size;
+        const Workspace work{reinterpret_cast<Wide*>(sums), reinterpret_cast<double*>(sums + sums_size)};
         double* const mine = results_of(me);
         for (int64_t first = 0; first < s.count; first += batching.segments) {
             const int64_t segments = std::min(batching.segments, s.count - first);
@@ -142,11 +155,12 @@ void ggn_project_of(const Segments& s, const B* bases, int64_t k, double* produc
                     mine[segments * k + n] += wide_squared_norm(gradient, s.r * columns);
                 }
                 const Block<B> b{bases + column, s.r * s.d, s.d};
-                double* const room = batching.keeps_widened ? basis_room : nullptr;
+                const bool keeps = batching.keeps_widened;
                 int64_t j = 0;
                 for (; j + kBasesAtOnce <= k; j += kBasesAtOnce)
-                    add_products_with<kBasesAtOnce>(g, segments, b.from(j, 0, 0), s.r, columns, room, {mine + j, k});
-                for (; j < k; ++j) add_products_with<1>(g, segments, b.from(j, 0, 0), s.r, columns, room, {mine + j, k});
+                    add_products_with<kBasesAtOnce>(g, segments, b.from(j, 0, 0), s.r, columns, keeps, work, {mine + j, k});
+                for (; j < k; ++j)
+                    add_products_with<1>(g, segments, b.from(j, 0, 0), s.r, columns, keeps, work, {mine + j, k});
             }
 #pragma omp barrier
 #pragma omp for schedule(static)

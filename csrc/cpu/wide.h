@@ -1,7 +1,9 @@
 // Sums in float64: a vector of half as many doubles as a Vec has floats, and whatever is widened to it in registers.
 #pragma once
 
-#include <algorithm>
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
 
 #include "vec.h"
 
@@ -11,31 +13,36 @@ constexpr int kWideWidth = kWidth / 2;
 
 typedef double Wide __attribute__((vector_size(kWidth * 4)));
 typedef double UnalignedWide __attribute__((vector_size(kWidth * 4), aligned(8), may_alias));
-typedef float UnalignedHalfVec __attribute__((vector_size(kWidth * 2), aligned(4), may_alias));
-typedef float HalfVec __attribute__((vector_size(kWidth * 2)));
-typedef uint32_t HalfBits __attribute__((vector_size(kWidth * 2)));
-typedef uint16_t UnalignedQuarter __attribute__((vector_size(kWidth), aligned(2), may_alias));
 
 inline double widened(double x) { return x; }
 
 inline Wide load_wide(const double* from) { return *reinterpret_cast<const UnalignedWide*>(from); }
 
-inline Wide load_wide(const float* from) {
-    return __builtin_convertvector(*reinterpret_cast<const UnalignedHalfVec*>(from), Wide);
-}
+// By intrinsics where there are some: of __builtin_convertvector, gcc makes several conversions of a part each.
+#if defined(__AVX512F__)
+inline Wide widened(__m256 x) { return _mm512_maskz_cvtps_pd(0xff, x); }  // unmasked, its headers draw a warning
+
+inline Wide load_wide(const float* from) { return widened(_mm256_loadu_ps(from)); }
 
 inline Wide load_wide(const BFloat16* from) {
-    const HalfBits bits = __builtin_convertvector(*reinterpret_cast<const UnalignedQuarter*>(from), HalfBits) << 16;
-    return __builtin_convertvector(HalfVec(bits), Wide);
+    const __m256i bits = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+    return widened(_mm256_castsi256_ps(_mm256_slli_epi32(bits, 16)));
 }
+#elif defined(__AVX2__)
+inline Wide load_wide(const float* from) { return _mm256_cvtps_pd(_mm_loadu_ps(from)); }
 
-// The first `count` < kWideWidth elements; zeros after them, so that no read passes the end of a row.
-template <class T>
-inline Wide load_wide_first(const T* from, int64_t count) {
-    double padded[kWideWidth] = {};
-    for (int64_t i = 0; i < count; ++i) padded[i] = widened(from[i]);
-    return load_wide(padded);
+inline Wide load_wide(const BFloat16* from) {
+    const __m128i bits = _mm_cvtepu16_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from)));
+    return _mm256_cvtps_pd(_mm_castsi128_ps(_mm_slli_epi32(bits, 16)));
 }
+#else
+template <class T>
+inline Wide load_wide(const T* from) {
+    Wide x;
+    for (int i = 0; i < kWideWidth; ++i) x[i] = widened(from[i]);
+    return x;
+}
+#endif
 
 inline void store_wide(double* to, Wide x) { *reinterpret_cast<UnalignedWide*>(to) = x; }
 
@@ -55,8 +62,8 @@ inline double wide_squared_norm(const float* x, int64_t count) {
         const Wide y = load_wide(x + at);
         sums += y * y;
     }
-    const Wide y = load_wide_first(x + at, count - at);
-    return sum(sums + y * y);
+    for (; at < count; ++at) sums[0] += double(x[at]) * x[at];
+    return sum(sums);
 }
 
 }  // namespace bayesrm::BAYESRM_ISA
