@@ -200,12 +200,14 @@ def ggn_project(p: Tensor, q: Tensor, offsets: Tensor, bases: Tensor) -> tuple[T
     options = {"num_warps": t.warps, "num_stages": t.stages}
     if grouped:
         flags = {"SPLIT_P": p.dtype != torch.bfloat16, "SPLIT_BASES": bases.dtype != torch.bfloat16}
-        inputs = (p, q, offsets, bases, parts, count, r, d, k, per_program)
-        multiply_groups[chunks * row_chunks, groups, splits](*inputs, S=t.segments, **flags, **blocks, **options)
+        multiply_groups[chunks * row_chunks, groups, splits](
+            p, q, offsets, bases, parts, count, r, d, k, per_program, S=t.segments, **flags, **blocks, **options
+        )
     else:
         flags = {"WIDEN": widens(p.dtype, q.dtype), "DIGITS": digits}
-        inputs = (p, q, offsets, bases, parts, rests, r, d, k, per_program)
-        stream_bases[count, splits, chunks * row_chunks](*inputs, **flags, **blocks, **options)
+        stream_bases[count, splits, chunks * row_chunks](
+            p, q, offsets, bases, parts, rests, r, d, k, per_program, **flags, **blocks, **options
+        )
     grid = (count, k // SUM_BLOCKS["KC"] + 1)
     sum_pieces[grid](parts, rests, products, squared_norm, pieces, k, DIGITS=digits, **SUM_BLOCKS)
     return products, squared_norm
