@@ -1,7 +1,7 @@
 """What the operations must give, in float64: inputs, the formulas, and how far a result may be from them."""
 
 import torch
-from cases import CASES
+from cases import CASES, GGN_CASES
 
 # Relative to the largest element. float32: sums of up to a thousand products with unit roundoff 6e-8, in blocks.
 # bfloat16 and float16: their products are exact in float32, and the reference sees the same values.
@@ -81,7 +81,7 @@ def ggn_made(lengths, r, d, k, dtype, basis_dtype=None):
 
 
 def ggn_inputs(case, dtype, basis_dtype=None):
-    return ggn_made(*CASES[case], dtype, basis_dtype)
+    return ggn_made(*GGN_CASES[case], dtype, basis_dtype)
 
 
 def ggn_formulas(p, q, offsets, bases):

@@ -7,7 +7,7 @@ import warnings
 
 import pytest
 import torch
-from cases import CASES
+from cases import CASES, GGN_CASES
 from formulas import (
     BUDGET,
     almost_inside,
@@ -17,6 +17,7 @@ from formulas import (
     ggn_close,
     ggn_formulas,
     ggn_inputs,
+    ggn_made,
     ggn_outside,
     inputs,
     made,
@@ -101,7 +102,7 @@ def test_kron_variance(backend, case, dtype):
 
 @pytest.mark.parametrize("basis_dtype", [None, torch.bfloat16], ids=["as computed", "bfloat16"])
 @pytest.mark.parametrize("dtype", BUDGET, ids=str)
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", GGN_CASES)
 def test_ggn_project(backend, case, dtype, basis_dtype):
     arguments = ggn_inputs(case, dtype, basis_dtype)
     if backend == "triton" and (dtype == torch.float16 or (dtype == torch.bfloat16) == (basis_dtype == torch.bfloat16)):
@@ -167,6 +168,8 @@ def test_any_shape_by_any_number_of_threads(lengths, r, d, k, threads, dtype):
                 with use_backend(name):
                     close(ops.kron_variance(*arguments), formulas(*arguments)[-1], dtype)
                     close(ops.segment_outer(*arguments[:3]), formulas(*arguments)[0], dtype)
+                    with_bases = ggn_made(lengths, r, d, min(k, d), dtype)
+                    ggn_close(ops.ggn_project(*with_bases), ggn_formulas(*with_bases), dtype)
     finally:
         torch.set_num_threads(before)
 
@@ -197,6 +200,16 @@ def test_two_runs_are_bitwise_equal(backend, threads):
     assert all(torch.equal(first, other) for other in others)
 
 
+@pytest.mark.parametrize("threads", [1, 3])
+def test_two_runs_with_directions_are_bitwise_equal(backend, threads):
+    arguments = ggn_inputs("several blocks", torch.float32)
+    if served(backend, "ggn_project", arguments):
+        torch.set_num_threads(threads)
+        first, *others = (torch.cat([x.flatten() for x in ops.ggn_project(*arguments)]) for _ in range(5))
+        torch.set_num_threads(1)
+        assert all(torch.equal(first, other) for other in others)
+
+
 def test_non_contiguous_inputs_give_the_same(backend):
     p, q, offsets, *rest = inputs("ragged", torch.float32)
     strided = [torch.stack([x, x], -1)[..., 0] for x in (p, q)]
@@ -205,6 +218,14 @@ def test_non_contiguous_inputs_give_the_same(backend):
     torch.testing.assert_close(
         ops.kron_variance(*strided, offsets, *rest), ops.kron_variance(p, q, offsets, *rest), rtol=1e-5, atol=0
     )
+
+
+def test_non_contiguous_directions_give_the_same(backend):
+    p, q, offsets, bases = ggn_inputs("ragged", torch.float32)
+    strided_p, strided_q, strided_bases = (torch.stack([x, x], -1)[..., 0] for x in (p, q, bases))
+    if served(backend, "ggn_project", (p, q, offsets, bases)):
+        found = ops.ggn_project(strided_p, strided_q, offsets, strided_bases)
+        torch.testing.assert_close(found, ops.ggn_project(p, q, offsets, bases), rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize(
