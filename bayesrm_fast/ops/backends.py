@@ -22,7 +22,7 @@ import bayesrm_fast.ops.cuda as cuda
 import bayesrm_fast.ops.reference as reference
 import bayesrm_fast.ops.triton as triton
 
-OPERATIONS = ("kron_variance", "kron_project", "segment_outer")
+OPERATIONS = ("kron_variance", "kron_project", "ggn_project", "segment_outer")
 BACKENDS: dict[str, ModuleType] = {"cpu": cpu, "cuda": cuda, "triton": triton, "reference": reference}
 """Each has `unavailable()` and `refuses(operation, tensors)`, which give a reason or None, and a module with a function
 of the same name for every operation that it serves."""

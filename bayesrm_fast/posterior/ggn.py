@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from bayesrm_fast.ops import segment_outer
+from bayesrm_fast.ops import ggn_project, segment_outer
+from bayesrm_fast.ops.checks import result_dtype
 from bayesrm_fast.posterior.base import FitRecord, Posterior, PriorChoice
 from bayesrm_fast.posterior.linear_algebra import eigenpairs_of_factor, gram, random_signs
 from bayesrm_fast.sites import Site
@@ -124,11 +125,7 @@ class GgnPosterior(Posterior):
 
 
 class _Coordinates:
-    """A consumer's sums `B J` and `‖J‖²` over the sites, in float64.
-
-    Most of `‖J‖²` may lie in the bases, and what does not has a weight that can be a million times the rest's. So both
-    are summed in float64: products of float32 numbers are exact there, and their difference keeps its digits.
-    """
+    """A consumer's sums `B J` and `‖J‖²` over the sites, in float64: `ops.ggn_project` has why."""
 
     gradients_alone = True
 
@@ -140,13 +137,8 @@ class _Coordinates:
 
     def consume(self, site: Site, p: Tensor, q: Tensor, offsets: Tensor) -> None:
         """Add one site's part."""
-        self._add(site, segment_outer(p, q, offsets).flatten(1))
-
-    def _add(self, site: Site, gradient: Tensor) -> None:  # shape: (N, r · d)
-        self.dtype = gradient.dtype
-        gradient = gradient.double()
-        products = gradient @ self.posterior.bases[site.name].flatten(1).double().T
-        squared_norm = torch.linalg.vecdot(gradient, gradient)
+        self.dtype = result_dtype(p, q)
+        products, squared_norm = ggn_project(p, q, offsets, self.posterior.bases[site.name])
         if self._products is None or self._squared_norm is None:
             self._products, self._squared_norm = products, squared_norm
         else:
@@ -205,9 +197,10 @@ class GgnFeatures(_Coordinates):
         super().__init__(posterior)
         self._gradients: dict[str, Tensor] = {}  # shape: (N, r · d) for each site
 
-    def _add(self, site: Site, gradient: Tensor) -> None:  # shape: (N, r · d)
-        self._gradients[site.name] = gradient
-        super()._add(site, gradient)
+    def consume(self, site: Site, p: Tensor, q: Tensor, offsets: Tensor) -> None:
+        """Keep one site's gradients, and add its part."""
+        self._gradients[site.name] = segment_outer(p, q, offsets).flatten(1)
+        super().consume(site, p, q, offsets)
 
     def features(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """See `posterior.FeatureConsumer`; the gradients are used up."""

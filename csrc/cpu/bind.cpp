@@ -71,6 +71,7 @@ class Call {
 };
 
 float* floats(Address at) { return reinterpret_cast<float*>(at); }
+double* doubles(Address at) { return reinterpret_cast<double*>(at); }
 
 }  // namespace
 
@@ -97,5 +98,13 @@ PYBIND11_MODULE(_cpu, module) {
         kernels().kron_variance(Call(p, q, offsets, count, r, d, p_dtype, q_dtype).segments,
                                 {floats(basis_p), floats(basis_q_t), k}, floats(weight), floats(residual), floats(out),
                                 threads);
+    });
+    module.def("ggn_project", [](Address p, Address q, Address offsets, int64_t count, int64_t r, int64_t d, int p_dtype,
+                                 int q_dtype, Address bases, int dtype, int64_t k, Address products,
+                                 Address squared_norms, int threads) {
+        pybind11::gil_scoped_release released;
+        kernels().ggn_project(Call(p, q, offsets, count, r, d, p_dtype, q_dtype).segments,
+                              reinterpret_cast<const void*>(bases), DType(dtype), k, doubles(products),
+                              doubles(squared_norms), threads);
     });
 }

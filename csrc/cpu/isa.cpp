@@ -1,4 +1,5 @@
 // The operations, once for each instruction set: BAYESRM_ISA is generic, avx2 or avx512.
+#include "ggn_project.h"
 #include "kron_project.h"
 #include "kron_variance.h"
 #include "segment_outer.h"
@@ -15,6 +16,7 @@ extern const Kernels BAYESRM_TABLE(BAYESRM_ISA) = {
     BAYESRM_ISA::segment_outer,
     BAYESRM_ISA::kron_project,
     BAYESRM_ISA::kron_variance,
+    BAYESRM_ISA::ggn_project,
 };
 
 }  // namespace bayesrm

@@ -34,6 +34,9 @@ struct Kernels {
     // weight [r, k], residual [r], variance [count]
     void (*kron_variance)(const Segments&, const Basis&, const float* weight, const float* residual, float* variance,
                           int threads);
+    // bases [k, r, d], products [count, k], squared_norms [count]
+    void (*ggn_project)(const Segments&, const void* bases, DType, int64_t k, double* products, double* squared_norms,
+                        int threads);
 };
 
 extern const Kernels kernels_generic, kernels_avx2, kernels_avx512;

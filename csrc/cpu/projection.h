@@ -13,12 +13,12 @@ namespace bayesrm::BAYESRM_ISA {
 
 constexpr int64_t kScratchFloats = 1 << 18;  // H of one segment stays in the second-level cache
 
-// The columns first..first + rows of V [r, r], or of the identity where V is null, each row filled up to whole vectors.
+// The columns first..first + rows of V [r, r], each row filled up to whole vectors.
 inline void pad_columns(const float* v, int64_t r, int64_t first, int64_t rows, float* padded) {
     const int64_t width = whole_vectors(rows);
     std::fill(padded, padded + r * width, 0.0f);
     for (int64_t l = 0; l < r; ++l)
-        for (int64_t i = 0; i < rows; ++i) padded[l * width + i] = v ? v[l * r + first + i] : float(l == first + i);
+        for (int64_t i = 0; i < rows; ++i) padded[l * width + i] = v[l * r + first + i];
 }
 
 // rotated [tokens, width] = p [tokens, r] v [r, width], width in whole vectors. Writes up to kTogether - 1 rows more.
@@ -44,6 +44,19 @@ inline const float* float32_of(const Segments& s, int64_t first, int64_t count, 
     const BFloat16* p = static_cast<const BFloat16*>(s.p) + first;
     for (int64_t i = 0; i < count; ++i) room[i] = widened(p[i]);
     return room;
+}
+
+// h [r, columns] = G of segment n at the columns from `column` on. `room` holds kTokenBlock * r floats.
+template <class Q>
+inline void gradient_tile(const Segments& s, int64_t n, int64_t column, int64_t columns, float* h, int64_t h_stride,
+                          float* room) {
+    for (int64_t i = 0; i < s.r; ++i) std::fill(h + i * h_stride, h + i * h_stride + columns, 0.0f);
+    for (int64_t t = s.offsets[n]; t < s.offsets[n + 1]; t += kTokenBlock) {
+        const int64_t tokens = std::min(kTokenBlock, s.offsets[n + 1] - t);
+        const Q* q = static_cast<const Q*>(s.q) + t * s.d + column;
+        add_outer_product({float32_of(s, t * s.r, tokens * s.r, room), s.r}, s.r, Rows<const Q>{q, s.d},
+                          q + kTokenBlock * s.d, columns, tokens, {h, h_stride});
+    }
 }
 
 inline int64_t small_scratch(int64_t r, int64_t rows) { return kTokenBlock * (r + whole_vectors(rows)); }

@@ -7,17 +7,14 @@ namespace bayesrm::BAYESRM_ISA {
 template <class Q>
 void segment_outer_of(const Segments& s, float* gradients, int threads) {
     const bool shared = share_segments(s, threads);
-    const int64_t width = whole_vectors(s.r);
-    const int64_t own_size = small_scratch(s.r, s.r);
-    Scratch identity(s.r * width), all_scratch(threads * own_size);
-    pad_columns(nullptr, s.r, 0, s.r, identity.data());
+    const int64_t room_size = kTokenBlock * s.r;
+    Scratch rooms(threads * room_size);
 #pragma omp parallel num_threads(threads)
     {
         const Range range(s.d, shared ? omp_get_thread_num() : 0, shared ? omp_get_num_threads() : 1);
-        float* const scratch = all_scratch.data() + omp_get_thread_num() * own_size;
+        float* const room = rooms.data() + omp_get_thread_num() * room_size;
         auto one_segment = [&](int64_t n) {
-            gradient_rows<Q>(s, n, identity.data(), s.r, range.begin, range.end - range.begin,
-                             gradients + n * s.r * s.d + range.begin, s.d, scratch);
+            gradient_tile<Q>(s, n, range.begin, range.end - range.begin, gradients + n * s.r * s.d + range.begin, s.d, room);
         };
         if (shared) {
             for (int64_t n = 0; n < s.count; ++n) one_segment(n);

@@ -20,6 +20,11 @@ CASES = {
     "many wide rows": ([9, 5], 21, 20_000, 3),
 }
 
+GGN_CASES = CASES | {
+    # More segments than meet a direction at once, over more columns than are widened together.
+    "several wide segments": ([9, 30, 4, 17, 0, 11], 3, 1300, 14),
+}
+
 # What the CUDA kernels serve: columns in eights. Their tiles are 256 columns by 64 or 32 tokens, a copy is 16 tokens.
 CUDA_CASES = {
     "one short segment": ([7], 3, 16, 5),

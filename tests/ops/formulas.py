@@ -1,7 +1,7 @@
 """What the operations must give, in float64: inputs, the formulas, and how far a result may be from them."""
 
 import torch
-from cases import CASES
+from cases import CASES, GGN_CASES
 
 # Relative to the largest element. float32: sums of up to a thousand products with unit roundoff 6e-8, in blocks.
 # bfloat16 and float16: their products are exact in float32, and the reference sees the same values.
@@ -69,3 +69,56 @@ def almost_inside(dtype):
     q = inside / inside.norm() * 0.9999**0.5 + stray / stray.norm() * 0.0001**0.5
     arguments = (p.to(dtype), q.to(dtype), torch.tensor([0, length]), v, u, torch.ones(r, k), torch.full((r,), 1e6))
     return arguments, formulas(*arguments)[-1].item()
+
+
+def ggn_made(lengths, r, d, k, dtype, basis_dtype=None):
+    """p, q, offsets, and k directions `[k, r, d]` that are orthonormal before they are rounded to `basis_dtype`."""
+    p, q, offsets, *_ = made(lengths, r, d, 0, dtype)
+    normal = torch.randn(r * d, k, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    bases = torch.linalg.qr(normal).Q.T.reshape(k, r, d).contiguous().to(basis_dtype or wide)
+    return p, q, offsets, bases
+
+
+def ggn_inputs(case, dtype, basis_dtype=None):
+    return ggn_made(*GGN_CASES[case], dtype, basis_dtype)
+
+
+def ggn_formulas(p, q, offsets, bases):
+    """Products with the bases, and squared norms, in float64."""
+    _, r, d = bases.shape
+    g = formulas(p, q, offsets, torch.eye(r), torch.zeros(d, 0), torch.zeros(r, 0), torch.zeros(r))[0]
+    return torch.einsum("nij,kij->nk", g, bases.double()), g.square().sum((1, 2))
+
+
+def ggn_close(found, expected, dtype, budget=None):
+    """Each gradient's rounding, which its norm sets, is all that a product may be off by."""
+    (products, squared_norm), (expected_products, expected_norm) = found, expected
+    assert products.shape == expected_products.shape
+    assert squared_norm.shape == expected_norm.shape
+    assert products.dtype == squared_norm.dtype == torch.float64
+    budget = budget or (1e-12 if dtype == torch.float64 else 2e-7)
+    assert ((products - expected_products).abs() <= budget * expected_norm.sqrt()[:, None]).all()
+    assert ((squared_norm - expected_norm).abs() <= 2 * budget * expected_norm).all()
+
+
+def ggn_outside(products, squared_norm, bases):
+    """`‖G‖²` less what is in the span of the bases, `[N]`; their roundings have made them a little oblique."""
+    flat = bases.flatten(1).double()
+    return squared_norm - (products * torch.linalg.solve(flat @ flat.T, products.T).T).sum(1)
+
+
+def ggn_almost_inside(dtype, basis_dtype, directions):
+    """99.99 % of ‖G‖² in the span of the bases, along so many of their directions: arguments, and what is outside."""
+    generator = torch.Generator().manual_seed(0)
+    r, d, k, length = 8, 256, 16, 64
+    bases = ggn_made([], r, d, k, torch.float32, basis_dtype)[-1]
+    flat = bases.flatten(1).double()
+    inside = torch.randn(directions, generator=generator, dtype=torch.float64) @ flat[:directions]
+    stray = torch.randn(r * d, generator=generator, dtype=torch.float64)
+    stray = stray - flat.T @ torch.linalg.solve(flat @ flat.T, flat @ stray)
+    gradient = (inside / inside.norm() * 0.9999**0.5 + stray / stray.norm() * 0.0001**0.5).view(r, d)
+    p = torch.randn(length, r, generator=generator, dtype=torch.float64).to(dtype)
+    q = p.double() @ torch.linalg.solve(p.double().T @ p.double(), gradient)
+    arguments = p, q.to(dtype), torch.tensor([0, length]), bases
+    return arguments, ggn_outside(*ggn_formulas(*arguments), bases).item()

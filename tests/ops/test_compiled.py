@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from cases import CASES
-from formulas import close, formulas, inputs
+from cases import GGN_CASES
+from formulas import close, formulas, ggn_close, ggn_formulas, ggn_inputs, made
 
 from bayesrm_fast import ops
 from bayesrm_fast.ops.backends import use_backend
@@ -25,23 +25,25 @@ needs_gcc = pytest.mark.skipif(shutil.which("g++") is None, reason="there is no 
 
 @needs_compiled
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", GGN_CASES)
 @pytest.mark.parametrize("name", NAMES)
 def test_every_instruction_set(name, case, dtype):
     if name not in compiled.instruction_sets():
         pytest.skip(f"this processor has no {name}")
-    arguments = inputs(case, dtype)
+    arguments, with_bases = made(*GGN_CASES[case], dtype), ggn_inputs(case, dtype, dtype)
     before = compiled.instruction_set()
     compiled.choose_instruction_set(name)
     try:
         with use_backend("cpu"):
             variance = ops.kron_variance(*arguments)
             gradients = ops.segment_outer(*arguments[:3])
+            products = ops.ggn_project(*with_bases)
     finally:
         compiled.choose_instruction_set(before)
     expected = formulas(*arguments)
     close(gradients, expected[0], dtype)
     close(variance, expected[-1], dtype)
+    ggn_close(products, ggn_formulas(*with_bases), dtype)
 
 
 @needs_compiled
@@ -79,6 +81,7 @@ def test_no_library_code_is_built_for_one_instruction_set(name, flags, tmp_path)
 def test_scratch_memory_stays_under_8_mib():
     code = """
 import torch
+from bayesrm_fast.ops.cpu.ggn_project import ggn_project
 from bayesrm_fast.ops.cpu.kron_variance import kron_variance
 
 def peak():
@@ -96,6 +99,12 @@ for shape in ((64, 16, 4096, 64), (16, 64, 14336, 64), (4, 64, 32768, 16)):
     open("/proc/self/clear_refs", "w").write("5")  # the peak starts anew
     before = peak()
     kron_variance(*large)
+    print(peak() - before)
+    p, q, offsets, *_ = large
+    bases = torch.randn(20, p.shape[1], q.shape[1], dtype=torch.bfloat16)
+    open("/proc/self/clear_refs", "w").write("5")
+    before = peak()
+    ggn_project(p, q, offsets, bases)
     print(peak() - before)
 """
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=ROOT)

@@ -7,8 +7,21 @@ import warnings
 
 import pytest
 import torch
-from cases import CASES
-from formulas import BUDGET, almost_inside, close, formulas, inputs, made
+from cases import CASES, GGN_CASES
+from formulas import (
+    BUDGET,
+    almost_inside,
+    close,
+    formulas,
+    ggn_almost_inside,
+    ggn_close,
+    ggn_formulas,
+    ggn_inputs,
+    ggn_made,
+    ggn_outside,
+    inputs,
+    made,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch_states import STATES
@@ -17,10 +30,12 @@ from bayesrm_fast import ops
 from bayesrm_fast.ops.backends import BACKENDS, PREFERENCE, choose, refusal, use_backend
 
 OPERATORS = {
-    "kron_variance": lambda a: a,
-    "kron_project": lambda a: a[:5],
-    "segment_outer": lambda a: a[:3],
+    "kron_variance": inputs,
+    "kron_project": lambda *a: inputs(*a)[:5],
+    "ggn_project": ggn_inputs,
+    "segment_outer": lambda *a: inputs(*a)[:3],
 }
+"""The arguments of each for a case and a dtype."""
 
 
 @pytest.fixture(params=[*PREFERENCE["cpu"], "triton"])
@@ -85,6 +100,28 @@ def test_kron_variance(backend, case, dtype):
         assert (found >= 0).all()
 
 
+@pytest.mark.parametrize("basis_dtype", [None, torch.bfloat16], ids=["as computed", "bfloat16"])
+@pytest.mark.parametrize("dtype", BUDGET, ids=str)
+@pytest.mark.parametrize("case", GGN_CASES)
+def test_ggn_project(backend, case, dtype, basis_dtype):
+    arguments = ggn_inputs(case, dtype, basis_dtype)
+    if backend == "triton" and (dtype == torch.float16 or (dtype == torch.bfloat16) == (basis_dtype == torch.bfloat16)):
+        pytest.skip("the interpreter is slow, and every load widens what it reads")
+    if served(backend, "ggn_project", arguments):
+        ggn_close(ops.ggn_project(*arguments), ggn_formulas(*arguments), dtype)
+
+
+@pytest.mark.parametrize("directions", [1, 16])
+@pytest.mark.parametrize("basis_dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("dtype", "relative"), [(torch.float32, 1e-4), (torch.bfloat16, 1e-2)], ids=str)
+def test_a_gradient_almost_inside_the_directions_keeps_its_digits(backend, dtype, relative, basis_dtype, directions):
+    """Sums in float32 fail this, and so do exact ones that are rounded to it."""
+    arguments, exact = ggn_almost_inside(dtype, basis_dtype, directions)
+    if served(backend, "ggn_project", arguments):
+        found = ggn_outside(*ops.ggn_project(*arguments), arguments[-1])
+        assert found.item() == pytest.approx(exact, rel=relative)
+
+
 @pytest.mark.parametrize("dtype", BUDGET, ids=str)
 @pytest.mark.parametrize("state", STATES)
 def test_no_state_of_torch_changes_a_result(backend, state, dtype):
@@ -93,13 +130,13 @@ def test_no_state_of_torch_changes_a_result(backend, state, dtype):
     if is_slow and dtype != torch.float32:
         pytest.skip("the launcher's own memory is in float32 whatever the inputs are")
     for case in ("ragged",) if is_slow else ("ragged", "no basis", "no segments", "many rows"):
-        arguments = inputs(case, dtype)
-        for operation, argued in OPERATORS.items():
-            if refusal(backend, operation, argued(arguments)) is None:
+        for operation, make in OPERATORS.items():
+            arguments = make(case, dtype)
+            if refusal(backend, operation, arguments) is None:
                 run = getattr(ops, operation)
-                expected = run(*argued(arguments))
+                expected = run(*arguments)
                 with STATES[state]():
-                    found = run(*argued(arguments))
+                    found = run(*arguments)
                 torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
@@ -131,6 +168,8 @@ def test_any_shape_by_any_number_of_threads(lengths, r, d, k, threads, dtype):
                 with use_backend(name):
                     close(ops.kron_variance(*arguments), formulas(*arguments)[-1], dtype)
                     close(ops.segment_outer(*arguments[:3]), formulas(*arguments)[0], dtype)
+                    with_bases = ggn_made(lengths, r, d, min(k, d), dtype)
+                    ggn_close(ops.ggn_project(*with_bases), ggn_formulas(*with_bases), dtype)
     finally:
         torch.set_num_threads(before)
 
@@ -161,6 +200,16 @@ def test_two_runs_are_bitwise_equal(backend, threads):
     assert all(torch.equal(first, other) for other in others)
 
 
+@pytest.mark.parametrize("threads", [1, 3])
+def test_two_runs_with_directions_are_bitwise_equal(backend, threads):
+    arguments = ggn_inputs("several blocks", torch.float32)
+    if served(backend, "ggn_project", arguments):
+        torch.set_num_threads(threads)
+        first, *others = (torch.cat([x.flatten() for x in ops.ggn_project(*arguments)]) for _ in range(5))
+        torch.set_num_threads(1)
+        assert all(torch.equal(first, other) for other in others)
+
+
 def test_non_contiguous_inputs_give_the_same(backend):
     p, q, offsets, *rest = inputs("ragged", torch.float32)
     strided = [torch.stack([x, x], -1)[..., 0] for x in (p, q)]
@@ -169,6 +218,14 @@ def test_non_contiguous_inputs_give_the_same(backend):
     torch.testing.assert_close(
         ops.kron_variance(*strided, offsets, *rest), ops.kron_variance(p, q, offsets, *rest), rtol=1e-5, atol=0
     )
+
+
+def test_non_contiguous_directions_give_the_same(backend):
+    p, q, offsets, bases = ggn_inputs("ragged", torch.float32)
+    strided_p, strided_q, strided_bases = (torch.stack([x, x], -1)[..., 0] for x in (p, q, bases))
+    if served(backend, "ggn_project", (p, q, offsets, bases)):
+        found = ops.ggn_project(strided_p, strided_q, offsets, strided_bases)
+        torch.testing.assert_close(found, ops.ggn_project(p, q, offsets, bases), rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -198,11 +255,24 @@ def test_what_does_not_fit_is_named(change, message):
         ops.kron_variance(**arguments)
 
 
+@pytest.mark.parametrize(
+    ("bases", "message"),
+    [
+        (torch.zeros(5, 4, 32), r"bases must have shape \[\*, 4, 33\], not \[5, 4, 32\]"),
+        (torch.zeros(5, 4, 33, dtype=torch.int8), "bases must be floating point"),
+        (torch.zeros(5, 4, 33, device="meta"), "bases must be on cpu, where p is, not on meta"),
+    ],
+)
+def test_bases_that_do_not_fit_are_named(bases, message):
+    with pytest.raises(ValueError, match=message):
+        ops.ggn_project(*inputs("ragged", torch.float32)[:3], bases)
+
+
 @pytest.mark.parametrize("case", ["ragged", "no segments"])
 @pytest.mark.parametrize("operation", OPERATORS)
 def test_opcheck(operation, case):
     operator = getattr(torch.ops.bayesrm_fast, operation).default
-    torch.library.opcheck(operator, OPERATORS[operation](inputs(case, torch.float32)))
+    torch.library.opcheck(operator, OPERATORS[operation](case, torch.float32))
 
 
 def test_compiled_without_a_break():

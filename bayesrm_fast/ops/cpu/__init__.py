@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from bayesrm_fast.ops.cpu.binding import compiled, missing
+from bayesrm_fast.ops.cpu.binding import DTYPES, compiled, missing
 
 
 def unavailable() -> str | None:
@@ -17,9 +17,12 @@ def refuses(operation: str, tensors: tuple[Tensor, ...]) -> str | None:
         return "it serves CPU tensors"
     p, q, _, *constants = tensors
     for tensor in (p, q):
-        if tensor.dtype not in (torch.float32, torch.bfloat16):
+        if tensor.dtype not in DTYPES:
             return f"it serves float32 and bfloat16, not {tensor.dtype}"
-    if any(constant.dtype == torch.float64 for constant in constants):
+    if operation == "ggn_project":
+        if any(bases.dtype not in DTYPES for bases in constants):
+            return f"it reads bases in float32 and bfloat16, not {constants[0].dtype}"
+    elif any(constant.dtype == torch.float64 for constant in constants):
         return "it computes in float32, not float64"
     return None
 
