@@ -191,7 +191,8 @@ class ChoosingRewardModel(FittedRewardModel):
         """Choose a rule's parameters by judged responses: what `tune_penalty` does for k, for any rule.
 
         Args:
-            rule, k, relative: as for `best_of_n`.
+            rule, relative: as for `best_of_n`.
+            k: as for `best_of_n`, and a number.
             judged: `Candidates` or mappings with `prompt`, `responses`, `gold` and what the rule needs.
             parameters: which of them, that of a nested rule as `reward.k`; or values to choose from by name, the first
                 of which is that of no effect. Default: the rule's own, by the values of its `grids`.
@@ -218,7 +219,7 @@ class ChoosingRewardModel(FittedRewardModel):
 
         Args:
             rule: as for `best_of_n`, or what `tune` gave.
-            judged, k, relative, progress: as for `tune`.
+            judged, k, relative, progress: as for `tune`; a tuned rule needs the `relative` that it was tuned with.
 
         Raises:
             InputError: rows that cannot be read, or prompts that the rule was tuned on.
@@ -264,7 +265,7 @@ class ChoosingRewardModel(FittedRewardModel):
         """How hard to choose before the gold falls, for "subset", "soft" or "poisson" (HedgeTune, arXiv 2506.19248).
 
         Args:
-            rule, k, relative: as for `best_of_n`; one that hedges by how hard it chooses.
+            rule, k, relative: as for `tune`; one that hedges by how hard it chooses.
             candidates: as `judged` of `tune`; gold is needed where it is what to hedge by.
             by: "gold" for what responses are worth; "posterior" for draws of the rewards, which needs no gold. Their
                 mean is the reward itself, which never falls: then `aversion` is what there is to hedge for.

@@ -70,8 +70,8 @@ class Rule(ABC):
 
     Attributes:
         needs: what it reads of `KnownCandidates` beside the means.
-        grids: for each parameter that judged responses may tune the values to choose from. The first of them chooses
-            as if the rule were not there.
+        grids: for each parameter that judged responses may tune the values to choose from. The first of them is what
+            gains are told over: where there is such a value, it chooses as if the rule were not there.
     """
 
     grids: ClassVar[Mapping[str, Sequence[float]]] = {}
