@@ -47,8 +47,8 @@ class Figures:
         accuracy: share of `decided` that is right; equal rewards are wrong.
         mean_std: of the difference between the answer and the next best response.
         probabilities: NLL, Brier score and ECE, with the filled bins of the reliability diagram, of the probabilities
-            that chosen responses are preferred to rejected ones: `reward` is σ(Δ), `reward_tempered` σ(Δ/T),
-            `posterior` has the variance, too.
+            that chosen responses are preferred to rejected ones: `reward` is σ(Δ), `posterior` has variance and
+            temperature.
         accuracy_at_coverage: accuracy by share of rows answered, those of the largest `posterior` probability first,
             or of the largest |Δ| (`margin`), which needs no posterior.
         mean_risk: the mean of one minus the accuracy over all coverages, by the same two orders.

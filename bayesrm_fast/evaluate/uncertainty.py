@@ -90,15 +90,13 @@ def _comparisons(difference: Sequence[float], variance: Sequence[float]) -> Comp
 
 
 def probabilities(pairs: Comparisons, temperature: float) -> dict[str, Reliability]:
-    """What three probabilities of the chosen response are worth.
+    """What the probability of the chosen response is worth: `reward` is σ(Δ), `posterior` has variance and temperature.
 
-    Returns:
-        `reward`: σ(Δ); `reward_tempered`: σ(Δ/T); `posterior`: the variance taken into account, too.
+    There is no σ(Δ/T): T was chosen together with the variance, and is too small, or too large, for the reward alone.
     """
     nothing = torch.zeros_like(pairs.variance)
     return {
         "reward": reliability(probit_probability(pairs.difference, nothing)),
-        "reward_tempered": reliability(probit_probability(pairs.difference, nothing, temperature)),
         "posterior": reliability(probit_probability(pairs.difference, pairs.variance, temperature)),
     }
 

@@ -81,12 +81,14 @@ def test_a_decision_is_the_best_against_the_next_best():
 
 
 def test_the_variance_takes_confidence_from_wrong_answers():
-    """Right where it is sure, wrong where it is not: the posterior's NLL is the least of the three."""
+    """Right where it is sure, wrong where it is not: the posterior's NLL is the lesser."""
     difference = torch.tensor([3.0] * 9 + [-3.0] * 4, dtype=torch.float64)
     pairs = Comparisons(difference, torch.where(difference > 0, 0.01, 400.0).double())
-    found = probabilities(pairs, 1.5)
-    assert found["posterior"].nll < found["reward_tempered"].nll < found["reward"].nll
+    found = probabilities(pairs, 1.0)
+    assert found["posterior"].nll < found["reward"].nll
     assert found["posterior"].accuracy == found["reward"].accuracy == 9 / 13
-    without = probabilities(Comparisons(difference, torch.zeros_like(difference)), 1.5)
-    assert without["posterior"] == found["reward_tempered"]
     assert found["reward"].nll == pytest.approx(float(torch.nn.functional.softplus(-difference).mean()), abs=1e-12)
+    tempered = probabilities(Comparisons(difference, torch.zeros_like(difference)), 1.5)
+    nll = float(torch.nn.functional.softplus(-difference / 1.5).mean())
+    assert tempered["posterior"].nll == pytest.approx(nll, abs=1e-12)
+    assert tempered["reward"] == found["reward"]
