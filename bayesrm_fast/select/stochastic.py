@@ -225,7 +225,7 @@ class ExpectedPessimism(StochasticRule):
     seed: int = 0
 
     needs = frozenset({Need.VARIANCE})
-    grids = Pessimism.grids
+    grids = {"beta": Pessimism.grids["beta"][::-1]}  # noqa: RUF012  (the largest is nearest to no choice at all)
 
     def __post_init__(self) -> None:
         positive(self.beta, "beta")
