@@ -162,8 +162,8 @@ def joint_rewards(
 ) -> JointRewards:
     """The joint posterior of the rows' rewards.
 
-    The covariance is the inner products of whitened gradients; arguments as for `whitened_gradients`. Of equal rows they
-    are computed once, so that those are equal to the last digit.
+    The covariance is the inner products of whitened gradients; arguments as for `whitened_gradients`. Those of equal
+    rows are computed once, so that they are equal to the last digit.
 
     Raises:
         InputError: an unknown `outside`, or a reward or a variance that is NaN or infinite, by its row.
