@@ -14,8 +14,8 @@ from benchmarks.timing import medians
 COLUMNS = (4096, 14_336)
 """Inputs of an 8B Llama's projections: of six in every layer, and of down_proj.
 
-At K = 128 and r = 16 their bases are 16.8 and 58.7 MB in bfloat16, and 5.1 GB for all 32 layers: 1.5 ms at the 3.35 TB/s
-of an H100.
+At K = 128 and r = 16 their bases are 16.8 and 58.7 MB in bfloat16, and 5.1 GB for all 32 layers: 1.5 ms at the
+3.35 TB/s of an H100.
 """
 
 R, K, TOKENS = 16, 128, 128
