@@ -112,8 +112,11 @@ def stream_tiles(d: int, k: int, itemsize: int) -> GgnTiles:
 
 
 def group_tiles(k: int) -> GgnTiles:
-    """Sixteen segments a program, which is what a matrix unit takes; wider tiles would not stay in registers."""
-    return GgnTiles(16, 16, 16, _chunks(k, 16), 16, 16, 8, 1)
+    """Sixteen segments a program, which is what a matrix unit takes; wider tiles would not stay in registers.
+
+    Nor would a single chunk: tests/codegen has the compiler's word on it.
+    """
+    return GgnTiles(16, 16, 16, max(2, _chunks(k, 16)), 16, 16, 8, 1)
 
 
 def _chunks(k: int, bases: int) -> int:

@@ -145,8 +145,7 @@ def multiply_groups(
         first_third, second_third, third_third = thirds(tl.permute(gradient, (1, 2, 0)))
         for chunk in range(CHUNKS):
             b = tl.permute(coming, (1, 0, 2))
-            if CHUNKS > 1:
-                coming = bases_tile(bases, rows, columns, js + (chunk + 1) * KC, r, d, min(k, first_j + CHUNKS * KC))
+            coming = bases_tile(bases, rows, columns, js + (chunk + 1) * KC, r, d, min(k, first_j + CHUNKS * KC))
             product = dot_thirds(b, third_third, tl.zeros([R, KC, S], dtype=tl.float32), SPLIT_BASES)
             product = dot_thirds(b, second_third, product, SPLIT_BASES)
             product = dot_thirds(b, first_third, product, SPLIT_BASES)
