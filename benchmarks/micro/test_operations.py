@@ -14,6 +14,7 @@ from benchmarks.formulations import inputs
 ARGUMENTS: dict[str, Callable[..., tuple[Tensor, ...]]] = {
     "kron_variance": inputs,
     "kron_project": lambda *shape: inputs(*shape)[:5],
+    "ggn_project": lambda lengths, r, d, k, *dtypes: (*inputs(lengths, r, d, k, *dtypes)[:3], torch.randn(k, r, d)),
     "segment_outer": lambda *shape: inputs(*shape)[:3],
 }
 """What makes an operation's arguments of a shape in `SHAPES`."""
