@@ -12,7 +12,7 @@ import pytest
 SPILLED_WORDS = {"bf16": 0, "fp32": 64}
 """float32 is there for its digits: three tf32 products of halves keep twice the operands."""
 
-UNALIGNED = 80
+UNALIGNED = 128
 """Where every element has an address of its own; no model's d is such a one."""
 
 FORM_TILES = {"project_tiles", "outside_tiles", "store_tiles", "stream_bases", "multiply_groups"}
