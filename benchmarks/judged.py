@@ -15,20 +15,28 @@ GAP = 0.2
 DISTRACTORS = 20
 
 
-def alpaca_eval(split: str) -> list[dict[str, Any]]:
-    """Prompts with up to 57 judged responses of real models, those of `NullModel` left out.
+CANDIDATES = "alpaca_eval_candidates.jsonl.gz"
 
-    `NullModel` answers every prompt with one text made to fool the judge, so its gold says nothing.
+ATTACKERS = {"NullModel", "gpt4_gamed"}
+"""Models whose answers are made to fool the judge: their gold says nothing."""
+
+
+def alpaca_eval(split: str | None, name: str = CANDIDATES) -> list[dict[str, Any]]:
+    """Prompts with responses of real models, those of `ATTACKERS` left out.
+
+    Args:
+        split: "train" or "dev"; None for every prompt of the file.
+        name: of the file.
     """
     folder = data_folder()
-    if folder is None:
-        raise SystemExit("the AlpacaEval candidates are not here: set BAYESRM_DATA to the folder that holds them")
-    with gzip.open(folder / "alpaca_eval_candidates.jsonl.gz", "rt", encoding="utf-8") as lines:
+    if folder is None or not (folder / name).is_file():
+        raise SystemExit(f"{name} is not here: set BAYESRM_DATA to the folder that holds it")
+    with gzip.open(folder / name, "rt", encoding="utf-8") as lines:
         rows = [json.loads(line) for line in lines]
     return [
-        {**row, "responses": [r for r in row["responses"] if r["model"] != "NullModel"]}
+        {**row, "responses": [r for r in row["responses"] if r["model"] not in ATTACKERS]}
         for row in rows
-        if row["split"] == split
+        if split is None or row["split"] == split
     ]
 
 

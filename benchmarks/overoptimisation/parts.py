@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from benchmarks.data import embedded_decoder, embedded_encoder
+from benchmarks.overoptimisation.synthetic import synthetic
 from benchmarks.overoptimisation.tasks import Pairs, Task, humaneval, pool, qa_feedback
 
 
@@ -31,15 +32,24 @@ class PartName(StrEnum):
     """The experiments."""
 
     HUMANEVAL = "humaneval"
+    ALL_LINEAR = "all_linear"
     QA_FEEDBACK = "qa_feedback"
     POOL = "pool"
+    SYNTHETIC = "synthetic"
     GEMMA = "gemma"
 
 
 PARTS = {
     PartName.HUMANEVAL: Part(partial(humaneval, 45, None, 100), epochs=3, max_length=160),
+    PartName.ALL_LINEAR: Part(
+        partial(humaneval, 45, None, 100),
+        epochs=3,
+        max_length=160,
+        target_modules=("query", "key", "value", "dense"),
+    ),
     PartName.QA_FEEDBACK: Part(partial(qa_feedback, 240, 240), epochs=3, max_length=160),
     PartName.POOL: Part(partial(pool, 240, 60, 56), epochs=2, max_length=128),
+    PartName.SYNTHETIC: Part(partial(synthetic, 240, 60, 64), epochs=2, max_length=128),
     PartName.GEMMA: Part(
         partial(humaneval, 24, 40, 64),
         epochs=3,

@@ -26,7 +26,7 @@ class Task:
         prompt: the task.
         texts: distinct samples `[U]`.
         samples: of each of N samples its place in `texts`.
-        gold: what each sample is worth `[N]`, 0 to 1.
+        gold: what each sample is worth `[N]`.
     """
 
     name: str
@@ -59,10 +59,10 @@ def humaneval(
     for row in rows[:training_tasks]:
         right = [sample["text"] for sample in row["responses"] if sample["gold"]]
         wrong = [sample["text"] for sample in row["responses"] if not sample["gold"]]
-        pairs += [_pair(row["prompt"], lot.choice(right), lot.choice(wrong), noise, lot) for _ in range(PAIRS_A_TASK)]
+        pairs += [pair_of(row["prompt"], lot.choice(right), lot.choice(wrong), noise, lot) for _ in range(PAIRS_A_TASK)]
     stop = None if test_tasks is None else training_tasks + test_tasks
     tasks = [
-        _task(row["id"], row["prompt"], [(sample["text"], sample["gold"]) for sample in row["responses"][:samples]])
+        task_of(row["id"], row["prompt"], [(sample["text"], sample["gold"]) for sample in row["responses"][:samples]])
         for row in rows[training_tasks:stop]
     ]
     return pairs, tasks
@@ -78,7 +78,7 @@ def qa_feedback(training_tasks: int, test_tasks: int | None, seed: int, noise: f
     lot = random.Random(seed)
     lot.shuffle(rows)
     pairs = [
-        _pair(row["question"], row["responses"][better], row["responses"][worse], noise, lot)
+        pair_of(row["question"], row["responses"][better], row["responses"][worse], noise, lot)
         for row in rows[:training_tasks]
         for better, worse in lot.sample(row["preferred_pairs"], min(PAIRS_A_QUESTION, len(row["preferred_pairs"])))
     ]
@@ -89,7 +89,7 @@ def qa_feedback(training_tasks: int, test_tasks: int | None, seed: int, noise: f
         others = len(row["responses"]) - 1
         gold = [0.5 + (a - b) / (2 * others) for a, b in zip(won, lost, strict=True)]
         if len(set(gold)) > 1:
-            tasks.append(_task(row["id"], row["question"], list(zip(row["responses"], gold, strict=True))))
+            tasks.append(task_of(row["id"], row["question"], list(zip(row["responses"], gold, strict=True))))
     return pairs, tasks[:test_tasks]
 
 
@@ -100,21 +100,23 @@ def pool(training_tasks: int, test_tasks: int, samples: int, seed: int, noise: f
     """
     lot = random.Random(seed)
     pairs = [
-        _pair(pair["prompt"], pair["chosen"], pair["rejected"], noise, lot)
+        pair_of(pair["prompt"], pair["chosen"], pair["rejected"], noise, lot)
         for pair in preference_pairs(alpaca_eval("train")[:training_tasks], 2, seed)
     ]
     rows = [row for row in alpaca_eval("dev") if len(row["responses"]) >= samples][:test_tasks]
     judged = [[(answer["text"], answer["gold"]) for answer in row["responses"][:samples]] for row in rows]
-    return pairs, [_task(row["prompt"], row["prompt"], answers) for row, answers in zip(rows, judged, strict=True)]
+    return pairs, [task_of(row["prompt"], row["prompt"], answers) for row, answers in zip(rows, judged, strict=True)]
 
 
-def _pair(prompt: str, better: str, worse: str, noise: float, lot: random.Random) -> dict[str, str]:
+def pair_of(prompt: str, better: str, worse: str, noise: float, lot: random.Random) -> dict[str, str]:
+    """A pair, whose label is flipped with the probability `noise`."""
     if lot.random() < noise:
         better, worse = worse, better
     return {"prompt": prompt, "chosen": better, "rejected": worse}
 
 
-def _task(name: object, prompt: str, judged: list[tuple[str, float]]) -> Task:
+def task_of(name: object, prompt: str, judged: list[tuple[str, float]]) -> Task:
+    """A task of samples and what each is worth."""
     texts = sorted({text for text, _ in judged})
     place = {text: i for i, text in enumerate(texts)}
     return Task(str(name), prompt, texts, [place[text] for text, _ in judged], [float(gold) for _, gold in judged])
