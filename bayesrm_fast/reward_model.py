@@ -27,6 +27,7 @@ from bayesrm_fast.saved.folders import save_folder
 from bayesrm_fast.saved.models import add_adapter, check_restorable
 from bayesrm_fast.saved.reward_models import SavedFit, load_reward_model, read_fit
 from bayesrm_fast.text.examples import TokenizedPair
+from bayesrm_fast.text.joining import A_FUNCTION, Joining
 from bayesrm_fast.text.records import (
     PreferencePair,
     checked_rows,
@@ -52,6 +53,8 @@ class BayesianRewardModel(ChoosingRewardModel):
         virtual_targets: Targets = "auto",
         output_weights: Sequence[float] | None = None,
         max_length: int | None = None,
+        joining: Joining | None = None,
+        appends_eos: bool | None = None,
         max_batch_tokens: int | None = None,
         device: str | torch.device | None = None,
         **model_options: Any,
@@ -65,6 +68,8 @@ class BayesianRewardModel(ChoosingRewardModel):
                 virtual adapters and its posterior are left for `fit` to make anew.
             output_weights, max_length, max_batch_tokens: as for the class. A saved posterior brings its own
                 `output_weights` and `max_length`.
+            joining, appends_eos: as for the class. A saved posterior brings its own, but for a function, which no file
+                can hold; where others are given, it is left for `fit` to make anew.
             device: where the model goes. Default: a GPU where there is one. Ignored with `device_map`.
             model_options: for `AutoModelForSequenceClassification.from_pretrained`, such as `dtype`,
                 `quantization_config`, `device_map`, `attn_implementation` or `trust_remote_code`. `revision` is that of
@@ -88,6 +93,8 @@ class BayesianRewardModel(ChoosingRewardModel):
             virtual_targets=virtual_targets,
             output_weights=output_weights,
             max_length=max_length,
+            joining=joining,
+            appends_eos=appends_eos,
             max_batch_tokens=max_batch_tokens,
         )
 
@@ -97,8 +104,13 @@ class BayesianRewardModel(ChoosingRewardModel):
         if saved.virtual is not None:
             options |= {"virtual_rank": saved.virtual.virtual_rank, "virtual_targets": saved.virtual.virtual_targets}
         if saved.posterior is not None:
+            saved = saved.joined_as(options.get("joining"), options.get("appends_eos"))
+        if saved.posterior is not None:
             record = saved.posterior.record
+            if record.joining != A_FUNCTION:
+                options["joining"] = record.joining
             options |= {
+                "appends_eos": record.appends_eos,
                 "output_weights": record.output_weights,
                 "max_length": record.max_length if options.get("max_length") is None else options["max_length"],
             }
@@ -263,6 +275,8 @@ class BayesianRewardModel(ChoosingRewardModel):
             include_head=options.include_head,
             output_weights=self.output_weights.tolist(),
             max_length=self.encoder.max_length,
+            joining=self.encoder.joiner.recorded,
+            appends_eos=self.encoder.joiner.appends_eos,
             pad_token_id=self.collator.pad_token_id,
         )
         passes = self.passes_over(self.taps(virtual, options.include_head))

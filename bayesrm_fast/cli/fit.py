@@ -6,7 +6,18 @@ from typing import Annotated, Any
 import typer
 
 from bayesrm_fast.atomic import check_folder, one_writer, settle
-from bayesrm_fast.cli.arguments import AsJson, MaxBatchTokens, MaxLength, Pairs, dtype, number, precision, whole_number
+from bayesrm_fast.cli.arguments import (
+    AppendsEos,
+    AsJson,
+    Joined,
+    MaxBatchTokens,
+    MaxLength,
+    Pairs,
+    dtype,
+    number,
+    precision,
+    whole_number,
+)
 from bayesrm_fast.cli.models import load, posterior_summary
 from bayesrm_fast.cli.terminal import progress_bar, show_summary
 from bayesrm_fast.errors import InputError
@@ -41,6 +52,8 @@ def fit(
     ] = None,
     include_head: Annotated[bool, typer.Option(help="Put the score head into the posterior.")] = False,
     output_weights: Annotated[str | None, typer.Option(help="Weight of each output, separated by commas.")] = None,
+    joining: Joined = None,
+    append_eos: AppendsEos = None,
     max_length: MaxLength = None,
     max_batch_tokens: MaxBatchTokens = None,
     as_json: AsJson = False,
@@ -78,7 +91,13 @@ def fit(
 
     with one_writer(folder, "run"):
         loaded = load(
-            model, output_weights=weights, max_length=max_length, max_batch_tokens=max_batch_tokens, **virtual
+            model,
+            output_weights=weights,
+            joining=joining,
+            appends_eos=append_eos,
+            max_length=max_length,
+            max_batch_tokens=max_batch_tokens,
+            **virtual,
         )
         check_target(folder, None if loaded.adapter is None else loaded.base_model)
         with progress_bar("fitting") as tell:

@@ -44,6 +44,8 @@ def info(
         return
     summary = posterior_summary(model)
     summary |= {name: getattr(record, name) for name in ("base_model", "include_head", "max_length")}
+    if record.joining is not None:
+        summary |= {"joining": record.joining}
     summary |= {"versions": ", ".join(f"{name} {version}" for name, version in record.versions.items())}
     summary |= {"sites": f"{len(record.sites)}, of {record.parameters} weights"}
     show_summary(summary, False)

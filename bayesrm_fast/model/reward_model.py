@@ -32,6 +32,7 @@ from bayesrm_fast.sites import Site
 from bayesrm_fast.text.batches import Collator
 from bayesrm_fast.text.encoder import TextEncoder, default_max_length
 from bayesrm_fast.text.examples import TokenizedPair, TokenizedRow
+from bayesrm_fast.text.joining import Joining
 from bayesrm_fast.text.records import Candidates, all_pairs, checked_rows
 from bayesrm_fast.text.texts import Text
 
@@ -42,13 +43,16 @@ class RewardModel:
     Args:
         model: a `PeftModel` with one active LoRA adapter, or with `virtual_rank` any model; used where it is and left
             as it was found. A sequence classifier, or with a `readout` for it a module of one's own.
-        tokenizer: a fast tokenizer. With a chat template it renders conversations by it; otherwise see `TextEncoder`.
+        tokenizer: a fast tokenizer. With a chat template it renders conversations by it; otherwise see `Joiner`.
         output_weights: weight of each of the model's outputs in the reward, `[num_labels]`. Needed where the model has
             several outputs; 1 where it has one, or a `readout` of its own.
         readout: what of the model's output is scored: `TensorReadout()` for a model that gives its rewards as a tensor.
             Default: `PooledReadout(output_weights)`, for sequence classifiers.
         max_length: tokens at which a row is cut (`TextEncoder` says how). Default: what tokenizer and model accept, at
             most 4,096.
+        joining: how prompt and response become one text: "template", "pair", "blank line", "concatenate" or a function
+            of both (`Joiner`). Default: as the model was trained, where its files say, else by its tokenizer.
+        appends_eos: whether rows end in the tokenizer's eos. Default: as for `joining`.
         max_batch_tokens: tokens of one batch, padding included. Default: 4,096 on a CPU, on a GPU what two short trials
             say of its free memory. Smaller batches follow by themselves where memory runs out.
         virtual_rank: rows of each virtual adapter's A, which `fit` finds in the inputs of the layers; the reward stays
@@ -71,6 +75,8 @@ class RewardModel:
         output_weights: Sequence[float] | Tensor | None = None,
         readout: Readout | None = None,
         max_length: int | None = None,
+        joining: Joining | None = None,
+        appends_eos: bool | None = None,
         max_batch_tokens: int | None = None,
     ) -> None:
         model = getattr(model, "_orig_mod", model)  # of torch.compile, whose graph has no taps
@@ -90,7 +96,7 @@ class RewardModel:
         self.readout: Readout = PooledReadout(self.output_weights) if readout is None else readout
         longest = default_max_length(tokenizer, most_tokens(model)) if max_length is None else max_length
         check_length(model, longest)
-        self.encoder = TextEncoder(tokenizer, longest)
+        self.encoder = TextEncoder(tokenizer, longest, joining, appends_eos)
         if max_batch_tokens is not None and max_batch_tokens < 1:
             raise InputError(f"max_batch_tokens must be positive, not {max_batch_tokens}")
         device = next(model.parameters()).device

@@ -27,6 +27,9 @@ class ModelRecord:
         output_weights: weight of each output in the reward.
         max_length: tokens at which rows were cut.
         pad_token_id: of the model's configuration, by which the scored token is found; None where it had none.
+        joining: how prompt and response were joined, "a function" for one of one's own; None for what the model's files
+            say.
+        appends_eos: whether rows ended in eos; None for what the files say.
     """
 
     base_model: str
@@ -35,6 +38,8 @@ class ModelRecord:
     output_weights: list[float]
     max_length: int
     pad_token_id: int | None = field(default=None, kw_only=True)
+    joining: str | None = field(default=None, kw_only=True)
+    appends_eos: bool | None = field(default=None, kw_only=True)
 
     @property
     def fingerprint_sha256(self) -> str:

@@ -5,7 +5,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from torch import Tensor
 
@@ -15,6 +15,7 @@ from bayesrm_fast.posterior.ggn import GgnPosterior
 from bayesrm_fast.posterior.kronecker import KroneckerPosterior
 from bayesrm_fast.record_files import Record, RecordFiles, as_bytes
 from bayesrm_fast.sites import Site
+from bayesrm_fast.text.joining import A_FUNCTION, JoiningName
 
 CLASSES: dict[str, type[Posterior]] = {
     "kfac": KroneckerPosterior,
@@ -81,6 +82,7 @@ class PosteriorRecord(FitRecord, Record):
             "rank": self.rank is not None and self.rank < 1,
             "pairs": self.pairs < 0,
             "max_length": self.max_length < 1,
+            "joining": self.joining not in (None, A_FUNCTION, *get_args(JoiningName)),
             "squared_norm": self.squared_norm < 0,
             "log_likelihood": self.log_likelihood is not None and self.log_likelihood > 0,
             "prior_precision": self.prior_precision <= 0,
@@ -93,7 +95,7 @@ class PosteriorRecord(FitRecord, Record):
             raise InputError(f"{first} cannot be {getattr(self, first)!r:.60}")
 
 
-FILES = RecordFiles("a posterior", "posterior.json", "posterior.safetensors", format=3, schema=PosteriorRecord)
+FILES = RecordFiles("a posterior", "posterior.json", "posterior.safetensors", format=4, schema=PosteriorRecord)
 
 
 def save_posterior(posterior: Posterior, folder: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from bayesrm_fast.saved.folders import MODEL_CARD
-from bayesrm_fast.text.encoder import TRAINED_JOINING, TRL
+from bayesrm_fast.text.joining import TRAINED_JOINING, TRL
 
 TRL_TAG = "reward-trainer"
 """Of the model cards that trl's `RewardTrainer` writes."""

@@ -2,9 +2,9 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -20,6 +20,7 @@ from bayesrm_fast.saved.folders import MODEL_CONFIG, has_adapter_files, hub_opti
 from bayesrm_fast.saved.joining import record_joining
 from bayesrm_fast.saved.models import load_adapter, load_model
 from bayesrm_fast.saved.virtual import VirtualRecord, load_virtual, read_virtual_record
+from bayesrm_fast.text.joining import A_FUNCTION, Joining
 
 _HINT = (
     " (weights held in float16 or quantised differ from the same in float32 or bfloat16; a model that was merged or "
@@ -40,6 +41,23 @@ class SavedFit:
     folder: Path | None
     virtual: VirtualRecord | None = None
     posterior: Posterior | None = None
+
+    def joined_as(self, joining: Joining | None, appends_eos: bool | None) -> Self:
+        """Without a posterior whose rows were joined otherwise than is asked for; None asks for nothing.
+
+        Raises:
+            InputError: nothing is asked for where rows were joined by a function.
+        """
+        if self.posterior is None:
+            return self
+        record = self.posterior.record
+        if joining is None and record.joining == A_FUNCTION:
+            raise InputError(
+                f"the posterior in {self.folder} was fitted on rows joined by a function: give it as joining"
+            )
+        asked = A_FUNCTION if callable(joining) else joining
+        is_same = asked in (None, record.joining) and appends_eos in (None, record.appends_eos)
+        return self if is_same else replace(self, posterior=None)
 
     def restored(self, model: RewardModel) -> tuple[VirtualAdapter | None, Posterior | None]:
         """Virtual adapters and posterior on the model that they were made for.

@@ -19,8 +19,9 @@ from bayesrm_fast.model.passes import Progress
 from bayesrm_fast.saved.damage import MODEL_FILES, TOKENIZER_FILES, cannot_load
 from bayesrm_fast.saved.folders import check_target, save_folder
 from bayesrm_fast.text.batches import Collator
-from bayesrm_fast.text.encoder import TRAINED_JOINING, TextEncoder, default_max_length
+from bayesrm_fast.text.encoder import TextEncoder, default_max_length
 from bayesrm_fast.text.examples import TokenizedPair, TokenizedRow
+from bayesrm_fast.text.joining import TRAINED_JOINING
 from bayesrm_fast.text.records import preference_pairs
 
 
@@ -99,6 +100,7 @@ def train_adapter(
     config = model.config.get_text_config()
     longest = default_max_length(tokenizer, most_tokens(model)) if options.max_length is None else options.max_length
     check_length(model, longest)
+    tokenizer.init_kwargs.pop(TRAINED_JOINING, None)  # of how the base was trained
     encoder = TextEncoder(tokenizer, longest)
     tokenizer.init_kwargs[TRAINED_JOINING] = encoder.joining
     if tokenizer.eos_token is None:  # trl asks every tokenizer for one; an encoder's rows end with its separator

@@ -79,7 +79,7 @@ def test_of_several_active_adapters_none_is_saved(base_folder, tmp_path):
 def test_a_chat_template_that_was_set_after_the_model_was_made_is_used(adapter_folder, tmp_path):
     rm = BayesianRewardModel.from_pretrained(adapter_folder, device="cpu")
     rm.tokenizer.chat_template = "{% for m in messages %}<s> {{ m['content'] }} </s>{% endfor %}"
-    assert rm.encoder.joining == "chat template"
+    assert rm.encoder.joining == "template"
     assert_comes_back(rm, tmp_path)
 
 

@@ -218,11 +218,14 @@ CONVERSATION = [{"role": "assistant", "content": "again"}]
     [
         (None, None, "again", None),
         ("blank line", None, "again", None),
-        ("chat template", None, "again", "trained on rows joined by chat template, .* here .* by blank line"),
-        ("blank line", CHAT, "again", "trained on rows joined by blank line, .* here .* by chat template"),
-        ("trl", None, "again", "trained by trl, which puts nothing between"),
-        ("trl", CHAT, "again", "trained by trl, which puts nothing between"),
+        ("template", None, "again", "trained on rows joined by 'template', .* here .* by 'blank line'"),
+        ("pair", None, "again", "trained on rows joined by 'pair', .* here .* by 'blank line'"),
+        ("blank line", CHAT, "again", None),
+        ("trl", None, "again", None),
+        ("trl", CHAT, "again", None),
         ("trl", CHAT, CONVERSATION, None),
+        ("trl", None, CONVERSATION, "trained on rows joined by 'template', .* here .* by 'blank line'"),
+        ("something else", None, "again", None),
     ],
 )
 def test_rows_that_are_joined_otherwise_than_for_training_are_told(trained, template, response, message, recwarn):

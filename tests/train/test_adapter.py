@@ -30,7 +30,7 @@ def test_a_trained_adapter_is_fitted_and_scored(base_folder, tmp_path):
     assert not {"README.md", "training_args.bin"} & {path.name for path in (tmp_path / "adapter").iterdir()}
     rm = BayesianRewardModel.from_pretrained(tmp_path / "adapter", device="cpu").fit(tiny_pairs(), rank=4)
     assert rm.score([words(3)], [words(4)]).variance[0] > 0
-    assert (rm.encoder.trained_joining, rm.encoder.joining) == ("blank line", "blank line")
+    assert (rm.tokenizer.init_kwargs["trained_joining"], rm.encoder.joining) == ("blank line", "blank line")
     assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
 
 
