@@ -26,6 +26,7 @@ LAYERS = [
     {"ensemble"},
     {"__init__"},
     {"train", "evaluate"},
+    {"integrations"},
     {"cli"},
 ]
 """Lowest first. What stands together never imports each other; every import points down, or into its own package."""

@@ -1,0 +1,1 @@
+"""Rewards less their uncertainty, as trainers take them."""

@@ -1,0 +1,173 @@
+"""Rewards for training: the model's own, less a penalty for what the posterior does not know of them."""
+
+import math
+import warnings
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from bayesrm_fast.errors import InputError, named
+from bayesrm_fast.fitted_model import FittedRewardModel
+from bayesrm_fast.score.variances import RewardScores
+from bayesrm_fast.text.texts import Text, key_of
+
+Penalty = Literal["std", "entropic", "none"]
+
+GROUP = "group"
+"""What a reward's std is of the difference to, where it is the mean of the responses to the same prompt."""
+
+
+@dataclass(frozen=True)
+class PenalisedRewards:
+    """What a trainer gets, and what it is made of. A row that could not be scored is NaN throughout.
+
+    Attributes:
+        rewards: `mean − penalty` `[N]`, float64.
+        mean: MAP rewards `[N]`.
+        std: posterior std `[N]`, of the difference to the baseline where there is one.
+        penalty: what was subtracted `[N]`.
+        prompts: of each row the number of its prompt, equal ones have the same.
+    """
+
+    rewards: Tensor
+    mean: Tensor
+    std: Tensor
+    penalty: Tensor
+    prompts: list[int]
+
+    def as_list(self) -> list[float | None]:
+        """The rewards, None where there is none."""
+        return [None if math.isnan(reward) else reward for reward in self.rewards.tolist()]
+
+    def metrics(self) -> dict[str, float]:
+        """Of the rows with a reward: mean reward, posterior std and penalty, and what the penalty does to advantages.
+
+        "penalised" is the share of rewards that have a penalty; "advantage_flips" the share of those on one side of
+        their prompt's mean without it and on the other side with it.
+        """
+        there = ~self.rewards.isnan()
+        if not there.any():
+            return {}
+        sides = [self._above_their_mean(values) for values in (self.mean, self.rewards)]
+        return {
+            "mean": float(self.mean[there].mean()),
+            "std": float(self.std[there].mean()),
+            "penalty": float(self.penalty[there].mean()),
+            "penalised": float((self.penalty[there] > 0).double().mean()),
+            "advantage_flips": float((sides[0] != sides[1])[there].double().mean()),
+        }
+
+    def _above_their_mean(self, values: Tensor) -> Tensor:  # shape: (N,), bool
+        numbers = torch.tensor(self.prompts, device="cpu")
+        means = torch.stack([values[numbers == prompt].nanmean() for prompt in range(max(self.prompts) + 1)])
+        return values > means[numbers]
+
+
+class PenalisedReward:
+    """Rewards of rows for a trainer.
+
+    In GRPO and RLOO only differences within a prompt's group count. So the std that matters is that of the difference
+    to the group's mean, or to a reference response where a process has no whole group; the absolute one holds that of
+    the constant which a prompt adds to its rewards, and is nearly the same for all of a group.
+
+    Args:
+        rm: the model, with its posterior.
+        penalty: "std" for `mean − k·std`; "entropic" for `mean − k/2·std²`, the certainty equivalent
+            `−(1/k)·log E exp(−k·reward)`; "none".
+        k: its weight, at least 0; in units of 1/reward for "entropic".
+
+    Raises:
+        InputError: an unknown penalty, a k that is no finite number of at least 0, or a model without a posterior.
+    """
+
+    def __init__(self, rm: FittedRewardModel, penalty: Penalty = "std", k: float = 1.0) -> None:
+        if penalty not in get_args(Penalty):
+            raise InputError(f"penalty must be one of {', '.join(get_args(Penalty))}, not {penalty!r}")
+        if isinstance(k, bool) or not isinstance(k, int | float) or not math.isfinite(k) or k < 0:
+            raise InputError(f"k must be a finite number of at least 0, not {k!r}")
+        rm.fitted  # noqa: B018  (raises where there is none)
+        self.rm = rm
+        self.penalty = penalty
+        self.k = k
+
+    def of(
+        self,
+        prompts: Sequence[Text],
+        responses: Sequence[Text],
+        relative_to: Literal["group"] | Sequence[Text] | None = GROUP,
+    ) -> PenalisedRewards:
+        """Rewards of `responses[i]` to `prompts[i]`.
+
+        Args:
+            prompts, responses: N of each.
+            relative_to: "group" for stds of differences to the mean of the responses to the same prompt; N reference
+                responses, of equal rows equal ones; None for the rewards' own stds.
+
+        Raises:
+            InputError: what concerns all rows, or a group of one row. A row that cannot be scored has a warning and no
+                reward.
+        """
+        numbers = _numbers(prompts)
+        rows = list(range(len(responses)))
+        try:
+            scores: RewardScores | None = self._scored(prompts, responses, relative_to, rows)
+        except InputError as error:
+            unreadable = self._unreadable(prompts, responses, rows)
+            rows = [i for i in rows if i not in unreadable]
+            if not unreadable or not rows:
+                raise
+            where = named([f"row {i + 1}" for i in sorted(unreadable)])
+            warnings.warn(f"no reward for {where}, nor for what it leaves alone in a group: {error}", stacklevel=3)
+            if relative_to == GROUP:
+                left = Counter(numbers[i] for i in rows)
+                rows = [i for i in rows if left[numbers[i]] > 1]
+            scores = self._scored(prompts, responses, relative_to, rows) if rows else None
+        mean, std = (torch.full((len(responses),), torch.nan, dtype=torch.float64, device="cpu") for _ in range(2))
+        if scores is not None:
+            own = scores.mean.double()
+            mean[rows] = own if scores.baseline is None else own + scores.baseline.double()
+            std[rows] = scores.variance.double().sqrt()
+        penalty = {"std": self.k * std, "entropic": self.k / 2 * std.square(), "none": 0 * std}[self.penalty]
+        return PenalisedRewards(mean - penalty, mean, std, penalty, numbers)
+
+    def _scored(
+        self,
+        prompts: Sequence[Text],
+        responses: Sequence[Text],
+        relative_to: Literal["group"] | Sequence[Text] | None,
+        rows: Sequence[int],
+    ) -> RewardScores:
+        own = [prompts[i] for i in rows], [responses[i] for i in rows]
+        if relative_to is None:
+            return self.rm.score(*own)
+        if relative_to != GROUP:
+            return self.rm.score(*own, relative_to=[relative_to[i] for i in rows])
+        numbers = _numbers(own[0])
+        sizes = Counter(numbers)
+        alone = [f"row {row + 1}" for row, number in zip(rows, numbers, strict=True) if sizes[number] == 1]
+        if alone:
+            raise InputError(
+                f"{named(alone)}: the only response to its prompt here, which a difference to its group says nothing "
+                "of. Where a group's responses are on several processes, give relative_to references, or None"
+            )
+        return self.rm.score(*own, relative_to="prompt")
+
+    def _unreadable(self, prompts: Sequence[Text], responses: Sequence[Text], rows: list[int]) -> set[int]:
+        """Rows that have no reward of their own, by halves."""
+        try:
+            self.rm.rewards([prompts[i] for i in rows], [responses[i] for i in rows])
+        except InputError:
+            if len(rows) == 1:
+                return set(rows)
+            half = len(rows) // 2
+            return self._unreadable(prompts, responses, rows[:half]) | self._unreadable(prompts, responses, rows[half:])
+        return set()
+
+
+def _numbers(prompts: Sequence[Text]) -> list[int]:
+    numbers: dict[str, int] = {}
+    return [numbers.setdefault(key_of(prompt), len(numbers)) for prompt in prompts]

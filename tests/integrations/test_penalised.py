@@ -1,0 +1,100 @@
+"""Rewards less what the posterior does not know of them."""
+
+import math
+
+import pytest
+import torch
+from tiny import words
+
+from bayesrm_fast import BayesianRewardModel, InputError
+from bayesrm_fast.integrations.penalised import PenalisedReward, PenalisedRewards
+
+PROMPTS = [words(3)] * 3 + [words(4, 7)] * 2
+RESPONSES = [words(3 + i, 2 * i) for i in range(5)]
+REFERENCES = [words(2, 11)] * 3 + [words(2, 13)] * 2
+
+
+@pytest.fixture(scope="module")
+def rm(model_folder):
+    return BayesianRewardModel.from_pretrained(model_folder, device="cpu")
+
+
+def group_stds(rm):
+    """By the joint covariance of each group, which goes another way."""
+    found = []
+    for own in (slice(0, 3), slice(3, 5)):
+        joint = rm.covariance(PROMPTS[own.start], RESPONSES[own]).covariance.double()
+        centred = torch.eye(len(joint), dtype=torch.float64) - 1 / len(joint)
+        found.append((centred @ joint @ centred.T).diagonal().sqrt())
+    return torch.cat(found)
+
+
+@pytest.mark.parametrize(("penalty", "weight"), [("std", 0.5), ("entropic", 2.0), ("none", 1.0)])
+def test_the_penalty_is_of_the_difference_to_the_group_and_the_reward_is_the_models_own(rm, penalty, weight):
+    found = PenalisedReward(rm, penalty, weight).of(PROMPTS, RESPONSES)
+    mean, std = rm.rewards(PROMPTS, RESPONSES).double(), group_stds(rm)
+    expected = {"std": weight * std, "entropic": weight / 2 * std**2, "none": 0 * std}[penalty]
+    torch.testing.assert_close(found.mean, mean, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(found.penalty, expected, rtol=1e-3, atol=1e-6)
+    torch.testing.assert_close(found.rewards, found.mean - found.penalty)
+
+
+def test_references_and_the_rewards_own_stds(rm):
+    scorer = PenalisedReward(rm)
+    own, absolute = scorer.of(PROMPTS, RESPONSES, REFERENCES), scorer.of(PROMPTS, RESPONSES, None)
+    to_reference = rm.score(PROMPTS, RESPONSES, relative_to=REFERENCES).variance.double().sqrt()
+    torch.testing.assert_close(own.std, to_reference, rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(absolute.std, rm.score(PROMPTS, RESPONSES).variance.double().sqrt(), rtol=1e-5, atol=0)
+    torch.testing.assert_close(own.mean, absolute.mean, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("relative_to", ["group", None])
+def test_a_row_that_cannot_be_read_has_no_reward_and_the_others_have_theirs(rm, relative_to):
+    broken = [*RESPONSES[:4], "\ud800"]
+    with pytest.warns(UserWarning, match=r"no reward for row 5"):
+        found = PenalisedReward(rm).of(PROMPTS, broken, relative_to)
+    kept = 3 if relative_to == "group" else 4  # one response alone is no group
+    expected = PenalisedReward(rm).of(PROMPTS[:kept], RESPONSES[:kept], relative_to)
+    torch.testing.assert_close(found.rewards[:kept], expected.rewards, rtol=1e-4, atol=1e-6)
+    assert found.as_list()[kept:] == [None] * (5 - kept)
+    assert all(math.isfinite(value) for value in found.metrics().values())
+
+
+def test_a_response_without_others_of_its_group_is_refused_by_its_row(rm):
+    with pytest.raises(InputError, match=r"row 4: the only response to its prompt here.*give relative_to references"):
+        PenalisedReward(rm).of(PROMPTS[:4], RESPONSES[:4])
+
+
+def test_what_concerns_all_rows_is_an_error(rm):
+    with pytest.raises(InputError, match="response"):
+        PenalisedReward(rm).of(PROMPTS[:2], ["\ud800", None])
+
+
+def test_metrics_tell_whose_advantage_changes_its_sign():
+    mean, penalty = torch.tensor([1.0, 0.0, 0.4, math.nan]).double(), torch.tensor([2.0, 0.0, 0.0, math.nan]).double()
+    found = PenalisedRewards(mean - penalty, mean, penalty, penalty, [0, 0, 0, 0])
+    told = found.metrics()
+    assert told["advantage_flips"] == pytest.approx(1.0)
+    assert told["penalised"] == pytest.approx(1 / 3)
+    assert told["mean"] == pytest.approx(1.4 / 3)
+    assert PenalisedRewards(mean[3:], mean[3:], mean[3:], mean[3:], [0]).metrics() == {}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"penalty": "sd"}, "penalty must be one of std, entropic, none, not 'sd'"),
+        ({"k": -1.0}, "k must be a finite number of at least 0"),
+        ({"k": math.inf}, "k must be a finite number"),
+        ({"k": True}, "k must be a finite number"),
+    ],
+)
+def test_options_that_mean_nothing_are_refused(rm, options, message):
+    with pytest.raises(InputError, match=message):
+        PenalisedReward(rm, **options)
+
+
+def test_a_model_without_a_posterior_is_refused_before_training_begins(adapter_folder):
+    rm = BayesianRewardModel.from_pretrained(adapter_folder, device="cpu")
+    with pytest.raises(InputError, match="there is no posterior"):
+        PenalisedReward(rm)
