@@ -5,7 +5,7 @@ import warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, Protocol, get_args
 
 import torch
 from torch import Tensor
@@ -67,6 +67,22 @@ class PenalisedRewards:
         return values > means[numbers]
 
 
+class Scorer(Protocol):
+    """What has rewards and their variances: a `BayesianRewardModel`, or a `Client` of a server that has one."""
+
+    def score(
+        self,
+        prompts: Sequence[Text],
+        responses: Sequence[Text],
+        *,
+        relative_to: Literal["prompt"] | Sequence[Text] | None = None,
+    ) -> RewardScores:
+        """See `BayesianRewardModel.score`."""
+
+    def rewards(self, prompts: Sequence[Text], responses: Sequence[Text]) -> Tensor:
+        """See `BayesianRewardModel.rewards`."""
+
+
 class PenalisedReward:
     """Rewards of rows for a trainer.
 
@@ -84,12 +100,13 @@ class PenalisedReward:
         InputError: an unknown penalty, a k that is no finite number of at least 0, or a model without a posterior.
     """
 
-    def __init__(self, rm: FittedRewardModel, penalty: Penalty = "std", k: float = 1.0) -> None:
+    def __init__(self, rm: Scorer, penalty: Penalty = "std", k: float = 1.0) -> None:
         if penalty not in get_args(Penalty):
             raise InputError(f"penalty must be one of {', '.join(get_args(Penalty))}, not {penalty!r}")
         if isinstance(k, bool) or not isinstance(k, int | float) or not math.isfinite(k) or k < 0:
             raise InputError(f"k must be a finite number of at least 0, not {k!r}")
-        rm.fitted  # noqa: B018  (raises where there is none)
+        if isinstance(rm, FittedRewardModel):
+            rm.fitted  # noqa: B018  (raises where there is none)
         self.rm = rm
         self.penalty = penalty
         self.k = k

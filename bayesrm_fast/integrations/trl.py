@@ -1,12 +1,11 @@
 """Reward functions for trl's GRPOTrainer, RLOOTrainer and the others that take functions."""
 
 import asyncio
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from bayesrm_fast.errors import InputError
-from bayesrm_fast.fitted_model import FittedRewardModel
-from bayesrm_fast.integrations.penalised import GROUP, PenalisedReward, Penalty
+from bayesrm_fast.integrations.penalised import GROUP, PenalisedReward, Penalty, Scorer
 from bayesrm_fast.text.texts import Text
 
 Rewards = list[float | None]
@@ -14,40 +13,48 @@ PREFIX = "bayesrm/"
 """Of the names in the trainer's log."""
 
 
-def reward_function(
-    rm: FittedRewardModel, penalty: Penalty = "std", k: float = 1.0, relative_to: str | None = GROUP
-) -> Callable[..., Rewards]:
-    """A reward function for `reward_funcs=` of a trainer.
+class reward_function:
+    """What goes into `reward_funcs=` of a trainer; it can be pickled where its scorer can.
 
     It logs means of reward, posterior std and penalty, and the share of advantages whose sign the penalty changes
     (`PenalisedRewards.metrics`); and mean and std of every completion, in the table of completions. A row that cannot
     be scored gets None, which trl leaves to other reward functions.
 
     Args:
-        rm: the model, with its posterior.
+        rm: the model with its posterior; or a server's `Client`, for trainers that start their reward functions in
+            processes without a GPU.
         penalty, k: as for `PenalisedReward`.
         relative_to: "group" for stds of differences to the mean of a prompt's completions, each of whose groups must
             be whole on its process; the name of a column that holds a reference response to each prompt; None for the
             rewards' own.
 
     Raises:
-        InputError: as for `PenalisedReward`; from the function also a column that is not there.
+        InputError: as for `PenalisedReward`; from a call also a column that is not there.
     """
-    scorer = PenalisedReward(rm, penalty, k)
 
-    def bayesian_reward(
+    __name__ = "bayesian_reward"  # that of its rewards in the trainer's log
+
+    def __init__(self, rm: Scorer, penalty: Penalty = "std", k: float = 1.0, relative_to: str | None = GROUP) -> None:
+        self.scorer = PenalisedReward(rm, penalty, k)
+        self.relative_to = relative_to
+
+    def __call__(
+        self,
         prompts: Sequence[Text],
         completions: Sequence[Text],
         log_metric: Callable[[str, float], None] | None = None,
         log_extra: Callable[[str, list[Any]], None] | None = None,
         **columns: Any,
     ) -> Rewards:
-        if relative_to in (GROUP, None):
-            found = scorer.of(prompts, completions, relative_to)
-        elif relative_to in columns:
-            found = scorer.of(prompts, completions, columns[relative_to])
+        """Rewards of the completions, and what is logged of them."""
+        if self.relative_to in (GROUP, None):
+            found = self.scorer.of(prompts, completions, self.relative_to)
+        elif self.relative_to in columns:
+            found = self.scorer.of(prompts, completions, columns[self.relative_to])
         else:
-            raise InputError(f"relative_to names the column {relative_to!r}, which the training data does not have")
+            raise InputError(
+                f"relative_to names the column {self.relative_to!r}, which the training data does not have"
+            )
         if log_metric is not None:
             for name, value in found.metrics().items():
                 log_metric(PREFIX + name, value)
@@ -56,16 +63,12 @@ def reward_function(
             log_extra(PREFIX + "std", found.std.tolist())
         return found.as_list()
 
-    return bayesian_reward
 
-
-def async_reward_function(
-    rm: FittedRewardModel, penalty: Penalty = "std", k: float = 1.0, relative_to: str | None = GROUP
-) -> Callable[..., Coroutine[Any, Any, Rewards]]:
+class async_reward_function(reward_function):
     """The same as a coroutine, which lets a trainer's other asynchronous reward functions run meanwhile."""
-    score = reward_function(rm, penalty, k, relative_to)
 
-    async def bayesian_reward(prompts: Sequence[Text], completions: Sequence[Text], **given: Any) -> Rewards:
-        return await asyncio.to_thread(score, prompts, completions, **given)
-
-    return bayesian_reward
+    async def __call__(  # type: ignore[override]
+        self, prompts: Sequence[Text], completions: Sequence[Text], **given: Any
+    ) -> Rewards:
+        """See `reward_function`."""
+        return await asyncio.to_thread(super().__call__, prompts, completions, **given)

@@ -1,6 +1,7 @@
 """Reward functions inside trl's trainers."""
 
 import asyncio
+import pickle
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
 from bayesrm_fast import BayesianRewardModel, InputError
 from bayesrm_fast.integrations.trl import async_reward_function, reward_function
+from bayesrm_fast.score.variances import RewardScores
 
 CHAT = "{% for m in messages %}{{ m['content'] }} {% endfor %}"
 
@@ -74,6 +76,20 @@ def test_rows_are_logged_and_unreadable_ones_are_none(rm):
     assert all(isinstance(found[i], float) for i in (0, 1, 3))
     assert told.keys() == {f"bayesrm/{name}" for name in ("mean", "std", "penalty", "penalised", "advantage_flips")}
     assert [len(column) for column in extra.values()] == [4, 4]
+
+
+def test_a_function_is_pickled_with_its_scorer():
+    again = pickle.loads(pickle.dumps(reward_function(Known(), k=0.5)))
+    assert again(["a"] * 2, ["b", "cc"]) == [0.5, 1.5]
+    assert again.__name__ == "bayesian_reward"
+
+
+class Known:
+    """A scorer without a model: a reward is a text's length, and its std is 1."""
+
+    def score(self, prompts, responses, *, relative_to=None):
+        mean = torch.tensor([float(len(response)) for response in responses])
+        return RewardScores(mean, torch.ones_like(mean), torch.zeros_like(mean, dtype=torch.bool))
 
 
 def test_a_column_that_is_not_there_is_named(rm):
