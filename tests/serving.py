@@ -97,6 +97,9 @@ class FakeScorer:
         await self._accepted(texts, wait)
         return self._scores([f"<s>{text}" if add_special_tokens else text for text in texts], variance)
 
+    async def rewards(self, prompt, responses, *, wait=True):
+        return (await self.score(prompt, responses, wait=wait)).mean
+
     async def score(self, prompt, responses, *, relative_to=None, wait=True):
         texts = [f"{_plain(prompt)} {_plain(response)}" for response in responses]
         await self._accepted(texts, wait)

@@ -126,6 +126,16 @@ class Call:
         )
         return _scored(found, tokens)
 
+    async def means(self, prompt: Text, responses: Sequence[Text]) -> list[float]:
+        """Rewards of a prompt's responses by forward passes alone."""
+        self._check_count(len(responses))
+        found, _ = await self._counted(
+            self.scorer.rewards(prompt, responses, wait=self.has_patience),
+            lambda: row_lengths(self.scorer.rm, prompt, responses),
+            has_variance=False,
+        )
+        return found.tolist()
+
     async def best_of_n(
         self,
         prompt: Text,

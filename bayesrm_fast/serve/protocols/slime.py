@@ -52,12 +52,15 @@ async def reward(
     """The reward of one sample."""
     choice = reward_of(served, address, body)
     call = call_of(served, record, address, body)
+    is_mean_alone = address.form == "number" and choice.kind == "mean"
     if isinstance(body.prompt, str) and address.prompts == "rendered":
-        has_variance = address.form == "dict" or choice.kind != "mean"
-        found = await call.score_text([body.prompt + body.response], add_special_tokens=False, variance=has_variance)
+        text = body.prompt + body.response
+        found = await call.score_text([text], add_special_tokens=False, variance=not is_mean_alone)
     else:
         prompt = as_text(body.prompt)
         response: Any = body.response if isinstance(prompt, str) else [{"role": "assistant", "content": body.response}]
+        if is_mean_alone:
+            return (await call.means(prompt, [response]))[0]
         found = await call.score(prompt, [response])
     if found.std is None:
         return found.mean[0]
