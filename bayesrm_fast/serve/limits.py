@@ -22,7 +22,7 @@ OPEN_PATHS = ("/", "/health", "/docs", "/openapi.json")
 """What is answered without a token: none of it tells of a model or of a text."""
 
 _ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
-_ESCAPED_SURROGATE = re.compile(r"\\u[dD][89abAB]")
+_ESCAPED_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 def check_json(body: bytes, max_nesting: int) -> None:
@@ -42,34 +42,22 @@ def check_json(body: bytes, max_nesting: int) -> None:
     except json.JSONDecodeError as error:
         where = f"line {error.lineno}, column {error.colno}"
         raise ApiError(400, f"the body is not valid JSON: {error.msg} at {where}") from error
-    _check_values(value, max_nesting, has_surrogates=_ESCAPED_SURROGATE.search(text) is not None)
+    _check_nesting(value, max_nesting)
+    if _ESCAPED_SURROGATE.search(text):
+        try:
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise ApiError(400, "the body has a lone surrogate, which is not valid Unicode") from error
 
 
-def _check_values(value: Any, max_nesting: int, has_surrogates: bool) -> None:
+def _check_nesting(value: Any, max_nesting: int) -> None:
     level = [value]
     for _ in range(max_nesting + 1):
-        below: list[Any] = []
-        for one in level:
-            if isinstance(one, dict):
-                below += one.values()
-                if has_surrogates:
-                    below += one
-            elif isinstance(one, list):
-                below += one
-            elif has_surrogates and isinstance(one, str) and not one.isascii():
-                _check_unicode(one)
-        # Most of a level are numbers and texts, which have nothing below them.
-        level = below if has_surrogates else [one for one in below if isinstance(one, dict | list)]
+        level = [one for one in level if isinstance(one, dict | list)]
         if not level:
             return
+        level = [below for one in level for below in (one.values() if isinstance(one, dict) else one)]
     raise ApiError(400, _too_deep(max_nesting))
-
-
-def _check_unicode(text: str) -> None:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise ApiError(400, "the body has a lone surrogate, which is not valid Unicode") from error
 
 
 def _too_deep(max_nesting: int) -> str:

@@ -25,8 +25,10 @@ DROP_INS = {
 def test_a_model_is_chosen_by_body_or_address(served, path):
     first, second = FakeScorer(), FakeScorer()
     with served(first=first, second=second) as client:
-        first.begun.clear(), second.begun.clear()
-        for params, body in (
+        first.begun.clear()
+        second.begun.clear()
+        by_both = [({"model": "second"}, {}), ({}, {"model": "second"}), ({"model": "first"}, {"model": "second"})]
+        for params, body in by_both:
             ({"model": "second"}, {}),
             ({}, {"model": "second"}),
             ({"model": "first"}, {"model": "second"}),
