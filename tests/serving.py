@@ -39,9 +39,9 @@ class FakeScorer:
     def __init__(self):
         posterior = SimpleNamespace(record=SimpleNamespace(structure="ggn"), penalty=None)
         self.rm = SimpleNamespace(
-            tokenize=self._tokenize,
-            tokenizer=lambda texts, **_: {"input_ids": [text.split() for text in texts]},
-            encoder=SimpleNamespace(max_length=LONGEST),
+            encoder=SimpleNamespace(
+                max_length=LONGEST, encode=self._encode, encode_rendered=lambda texts, **_: self._rows(texts)
+            ),
             fitted=posterior,
         )
         self.is_full = False
@@ -51,10 +51,16 @@ class FakeScorer:
         self.fault = None
         self.begun, self.cancelled = [], []
 
+    def _encode(self, prompts, responses, where):
+        return self._rows(f"{_plain(a)} {_plain(b)}" for a, b in zip(prompts, responses, strict=True))
+
     @staticmethod
-    def _tokenize(prompts, responses, where):
-        rows = (f"{_plain(a)} {_plain(b)}".split()[:LONGEST] for a, b in zip(prompts, responses, strict=True))
-        return [SimpleNamespace(input_ids=row) for row in rows]
+    def _rows(texts):
+        return [SimpleNamespace(length=min(len(text.split()), LONGEST)) for text in texts]
+
+    @property
+    def accepts(self):
+        return not self.is_closed
 
     async def __aenter__(self):
         return self

@@ -1,5 +1,6 @@
 """`bayesrm serve`."""
 
+import contextlib
 import ipaddress
 import logging
 import math
@@ -17,6 +18,8 @@ from bayesrm_fast.cli.terminal import ShownWarnings
 from bayesrm_fast.errors import InputError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from bayesrm_fast.reward_model import BayesianRewardModel
     from bayesrm_fast.serve.options import RewardKind
 
@@ -76,7 +79,7 @@ def serve(
         warnings.showwarning = ShownWarnings(logger.warning)
         if token is None and not _is_loopback(host):
             logger.warning(f"{host} can be reached from other machines, and there is no --token-file")
-        loaded = {name: _loaded(folder, max_batch_tokens) for name, folder in folders.items()}
+        loaded = _loaded(folders, max_batch_tokens)
         scorers = {
             name: AsyncScorer(rm, max_wait_ms=max_wait_ms, max_queue_tokens=max_queue_tokens)
             for name, rm in loaded.items()
@@ -115,8 +118,27 @@ def _folders(models: list[str]) -> dict[str, Path]:
     return found
 
 
-def _loaded(folder: Path, max_batch_tokens: int | None) -> "BayesianRewardModel":
-    return load_fitted(folder, max_batch_tokens)
+def _loaded(folders: dict[str, Path], max_batch_tokens: int | None) -> dict[str, "BayesianRewardModel"]:
+    """The models; adapters of one base model share it where they can.
+
+    Raises:
+        InputError: a model that cannot be loaded, or has no posterior.
+    """
+    loaded: dict[str, BayesianRewardModel] = {}
+    for name, folder in folders.items():
+        beside = _beside(loaded.values(), folder, f"served{len(loaded)}")
+        loaded[name] = beside or load_fitted(folder, max_batch_tokens)
+    return loaded
+
+
+def _beside(others: "Iterable[BayesianRewardModel]", folder: Path, adapter: str) -> "BayesianRewardModel | None":
+    """An adapter on the base model of another one; None where none takes it."""
+    for other in others:
+        with contextlib.suppress(InputError):
+            found = other.with_adapter(folder, adapter)
+            found.fitted  # noqa: B018  (raises where there is none)
+            return found
+    return None
 
 
 def _listening(host: str, port: int) -> socket.socket:

@@ -1,5 +1,6 @@
 """What is answered where a request is not served: one sentence, and no text of the request."""
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
@@ -14,6 +15,8 @@ from starlette.requests import Request
 
 from bayesrm_fast.errors import InputError
 from bayesrm_fast.serve.engine import EngineClosed, QueueFull
+
+logger = logging.getLogger(__name__)
 
 LONGEST_MESSAGE = 400
 """Characters of an error's sentence."""
@@ -103,7 +106,9 @@ def answer_errors(app: FastAPI) -> None:
 
     @app.exception_handler(EngineClosed)
     async def closed(_: Request, error: EngineClosed) -> JSONResponse:
-        down = busy("the server is shutting down", 5)
+        if error.__cause__ is not None:
+            logger.error("an engine has failed", exc_info=error.__cause__)
+        down = busy("the server is shutting down, or a model of it has failed", 5)
         return refusal(down.status, str(down), down.headers)
 
     @app.exception_handler(RequestValidationError)

@@ -60,7 +60,7 @@ def create_app(scorers: Mapping[str, AsyncScorer], options: ServerOptions | None
             try:
                 yield
             finally:
-                served.is_ready = False
+                served.is_warm = False
                 warming.cancel()
 
     app = FastAPI(
@@ -80,9 +80,9 @@ def create_app(scorers: Mapping[str, AsyncScorer], options: ServerOptions | None
 
     @app.get("/health", tags=["operation"], responses=documented(503))
     async def health(served: ServedModels) -> Health:
-        """200 once every model has scored something; 503 before, and when the server is shutting down."""
+        """200 while every model scores; 503 before each has scored something, and after one has failed."""
         if not served.is_ready:
-            raise busy("the models are warming up", 1)
+            raise busy("the models are warming up, or shutting down", 1)
         return Health()
 
     @app.get("/metrics", tags=["operation"], responses=OF_A_GET | _PLAIN, response_class=Response)
@@ -105,5 +105,5 @@ async def _warm_up(served: Served) -> None:
     except Exception:
         logger.exception("a model does not score: the server stays unready")
         return
-    served.is_ready = True
+    served.is_warm = True
     logger.info("ready", extra={"fields": {"models": list(served.scorers)}})

@@ -91,6 +91,16 @@ class AsyncScorer:
         self._worker = Worker(rm, max_batch_tokens, max_wait, max_queue_tokens)
         weakref.finalize(self, self._worker.queue.close).atexit = False
 
+    @property
+    def rm(self) -> BayesianRewardModel:
+        """The model."""
+        return self._worker.rm
+
+    @property
+    def accepts(self) -> bool:
+        """Whether it takes requests: not once it was drained or closed, or has failed."""
+        return self._worker.queue.accepts
+
     async def __aenter__(self) -> Self:
         return self
 

@@ -2,14 +2,13 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal, TypeVar
 
 from fastapi import Depends, Request
 
 from bayesrm_fast.errors import InputError, named
-from bayesrm_fast.locks import lock_of
 from bayesrm_fast.reward_model import BayesianRewardModel
 from bayesrm_fast.score.joint import JointRewards
 from bayesrm_fast.score.variances import RewardScores
@@ -20,6 +19,7 @@ from bayesrm_fast.serve.engine import AsyncScorer
 from bayesrm_fast.serve.logs import RequestRecord
 from bayesrm_fast.serve.metrics import Metrics
 from bayesrm_fast.serve.options import ServerOptions
+from bayesrm_fast.serve.texts import Rendered, Responses, Texts
 from bayesrm_fast.text.texts import Text
 
 T = TypeVar("T")
@@ -59,7 +59,7 @@ class Served:
 
     Attributes:
         metrics: what is counted.
-        is_ready: whether every model has scored something.
+        is_warm: whether every model has scored something.
         started: when, in seconds since 1970.
     """
 
@@ -69,8 +69,13 @@ class Served:
         self.scorers = dict(scorers)
         self.options = options
         self.metrics = Metrics(self.scorers)
-        self.is_ready = False
+        self.is_warm = False
         self.started = int(time.time())
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether every model scores."""
+        return self.is_warm and all(scorer.accepts for scorer in self.scorers.values())
 
 
 class Call:
@@ -107,7 +112,7 @@ class Call:
             self.scorer.score_text(
                 texts, add_special_tokens=add_special_tokens, variance=variance, wait=self.has_patience
             ),
-            lambda: text_lengths(self.scorer.rm, texts, add_special_tokens),
+            Rendered(texts, add_special_tokens),
             has_variance=variance,
         )
         return _scored(found, tokens, has_variance=variance)
@@ -122,7 +127,7 @@ class Call:
         self._check_count(len(responses))
         found, tokens = await self._counted(
             self.scorer.score(prompt, responses, relative_to=relative_to, wait=self.has_patience),
-            lambda: row_lengths(self.scorer.rm, prompt, responses),
+            Responses(prompt, responses),
         )
         return _scored(found, tokens)
 
@@ -131,7 +136,7 @@ class Call:
         self._check_count(len(responses))
         found, _ = await self._counted(
             self.scorer.rewards(prompt, responses, wait=self.has_patience),
-            lambda: row_lengths(self.scorer.rm, prompt, responses),
+            Responses(prompt, responses),
             has_variance=False,
         )
         return found.tolist()
@@ -157,7 +162,7 @@ class Call:
                 similarities=similarities,
                 wait=self.has_patience,
             ),
-            lambda: row_lengths(self.scorer.rm, prompt, responses),
+            Responses(prompt, responses),
         )
 
     async def covariance(self, prompt: Text, responses: Sequence[Text]) -> tuple[JointRewards, list[int]]:
@@ -165,14 +170,12 @@ class Call:
         self._check_count(len(responses))
         return await self._counted(
             self.scorer.covariance(prompt, responses, wait=self.has_patience),
-            lambda: row_lengths(self.scorer.rm, prompt, responses),
+            Responses(prompt, responses),
         )
 
-    async def _counted(
-        self, answer: Awaitable[T], count: Callable[[], list[int]], has_variance: bool = True
-    ) -> tuple[T, list[int]]:
+    async def _counted(self, answer: Awaitable[T], texts: Texts, has_variance: bool = True) -> tuple[T, list[int]]:
         """An answer with the tokens of its rows; 503 where a client that waits would give up before it came."""
-        both = asyncio.gather(answer, asyncio.to_thread(count))
+        both = asyncio.gather(answer, asyncio.to_thread(lengths, self.scorer.rm, texts))
         try:
             async with asyncio.timeout(self.options.patience if self.has_patience else None):
                 found, tokens = await both
@@ -199,17 +202,10 @@ def _scored(found: RewardScores, tokens: list[int], has_variance: bool = True) -
     )
 
 
-def row_lengths(rm: BayesianRewardModel, prompt: Text, responses: Sequence[Text]) -> list[int]:
+def lengths(rm: BayesianRewardModel, texts: Texts) -> list[int]:
     """Tokens of each row, after it was cut."""
-    rows = rm.tokenize([prompt] * len(responses), responses, [f"response {i + 1}" for i in range(len(responses))])
-    return [len(row.input_ids) for row in rows]
-
-
-def text_lengths(rm: BayesianRewardModel, texts: Sequence[str], add_special_tokens: bool) -> list[int]:
-    """Tokens of each rendered text, after it was cut."""
-    with lock_of(rm.tokenizer):
-        found = rm.tokenizer(list(texts), add_special_tokens=add_special_tokens, truncation=False, verbose=False)
-    return [min(len(ids), rm.encoder.max_length) for ids in found["input_ids"]]
+    rows, _ = texts.tokenized(rm)
+    return [row.length for row in rows]
 
 
 def served_of(request: Request) -> Served:

@@ -41,7 +41,7 @@ def test_a_request_is_one_line(client, lines):
     [
         ("/get_reward", {"query": [SECRET]}),
         ("/get_reward", {"query": SECRET}),
-        ("/v1/rewards", {"prompt": SECRET, "responses": [[{"role": SECRET, "content": SECRET}]]}),
+        ("/v1/rewards", {"prompt": SECRET, "responses": [[{"role": "user", "content": SECRET}]]}),
         ("/classify", {"text": {SECRET: SECRET}}),
         (f"/{SECRET}", {}),
         (f"/get_reward?k={SECRET}", {"query": []}),

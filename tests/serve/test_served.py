@@ -70,7 +70,7 @@ def test_a_server_that_shuts_down_says_so(client, scorer, request_):
     asyncio.run(scorer.drain())
     answer = client.post(request_[0], json=request_[1])
     assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
-    assert answer.json()["error"]["message"] == "the server is shutting down"
+    assert answer.json()["error"]["message"] == "the server is shutting down, or a model of it has failed"
 
 
 @pytest.mark.parametrize(
