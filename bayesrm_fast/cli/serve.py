@@ -4,6 +4,7 @@ import contextlib
 import ipaddress
 import logging
 import math
+import os
 import signal
 import socket
 import warnings
@@ -64,16 +65,16 @@ def serve(
         max_responses=max_responses,
         patience=patience,
     )
-    try:
-        import uvicorn
-
-        from bayesrm_fast.serve.app import create_app
-        from bayesrm_fast.serve.engine import AsyncScorer
-        from bayesrm_fast.serve.logs import JsonLines
-    except ImportError as error:
-        raise InputError(f"serving needs the extra: pip install 'bayesrm_fast[serve]' ({error})") from error
-
     with _listening(host, port) as listener:
+        try:
+            import uvicorn
+
+            from bayesrm_fast.serve.app import create_app
+            from bayesrm_fast.serve.engine import AsyncScorer
+            from bayesrm_fast.serve.logs import JsonLines
+        except ImportError as error:
+            raise InputError(f"serving needs the extra: pip install 'bayesrm_fast[serve]' ({error})") from error
+
         for handler in logging.getLogger().handlers:
             handler.setFormatter(JsonLines())
         warnings.showwarning = ShownWarnings(logger.warning)
@@ -151,7 +152,8 @@ def _listening(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=family, backlog=BACKLOG)
     except OSError as error:
-        raise InputError(f"{host} port {port} cannot be listened on: {error.strerror or error}") from error
+        reason = os.strerror(error.errno) if error.errno is not None and error.errno > 0 else error.strerror
+        raise InputError(f"{host} port {port} cannot be listened on: {reason}") from error
 
 
 def _is_loopback(host: str) -> bool:

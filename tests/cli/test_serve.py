@@ -3,6 +3,7 @@
 import contextlib
 import http.client
 import json
+import logging
 import os
 import shutil
 import signal
@@ -62,30 +63,25 @@ class Server:
         return f"http://127.0.0.1:{self.port}"
 
     def stop(self):
-        """Its exit code after SIGTERM."""
-        self.process.send_signal(signal.SIGTERM)
-        code = self.process.wait(60)
+        """End it where it still runs."""
+        self.process.kill()
+        self.process.wait(60)
         self._reader.join(10)
-        return code
 
 
 @pytest.fixture(scope="module")
-def folders(model_folder, tmp_path_factory):
-    """Two adapters of one base model."""
-    other = tmp_path_factory.mktemp("other") / "model"
-    shutil.copytree(model_folder, other)
-    return model_folder, other
-
-
-@pytest.fixture(scope="module")
-def server(folders):
-    """One process for the tests that leave it as it was."""
-    running = Server(f"first={folders[0]}", f"second={folders[1]}", "--reward", "lcb", "--max-queue-tokens", "2000")
+def server(model_folder, tmp_path_factory):
+    """One process for all tests, of which the last ends it. What it has loaded from is gone."""
+    folders = [tmp_path_factory.mktemp("served") / name for name in ("first", "second")]
+    for folder in folders:
+        shutil.copytree(model_folder, folder)
+    running = Server(*folders, "--reward", "lcb")
+    for folder in folders:
+        shutil.rmtree(folder)
     try:
         yield running
     finally:
-        assert running.stop() == 0
-        assert running.lines[-1]["message"] == "stopped"
+        running.stop()
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +123,7 @@ def test_every_route_scores_by_the_model(server):
     assert "bayesrm_batches_total" in httpx.get(f"{server.url}/metrics").text
 
 
-def test_a_second_server_on_a_port_ends_with_one_line(server, folders):
+def test_a_second_server_on_a_port_ends_with_one_line(server):
     """Before it loads a model."""
     done = subprocess.run(
         [COMMAND, "serve", "/nowhere", "--port", str(server.port)], capture_output=True, text=True, check=False
@@ -162,29 +158,25 @@ def test_the_log_is_json_without_texts(server):
     assert "a text of a client" not in json.dumps(server.lines)
 
 
-def test_sigterm_finishes_what_was_accepted(folders, tmp_path):
-    """The folder is gone by then, which the server has read."""
-    folder = tmp_path / "model"
-    shutil.copytree(folders[0], folder)
-    running = Server(f"rm={folder}")
-    shutil.rmtree(folder)
+def test_sigterm_finishes_what_was_accepted_and_refuses_the_rest(server):
     body = json.dumps({"query": [f"able {'act ' * 50}{'add ' * i}" for i in range(200)]})
-    clients = [http.client.HTTPConnection("127.0.0.1", running.port, timeout=60) for _ in range(8)]
+    clients = [http.client.HTTPConnection("127.0.0.1", server.port, timeout=60) for _ in range(8)]
     for client in clients:
         client.request("POST", "/get_reward", body, {"Content-Type": "application/json"})
-    with httpx.Client(base_url=running.url) as probe:
+    with httpx.Client(base_url=server.url) as probe:
         while not any(
             line.startswith("bayesrm_queued_requests") and not line.endswith(" 0.0")
             for line in probe.get("/metrics").text.splitlines()
         ):
             pass
-    running.process.send_signal(signal.SIGTERM)
+    server.process.send_signal(signal.SIGTERM)
     answers = [client.getresponse() for client in clients]
     assert [answer.status for answer in answers] == [200] * 8
     assert all(len(json.loads(answer.read())["rewards"]) == 200 for answer in answers)
-    assert running.process.wait(60) == 0
+    assert server.process.wait(60) == 0
     with pytest.raises(httpx.ConnectError):
-        httpx.get(f"{running.url}/health")
+        httpx.get(f"{server.url}/health")
+    assert server.line("stopped")
 
 
 @pytest.mark.parametrize(
@@ -220,22 +212,25 @@ def test_which_addresses_other_machines_reach(host, is_loopback):
 
 
 @pytest.mark.parametrize("token", [None, "s3cret"])
-def test_an_open_address_without_a_token_is_warned_of(model_folder, tmp_path, bayesrm, monkeypatch, token):
+def test_an_open_address_without_a_token_is_warned_of(model_folder, tmp_path, bayesrm, caplog, monkeypatch, token):
     arguments = []
     if token is not None:
         (tmp_path / "token").write_text(f"{token}\n")
         arguments = ["--token-file", tmp_path / "token"]
     monkeypatch.setattr("uvicorn.Server.run", lambda self, sockets: [one.close() for one in sockets])
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    formatters = {handler: handler.formatter for handler in logging.getLogger().handlers}
     try:
-        _, err = bayesrm("serve", f"rm={model_folder}", "--host", "0.0.0.0", "--port", "0", *arguments)
+        bayesrm("serve", f"rm={model_folder}", "--host", "0.0.0.0", "--port", "0", *arguments)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    assert ("can be reached from other machines" in err) == (token is None)
-    assert "s3cret" not in err
+        for handler, formatter in formatters.items():
+            handler.setFormatter(formatter)
+    assert ("can be reached from other machines" in caplog.text) == (token is None)
+    assert "s3cret" not in caplog.text
 
 
-def test_adapters_of_one_base_model_share_it(folders):
-    loaded = serve._loaded({"a.b": folders[0], "c": folders[1]}, None)
+def test_adapters_of_one_base_model_share_it(model_folder):
+    loaded = serve._loaded({"a.b": model_folder, "c": model_folder}, None)
     assert loaded["a.b"].model is loaded["c"].model
