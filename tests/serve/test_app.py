@@ -23,7 +23,7 @@ from bayesrm_fast.serve.engine import AsyncScorer
 CASES = int(os.environ.get("BAYESRM_API_CASES", "200"))
 """Requests that are made up from the document; `make fuzz-api` makes 2,000."""
 
-OPERATIONS = 15
+ROUTES, POSTS = 15, 12
 
 
 async def get(app, path):
@@ -88,7 +88,7 @@ def operations(document):
 
 
 def test_every_route_is_described_with_all_that_it_answers(document):
-    assert len(operations(document)) == OPERATIONS
+    assert len(operations(document)) == ROUTES
     for name, operation in operations(document):
         assert operation["description"].endswith("."), name
         assert operation["tags"], name
@@ -141,7 +141,7 @@ def test_whatever_is_sent_gets_a_documented_answer(app, mode):
             continue
 
         @hypothesis.settings(
-            max_examples=CASES // (2 * OPERATIONS),
+            max_examples=-(-CASES // (ROUTES + POSTS)),
             deadline=None,
             derandomize=True,
             database=None,
@@ -152,10 +152,7 @@ def test_whatever_is_sent_gets_a_documented_answer(app, mode):
             for fields in (case.query, case.body):  # a name that is made up is 404
                 if not mode.is_negative and isinstance(fields, dict):
                     fields.pop("model", None)
-            r = case.call_and_validate(checks=CHECKS)
-            tried.append(r.status_code)
-            r.status_code == 400 and not mode.is_negative and print(r.json(), case.body, case.headers)
+            tried.append(case.call_and_validate(checks=CHECKS).status_code)
 
         is_answered()
-    print(mode.value, {status: tried.count(status) for status in set(tried)})
-    assert mode.is_negative or tried.count(200) > len(tried) / 4
+    assert tried.count(200) > len(tried) / 3 or mode.is_negative
