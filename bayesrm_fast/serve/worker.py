@@ -83,13 +83,12 @@ class Worker:
 
     def submit(self, work: Work[Any, Any], wait: bool) -> "Future[Any]":
         """A new request's answer; raises what `RequestQueue.submit` does."""
-        tokens = work.texts.tokens(self._rm.encoder.max_length)
         with self._starting:
             if self.queue.accepts and not self._threads:
                 self._start()
         if self.queue.accepts and not all(thread.is_alive() for thread in self._threads):
             raise EngineClosed("the engine's threads are gone; after a fork, the child needs an engine of its own")
-        return self.queue.submit(work, tokens, wait)
+        return self.queue.submit(work, work.texts.tokens(self._rm.encoder.max_length), wait)
 
     def _start(self) -> None:
         # Daemons, because nobody need close an engine; `_end_all` ends them before the interpreter would.
