@@ -19,6 +19,8 @@ BEFORE_ANY_BATCH = 1.0
 MEMORY_OF_SPEED = 0.9
 """Weight of what was known of the speed before a batch."""
 
+ENDED_BEFORE = "was closed before the request was done"
+
 
 class QueueFull(Exception):
     """There is no room for a request that would not wait.
@@ -104,6 +106,7 @@ class RequestQueue:
         self._unit_tokens = 0
         self._running_tokens = 0
         self._is_draining = self._is_closed = False
+        self._cause: BaseException | None = None
         self._recent_tokens = self._recent_seconds = 0.0
         self.tokens = 0
         self.refused = 0
@@ -135,7 +138,7 @@ class RequestQueue:
         request = Request(work, min(tokens, self._max_tokens))
         with self._changed:
             if not self.accepts:
-                raise EngineClosed("the engine is closed and takes no requests")
+                raise self._closed("takes no requests any more")
             has_room = not self._without_room and self._has_room(request)
             if not has_room and not wait:
                 self.refused += 1
@@ -288,7 +291,7 @@ class RequestQueue:
             for request in refused:
                 self._leave(request)
         for request in refused:
-            _settle(request.future, None, EngineClosed("the engine was closed before the request was done"))
+            _settle(request.future, None, self._closed(ENDED_BEFORE))
 
     def close(self) -> None:
         """Take nothing new; `window` is empty at once."""
@@ -297,17 +300,20 @@ class RequestQueue:
             self._changed.notify_all()
 
     def end(self, cause: BaseException | None) -> None:
-        """Finish all requests by `EngineClosed`, and refuse later ones."""
+        """Finish all requests by `EngineClosed`, and refuse later ones; both tell the cause."""
         self.close()
         with self._changed:
+            self._cause = self._cause or cause
             left = list(self._open)
             for request in left:
                 self._leave(request)
         for request in left:
-            what = "was closed before the request was done" if cause is None else f"has failed: {cause!r}"
-            error = EngineClosed(f"the engine {what}")
-            error.__cause__ = cause
-            _settle(request.future, None, error)
+            _settle(request.future, None, self._closed(ENDED_BEFORE))
+
+    def _closed(self, what: str) -> EngineClosed:
+        error = EngineClosed(f"the engine {what}" if self._cause is None else f"the engine has failed: {self._cause!r}")
+        error.__cause__ = self._cause
+        return error
 
 
 def _settle(future: "Future[Any]", answer: Any, error: BaseException | None) -> None:

@@ -71,7 +71,7 @@ class Worker:
     def __init__(
         self, rm: BayesianRewardModel, max_batch_tokens: int | None, max_wait: float, max_queue_tokens: int
     ) -> None:
-        self.rm = rm
+        self._rm = rm
         self._max_batch_tokens = max_batch_tokens
         self._passes: Passes | None = None
         self._to_tokenize: queue.SimpleQueue[Request | None] = queue.SimpleQueue()
@@ -83,13 +83,12 @@ class Worker:
 
     def submit(self, work: Work[Any, Any], wait: bool) -> "Future[Any]":
         """A new request's answer; raises what `RequestQueue.submit` does."""
-        tokens = work.texts.tokens(self.rm.encoder.max_length)
         with self._starting:
             if self.queue.accepts and not self._threads:
                 self._start()
         if self.queue.accepts and not all(thread.is_alive() for thread in self._threads):
             raise EngineClosed("the engine's threads are gone; after a fork, the child needs an engine of its own")
-        return self.queue.submit(work, tokens, wait)
+        return self.queue.submit(work, work.texts.tokens(self._rm.encoder.max_length), wait)
 
     def _start(self) -> None:
         # Daemons, because nobody need close an engine; `_end_all` ends them before the interpreter would.
@@ -135,7 +134,7 @@ class Worker:
 
     def _make_tokens_of(self, request: Request) -> None:
         try:
-            self.queue.tokenized(request, request.work.prepare(self.rm))
+            self.queue.tokenized(request, request.work.prepare(self._rm))
         except Exception as error:
             self.queue.finish(request, error=error)
 
@@ -143,7 +142,7 @@ class Worker:
         cause: BaseException | None = None
         try:
             while window := self.queue.window(self._batch_tokens):
-                chosen = next_batch(window, self._batch_tokens, self.rm.collator.pad_token_id, self._shares_beginnings)
+                chosen = next_batch(window, self._batch_tokens, self._rm.collator.pad_token_id, self._shares_beginnings)
                 self._run(self.queue.take([window[i] for i in chosen], window))
         except BaseException as error:
             cause = error
@@ -183,20 +182,20 @@ class Worker:
             return True
         traceback.clear_frames(failure.__traceback__)  # they hold what the batch has allocated
         if is_out_of_memory(failure):
-            release_memory(self.rm.collator.device)
+            release_memory(self._rm.collator.device)
         if len(batch) == 1:
             self.queue.finish(batch[0].request, error=failure)
         return len(batch) == 1
 
     def _results(self, batch: Sequence[Unit]) -> list[Any]:
         start = time.perf_counter()
-        with exclusively(self.rm.model), active(self.rm.model, self.rm.adapter):
-            passes = self.rm.reward_passes()
+        with exclusively(self._rm.model), active(self._rm.model, self._rm.adapter):
+            passes = self._rm.reward_passes()
             collator = CountingCollator(**vars(passes.collate), tally=self.tally)
             self._passes = replace(passes, collate=collator)
             shrinks = passes.budget.shrinks
             try:
-                return batch[0].request.work.run(self.rm, self._passes, [unit.part for unit in batch])
+                return batch[0].request.work.run(self._rm, self._passes, [unit.part for unit in batch])
             finally:
                 self.tally.memory_halvings += passes.budget.shrinks - shrinks
                 seconds = time.perf_counter() - start
