@@ -177,7 +177,7 @@ def test_requests_of_one_prompt_share_its_beginning(rm, monkeypatch):
     async def main():
         async with AsyncScorer(rm, max_batch_tokens=200) as scorer:
             held.hold()
-            first = asyncio.create_task(scorer.rewards(PROMPTS[0], responses(0)))
+            first = asyncio.create_task(scorer.rewards(PROMPTS[0], responses(0, 1)))
             await batch_came(held)
             rest = [asyncio.create_task(scorer.rewards(prompt, [answer])) for answer in answers]
             await queued(scorer, len(answers))
