@@ -3,7 +3,7 @@
 import math
 
 import pytest
-from serving import STD, reward
+from fake_scorer import STD, reward
 
 TALK = [{"role": "user", "content": "able"}, {"role": "assistant", "content": "act"}]
 
