@@ -3,7 +3,7 @@ BIN := .venv/bin
 SOURCES := setup.py CMakeLists.txt $(wildcard csrc/*/*)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test lint fuzz sanitize gpu clean
+.PHONY: demo test lint fuzz fuzz-api sanitize gpu clean
 
 demo: .venv/demo
 	$(BIN)/python -m demo
@@ -19,6 +19,10 @@ lint: .venv/test
 # All damage to saved models and rows; `make test` does a sample of it.
 fuzz: .venv/test
 	PYTHONPATH=tests $(BIN)/python -m fuzz
+
+# 2,000 requests made up from the server's OpenAPI document; `make test` makes 200.
+fuzz-api: .venv/test
+	BAYESRM_API_CASES=2000 $(BIN)/python -m pytest tests/serve/test_app.py
 
 # The C++ part with AddressSanitizer and UBSan, under the tests of the operations.
 sanitize: .venv/test

@@ -1,8 +1,7 @@
 """Several reward models as one: adapters on a shared base, or models of their own."""
 
-import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Self, cast
 
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from bayesrm_fast.errors import InputError
 from bayesrm_fast.model.exclusive import exclusively
+from bayesrm_fast.model.lora import active
 from bayesrm_fast.reward_model import BayesianRewardModel
 from bayesrm_fast.saved.folders import hub_options, local_folder
 from bayesrm_fast.score.relative import positions_of_equals
@@ -149,7 +149,7 @@ class RewardEnsemble:
             raise InputError(f"relative_to of an ensemble must be 'prompt' or None, not {relative_to!r}")
         found = []
         for member in self.members:
-            with exclusively(member.model), _active(member):
+            with exclusively(member.model), active(member.model, member.adapter):
                 found.append(_scores_of(member, prompts, responses, relative_to))
         baselines = [one.baseline for one in found if one.baseline is not None]
         return EnsembleScores(
@@ -202,20 +202,3 @@ def _scores_of(
             baseline[own] = rewards[own].double().mean().to(rewards)  # of equal rewards, that reward
     truncated = torch.tensor([row.truncated for row in rows], dtype=torch.bool, device="cpu")
     return RewardScores(rewards - baseline, torch.zeros_like(rewards), truncated, baseline)
-
-
-@contextlib.contextmanager
-def _active(member: BayesianRewardModel) -> Iterator[None]:
-    """Its adapter made active; active adapters and what requires gradients are as before afterwards."""
-    model, adapter = member.model, member.adapter
-    if adapter is None or not isinstance(model, PeftModel) or (before := list(model.active_adapters)) == [adapter]:
-        yield
-        return
-    trainable = {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
-    model.set_adapter(adapter, inference_mode=True)
-    try:
-        yield
-    finally:
-        model.set_adapter(before[0], inference_mode=True)
-        for parameter in model.parameters():
-            parameter.requires_grad_(id(parameter) in trainable)

@@ -85,8 +85,7 @@ class FittedRewardModel(RewardModel):
         """`rewards` of tokenized rows; rows of equal prompts may share their beginning."""
         numbers: dict[str, int] = {}
         owners = [numbers.setdefault(str(prompt), len(numbers)) for prompt in prompts]
-        passes = self.passes_over(self.taps(self.virtual)) if self.posterior is None else self.passes()
-        return rewards_of(passes, rows, owners)
+        return rewards_of(self.reward_passes(), rows, owners)
 
     def score(
         self,
@@ -108,20 +107,37 @@ class FittedRewardModel(RewardModel):
         Raises:
             InputError: no rows, lists of different lengths, or text that cannot be read.
         """
-        prompts, responses = checked_rows(prompts, responses)
-        rows = self.encoder.encode(prompts, responses)
         if relative_to is None:
-            return self.score_tokenized(rows, progress=progress)
+            return self.score_tokenized(self.tokenize(prompts, responses), progress=progress)
+        rows, comparisons = self.tokenize_comparisons(prompts, responses, relative_to)
+        return self.score_differences(rows, comparisons, progress=progress)
+
+    def tokenize_comparisons(
+        self,
+        prompts: Sequence[Text],
+        responses: Sequence[Text],
+        relative_to: Literal["prompt"] | Sequence[Text],
+        where: Sequence[str] | None = None,
+    ) -> tuple[list[TokenizedRow], list[Comparison]]:
+        """What `score_differences` takes; may run in another thread than the model.
+
+        Args:
+            prompts, responses, relative_to: as for `score`.
+            where: what an error calls each response's row. Default: its number.
+
+        Raises:
+            InputError: what `score` raises of its texts.
+        """
+        prompts, responses = checked_rows(prompts, responses)
+        rows = self.encoder.encode(prompts, responses, where)
         keys = [key_of(prompt) for prompt in prompts]
         if isinstance(relative_to, str) and relative_to == "prompt":
-            comparisons = within_prompts(positions_of_equals(keys))
-            return self.score_differences(rows, comparisons, progress=progress)
-        where = [f"reference {i + 1}" for i in range(len(rows))]
-        relative_to = _checked_references(relative_to, where)
-        references = self.tokenize(prompts, relative_to, where)
+            return rows, within_prompts(positions_of_equals(keys))
+        names = [f"reference {i + 1}" for i in range(len(rows))]
+        relative_to = _checked_references(relative_to, names)
+        references = self.tokenize(prompts, relative_to, names)
         keys = [f"{key}\0{key_of(reference)}" for key, reference in zip(keys, relative_to, strict=True)]
-        comparisons = [Comparison(own, [len(rows) + own[0]]) for own in positions_of_equals(keys)]
-        return self.score_differences([*rows, *references], comparisons, progress=progress)
+        return [*rows, *references], [Comparison(own, [len(rows) + own[0]]) for own in positions_of_equals(keys)]
 
     @exclusive
     def score_differences(
@@ -233,6 +249,10 @@ class FittedRewardModel(RewardModel):
         """Raise InputError where the model has changed since its posterior was fitted, and say in what."""
         if self._state is not None:
             self._state.check()
+
+    def reward_passes(self) -> Passes:
+        """The model for rewards alone: as by `passes`, or without a posterior with whatever can be tapped."""
+        return self.passes_over(self.taps(self.virtual)) if self.posterior is None else self.passes()
 
     def passes(self) -> Passes:
         """The tapped model that feeds the fitted posterior: for consumers of one's own.

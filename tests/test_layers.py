@@ -25,7 +25,7 @@ LAYERS = [
     {"reward_model"},
     {"ensemble"},
     {"__init__"},
-    {"train", "evaluate"},
+    {"train", "evaluate", "serve"},
     {"integrations"},
     {"cli"},
 ]

@@ -86,9 +86,13 @@ class ShownWarnings:
     """In place of `warnings.showwarning`: one line for what concerns a user, nothing for what does not.
 
     Warnings of a file's rows come with every chunk of them: of those that differ in numbers alone, two are shown.
+
+    Args:
+        show: what shows a line.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, show: Callable[[str], None] = show_line) -> None:
+        self.show = show
         self.shown: dict[str, set[str]] = {}
 
     def __call__(self, message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
@@ -98,7 +102,7 @@ class ShownWarnings:
         text = str(message)
         alike = self.shown.setdefault(re.sub(r"\d+", "", text), set())
         if text not in alike and len(alike) < 2:
-            show_line(f"warning: {text}{' (later ones like it are not shown)' if alike else ''}")
+            self.show(f"warning: {text}{' (later ones like it are not shown)' if alike else ''}")
             alike.add(text)
 
 

@@ -1,8 +1,11 @@
 """Layers with LoRA adapters, as peft made them, and which of them cannot be served."""
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import cast
 
+from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from peft.tuners.lora.layer import Embedding, MultiheadAttention, ParamWrapper, _ConvNd
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -152,3 +155,19 @@ def _refuse_other_trained_weights(model: nn.Module, taps: list[LoraTap]) -> None
     allowed |= {id(parameter) for parameter in weights_after_backbone(model)}
     others += [plain_name(n) for n, p in model.named_parameters() if p.requires_grad and id(p) not in allowed]
     refuse(list(dict.fromkeys(others)), "trainable weights that are neither LoRA nor after the backbone")
+
+
+@contextlib.contextmanager
+def active(model: nn.Module, adapter: str | None) -> Iterator[None]:
+    """One adapter of a model made active; active adapters and what requires gradients are as before afterwards."""
+    if adapter is None or not isinstance(model, PeftModel) or (before := list(model.active_adapters)) == [adapter]:
+        yield
+        return
+    trainable = {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
+    model.set_adapter(adapter, inference_mode=True)
+    try:
+        yield
+    finally:
+        model.set_adapter(before[0], inference_mode=True)
+        for parameter in model.parameters():
+            parameter.requires_grad_(id(parameter) in trainable)

@@ -22,10 +22,12 @@ class TokenBudget:
     Attributes:
         batch_tokens: tokens of one batch, padding included.
         checkpoints: whether layers are run again in the backward pass, to save what they would keep.
+        shrinks: how often a batch did not fit and something was given up.
     """
 
     batch_tokens: int
     checkpoints: bool = False
+    shrinks: int = 0
     _told: bool = False
 
     def shrink(self, error: BaseException, rows: int, tokens: int, has_backward: bool) -> None:
@@ -48,6 +50,7 @@ class TokenBudget:
             what = "gradient checkpointing"
         else:
             raise error
+        self.shrinks += 1
         if not self._told:
             warnings.warn(f"a batch did not fit in memory; going on with {what}, and less where needed", stacklevel=2)
             self._told = True

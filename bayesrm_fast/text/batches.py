@@ -1,7 +1,8 @@
 """Token-budget batches in length order, and rows padded into tensors."""
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -26,6 +27,22 @@ class TokenBatch:
         return inputs if self.token_type_ids is None else inputs | {"token_type_ids": self.token_type_ids}
 
 
+class HasRows(Protocol):
+    """What is planned as a whole: an example, or several."""
+
+    @property
+    def rows(self) -> Sized:
+        """Rows of a batch that it takes."""
+
+    @property
+    def length(self) -> int:
+        """Tokens of its longest row."""
+
+    @property
+    def tokens(self) -> int:
+        """Of all its rows."""
+
+
 MOST_PADDING = 1 / 64
 """Share of a batch's tokens that may be padding, once the batch is large enough to be worth a call of its own."""
 
@@ -33,14 +50,14 @@ SMALLEST_BATCH = 1 / 8
 """Of the token budget: below it a batch takes the next row whatever padding that brings."""
 
 
-def plan_batches(examples: Sequence[Example], max_tokens: int, before: int = 0) -> list[list[int]]:
+def plan_batches(examples: Sequence[HasRows], max_tokens: int, before: int = 0) -> list[list[int]]:
     """Group examples so that a batch holds at most `max_tokens` tokens, padding included, and little of it is padding.
 
     Examples of like length share a batch. One longer than the budget gets a batch of its own. The plan depends
     on the lengths alone.
 
     Args:
-        examples: all of one kind.
+        examples: to be grouped.
         max_tokens: of a batch.
         before: tokens that count for every row before its own: those of a beginning that it only attends to.
 
@@ -50,19 +67,19 @@ def plan_batches(examples: Sequence[Example], max_tokens: int, before: int = 0) 
     """
     lengths = [example.length for example in examples]
     plan: list[list[int]] = []
-    real = 0
+    real = rows = 0
     for position in sorted(range(len(examples)), key=lambda i: (-lengths[i], i)):
         longest = lengths[plan[-1][0]] if plan else 0
-        own, rows = examples[position].tokens, len(examples[position].signs)
-        tokens = (len(plan[-1]) + 1) * longest * rows if plan else 0
+        own, own_rows = examples[position].tokens, len(examples[position].rows)
+        tokens = (rows + own_rows) * longest
         is_small = tokens <= SMALLEST_BATCH * max_tokens
-        held = tokens + (len(plan[-1]) + 1) * before * rows if plan else 0
+        held = tokens + (rows + own_rows) * before
         if plan and held <= max_tokens and (is_small or real + own >= (1 - MOST_PADDING) * tokens):
             plan[-1].append(position)
-            real += own
+            real, rows = real + own, rows + own_rows
         else:
             plan.append([position])
-            real = own
+            real, rows = own, own_rows
     return plan
 
 

@@ -104,6 +104,24 @@ class TextEncoder:
             TokenizedPair(chosen, rejected, pair.where) for chosen, rejected, pair in zip(*sides, pairs, strict=True)
         ]
 
+    def encode_rendered(
+        self, texts: Sequence[str], *, add_special_tokens: bool, where: Sequence[str]
+    ) -> list[TokenizedRow]:
+        """Encode checked texts that somebody else has rendered: as they are, cut as a response without a prompt.
+
+        Args:
+            texts: N of them.
+            add_special_tokens: those at a row's ends; False where the texts hold them.
+            where: what an error calls each text.
+
+        Raises:
+            InputError: a text without tokens.
+        """
+        boundary = None if self.joining == "pair" else 0
+        joined = [Joined(text, has_specials=not add_special_tokens, boundary=boundary) for text in texts]
+        encoded = self._tokenize(joined)
+        return [self._cut(one, boundary, name) for one, name in zip(encoded, where, strict=True)]
+
     def encode_responses(self, responses: Sequence[Text]) -> list[list[int]]:
         """Token ids of checked responses by themselves: whole, without special tokens."""
         plain = [as_plain(response, f"response {i + 1}") for i, response in enumerate(responses)]

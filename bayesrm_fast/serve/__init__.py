@@ -1,0 +1,1 @@
+"""Reward models inside other programs: an engine that merges requests into batches."""

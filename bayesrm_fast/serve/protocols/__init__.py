@@ -1,0 +1,1 @@
+"""What trainers and inference servers' clients already speak, a router for each."""
