@@ -1,5 +1,6 @@
 """Rows of RewardBench, and what is said of those that are none."""
 
+import numpy as np
 import pytest
 
 from bayesrm_fast import InputError
@@ -77,7 +78,10 @@ def without(row, name):
         ([TIED | {"id": "3"}], "data, row 1: the id of a row of Ties is 'ref:<number>' or 'tied:<number>', not '3'"),
         ([TIED | {"id": 3}], "data, row 1: the id of a row of Ties is"),
         ([TIED | {"id": "tied:3"}, TIED | {"id": "tied:03"}], "data, row 2: the id of a row of Ties is"),
-        ([FOUR | {"num_correct": [1, 1]}], "data, row 1: num_correct is [1, 1], but there are 1 chosen and 3 rejected"),
+        (
+            [FOUR | {"num_correct": np.ones(2)}],
+            "data, row 1: num_correct is array([1., 1.]), but there are 1 chosen and 3 rejected",
+        ),
         ([FOUR, FOUR | {"subset": FOUR["subset"].upper()}], "which row 1 writes"),
         ([PAIR | {"subset": "model_type"}], "data, row 1: subset must not be 'model_type'"),
         ("text", "data must be rows one after another, not a str"),
