@@ -51,7 +51,7 @@ class ChoosingRewardModel(FittedRewardModel):
         prompt: Text,
         responses: Sequence[Text],
         rule: str | Mapping[str, Any] | Rule = "std",
-        k: float | Literal["tuned"] = 1.0,
+        k: float | Literal["tuned"] | None = None,
         *,
         relative: bool = True,
         exhaustive: bool = False,
@@ -70,7 +70,7 @@ class ChoosingRewardModel(FittedRewardModel):
                 description, `{"rule": name, …}` with its parameters; or a `Rule`. One that needs variances and has no
                 ceilings needs them all. One that draws is drawn from by its seed.
             k: of a named rule: weight of its penalty, or of that in the reward that it goes by; at least 0, or "tuned"
-                for what `tune_penalty` has chosen.
+                for what `tune_penalty` has chosen. Default: 1.
             relative: False for mean and variance of the rewards themselves, as in arXiv 2402.13210, which are computed
                 lazily, where the relative ones take a backward pass over all candidates.
             exhaustive: compute every variance, also where it is not needed to choose.
@@ -87,7 +87,7 @@ class ChoosingRewardModel(FittedRewardModel):
         self,
         candidates: Iterable[Any],
         rule: str | Mapping[str, Any] | Rule = "std",
-        k: float | Literal["tuned"] = 1.0,
+        k: float | Literal["tuned"] | None = None,
         *,
         relative: bool = True,
         exhaustive: bool = False,
@@ -128,9 +128,9 @@ class ChoosingRewardModel(FittedRewardModel):
         return advise(best.mean, best.variance.sqrt(), tokens, self.fitted.penalty)
 
     def penalty_weight(
-        self, k: float | str, relative: bool = True, rule: str | Mapping[str, Any] | Rule = "std"
-    ) -> float:
-        """k as a number.
+        self, k: float | str | None, relative: bool = True, rule: str | Mapping[str, Any] | Rule = "std"
+    ) -> float | None:
+        """k as a number; None where the rule's own is left.
 
         Raises:
             InputError: "tuned" before `tune_penalty`, or for a rule that weighs no std, or an absolute one, which were
@@ -184,7 +184,7 @@ class ChoosingRewardModel(FittedRewardModel):
         judged: Iterable[Any],
         parameters: Sequence[str] | Mapping[str, Sequence[float]] | None = None,
         *,
-        k: float = 1.0,
+        k: float | None = None,
         relative: bool = True,
         progress: Progress | None = None,
     ) -> TunedRule:
@@ -203,7 +203,8 @@ class ChoosingRewardModel(FittedRewardModel):
         """
         asked = rule_of(rule, k)
         grid = grid_of(asked, parameters)
-        return tuned(asked, grid, self._judged(asked, candidate_sets(judged, "judged"), relative, progress))
+        prompts = self._judged(asked, candidate_sets(judged, "judged"), relative, progress)
+        return tuned(asked, grid, prompts, relative=relative)
 
     @exclusive
     def report(
@@ -211,7 +212,7 @@ class ChoosingRewardModel(FittedRewardModel):
         rule: str | Mapping[str, Any] | Rule | TunedRule,
         judged: Iterable[Any],
         *,
-        k: float = 1.0,
+        k: float | None = None,
         relative: bool = True,
         progress: Progress | None = None,
     ) -> RuleReport:
@@ -222,10 +223,13 @@ class ChoosingRewardModel(FittedRewardModel):
             judged, k, relative, progress: as for `tune`; a tuned rule needs the `relative` that it was tuned with.
 
         Raises:
-            InputError: rows that cannot be read, or prompts that the rule was tuned on.
+            InputError: rows that cannot be read, prompts that the rule was tuned on, or another
+                `relative` than it was tuned with.
         """
         sets = candidate_sets(judged, "judged")
         if isinstance(rule, TunedRule):
+            if relative != rule.relative:
+                raise InputError(f"the rule was tuned with relative={rule.relative}: report with the same")
             seen = [one.where for one in sets if digest_of(one) in rule.digests]
             if seen:
                 raise InputError(f"the rule was tuned on {named(seen)}: report on other prompts")
@@ -258,7 +262,7 @@ class ChoosingRewardModel(FittedRewardModel):
         *,
         by: Literal["gold", "posterior"] = "gold",
         aversion: float = 0.0,
-        k: float = 1.0,
+        k: float | None = None,
         relative: bool = True,
         progress: Progress | None = None,
     ) -> HedgedRule:

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-from bayesrm_fast.errors import InputError
 from bayesrm_fast.fitted_model import FittedRewardModel
 from bayesrm_fast.select.stopping import Stopping
 from bayesrm_fast.text.records import Candidates, candidate_sets
@@ -34,11 +33,10 @@ class Drawing:
         """Take more candidates, which share batches; True once another one is not worth its cost.
 
         Raises:
-            InputError: none, text that cannot be read, or a reward that is NaN; nothing is taken then.
+            InputError: no list of at least one, text that cannot be read, or a reward that is NaN; nothing is taken
+                then.
         """
-        if not len(responses):
-            raise InputError("there is no candidate to take: the list is empty")
-        (one,) = candidate_sets([Candidates(self._prompt, list(responses))])
+        (one,) = candidate_sets([Candidates(self._prompt, responses)])
         for reward in self._rm.rewards([one.prompt] * len(one.responses), one.responses).tolist():
             self._stopping.observe(reward)
         self.responses += one.responses

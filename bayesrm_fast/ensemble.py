@@ -70,14 +70,14 @@ class EnsembleScores:
         """What a rule may know of the rows, if they are one prompt's candidates."""
         return KnownCandidates(self.mean, self.variance, members=self.members)
 
-    def scores(self, rule: str | Rule, k: float = 0.5) -> Tensor:
+    def scores(self, rule: str | Rule, k: float | None = None) -> Tensor:
         """What to choose by, `[N]`.
 
         Args:
             rule: "mean"; "worst"; "uncertainty", the mean less k times the variance between the members (Coste et al.,
                 arXiv 2310.02743, section 3: mean, worst-case and uncertainty-weighted optimisation); "std" or
                 "variance", the mean less k times the mixture's; or a `Rule` that needs no more.
-            k: weight of a named rule's penalty; 0.5 in Coste et al. for best-of-n.
+            k: weight of a named rule's penalty. Default: 1, of "uncertainty" 0.5, as in Coste et al. for best-of-n.
 
         Raises:
             InputError: an unknown rule, one that an ensemble cannot serve, or a k that is negative or not finite.
@@ -85,7 +85,7 @@ class EnsembleScores:
         return _served(rule, k).scores(self.known)
 
 
-def _served(rule: str | Rule, k: float) -> Rule:
+def _served(rule: str | Rule, k: float | None) -> Rule:
     asked = rule_of(rule, k)
     absent = asked.needs - {Need.VARIANCE, Need.MEMBERS}
     if absent:
@@ -164,7 +164,7 @@ class RewardEnsemble:
         prompt: Text,
         responses: Sequence[Text],
         rule: str | Rule = "uncertainty",
-        k: float = 0.5,
+        k: float | None = None,
         *,
         relative: bool = True,
     ) -> BestOfN:

@@ -50,9 +50,12 @@ def test_what_cannot_be_drawn_is_told_and_nothing_is_taken(rm):
     drawing = rm.stopping("a", 0.1)
     with pytest.raises(InputError, match="no candidate was taken"):
         drawing.best  # noqa: B018
-    with pytest.raises(InputError, match="the list is empty"):
+    with pytest.raises(InputError, match="responses is empty"):
         drawing.add_all([])
     with pytest.raises(InputError, match="responses"):
         drawing.add_all(["able", 3])
+    for given in ("able", (text for text in ["able"])):
+        with pytest.raises(InputError, match="responses must be a list"):
+            drawing.add_all(given)
     assert drawing.responses == []
     assert torch.isinf(torch.tensor(drawing.expected_gain))

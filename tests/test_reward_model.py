@@ -63,7 +63,7 @@ def test_the_dimming_of_the_probability_is_the_logistic_gaussian_integral(rm):
 
 @pytest.mark.parametrize("rule", ["mean", "std", "variance"])
 def test_best_of_n(rm, rule):
-    best = rm.best_of_n(PROMPT, RESPONSES, rule, k=0.3, relative=False)
+    best = rm.best_of_n(PROMPT, RESPONSES, rule, k=None if rule == "mean" else 0.3, relative=False)
     scores = rm.score([PROMPT] * 4, RESPONSES)
     by_hand = {
         "mean": scores.mean,

@@ -26,7 +26,7 @@ def best_of_n(
     input_file: Annotated[Path, typer.Argument(metavar="INPUT", help="Rows of prompt, responses.")],
     output: Output,
     rule: RuleText = "std",
-    k: Weight = "1",
+    k: Weight = None,
     relative: Relative = True,
     explain: Annotated[bool, typer.Option("--explain", help="Add to every row what the penalty does there.")] = False,
     similarity: Similarity = None,

@@ -25,7 +25,7 @@ def bonbon(
     input_file: Annotated[Path, typer.Argument(metavar="INPUT", help="Rows of prompt, responses.")],
     output: Output,
     rule: RuleText = "std",
-    k: Weight = "1",
+    k: Weight = None,
     relative: Relative = True,
     similarity: Similarity = None,
     policy: Policy = None,
@@ -38,7 +38,7 @@ def bonbon(
     from bayesrm_fast.train.bonbon import best_and_worst_of_each, check_scores
 
     choosing = Choosing(rule, k, relative, similarity, policy)
-    check_scores(choosing.asked(1.0))
+    check_scores(choosing.asked(None))
     check_output(output, input_file, model)
     sha256 = file_sha256(input_file)
     total = choosing.checked(_sets_of_two_or_more(input_file))

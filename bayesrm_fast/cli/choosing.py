@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 RuleText = Annotated[
     str, typer.Option("--rule", help="A rule's name, such as mean, std, soft or rbon_wd, or its description as JSON.")
 ]
-Weight = Annotated[str, typer.Option("--k", help="Weight of a named rule's penalty: a number, or tuned.")]
+Weight = Annotated[
+    str | None, typer.Option("--k", help="Weight of a named rule's penalty: a number, or tuned. Default: 1.")
+]
 Similarity = Annotated[
     str | None, typer.Option("--similarity", help="Sentence encoder, for rules that read similarities.")
 ]
@@ -34,7 +36,7 @@ class Choosing:
 
     Args:
         rule: a name, or an object of JSON.
-        k: a number, or "tuned".
+        k: a number, or "tuned"; None for the rule's own.
         relative: whether means and variances are of the difference to the prompt's candidates.
         similarity, policy: names or folders of models; None where rows bring what the rule reads.
 
@@ -43,7 +45,7 @@ class Choosing:
     """
 
     rule: str
-    k: str
+    k: str | None
     relative: bool
     similarity: str | None = None
     policy: str | None = None
@@ -52,13 +54,16 @@ class Choosing:
         from bayesrm_fast.select.choice import check_needs
         from bayesrm_fast.select.rules import Need
 
-        asked = self.asked(1.0 if self.k == "tuned" else number("k", self.k))
+        asked = self.asked(None if self.k == "tuned" else self._weight())
         check_needs(asked, [])
         for option, need in (("similarity", Need.SIMILARITIES), ("policy", Need.LOG_PROBABILITIES)):
             if getattr(self, option) is not None and need not in asked.needs:
                 raise InputError(f"--{option} is for rules that read {need}, and {self.rule} does not")
 
-    def asked(self, k: float) -> "Rule":
+    def _weight(self) -> float | None:
+        return None if self.k is None else number("k", self.k)
+
+    def asked(self, k: float | None) -> "Rule":
         """The rule with a weight."""
         from bayesrm_fast.select.named_rules import rule_of
 
@@ -68,7 +73,7 @@ class Choosing:
         """How many rows there are; raises InputError for one that lacks what the rule reads and no model brings."""
         from bayesrm_fast.select.choice import check_needs
 
-        asked, count = self.asked(1.0), 0
+        asked, count = self.asked(None), 0
         for one in sets:
             count += 1
             brought = replace(
@@ -81,7 +86,7 @@ class Choosing:
 
     def of(self, loaded: "BayesianRewardModel") -> "Rule":
         """The rule with its weight as a number, for a model that may have tuned it."""
-        weight = self.k if self.k == "tuned" else number("k", self.k)
+        weight = self.k if self.k == "tuned" else self._weight()
         return self.asked(loaded.penalty_weight(weight, self.relative, self.rule))
 
     def options(self, rule: "Rule") -> dict[str, Any]:

@@ -19,7 +19,7 @@ from bayesrm_fast.evaluate.accuracy import (
     section_scores,
     subset_scores,
 )
-from bayesrm_fast.evaluate.rows import BenchmarkRow
+from bayesrm_fast.evaluate.rows import ABOUT_THE_MODEL, BenchmarkRow
 from bayesrm_fast.evaluate.uncertainty import (
     COVERAGES,
     accuracy_by_coverage,
@@ -232,7 +232,7 @@ def layouts(
         model: its name.
         chat_template: "tokenizer" where the tokenizer's own is used.
     """
-    about = {"model": model, "model_type": MODEL_TYPE, "chat_template": chat_template}
+    about = dict(zip(ABOUT_THE_MODEL, (model, MODEL_TYPE, chat_template), strict=True))
     columns: dict[str, Any] = {
         "id": [row.id for row in rows],
         "subset": [row.subset for row in rows],

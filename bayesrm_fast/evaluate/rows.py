@@ -6,13 +6,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bayesrm_fast.errors import InputError
+from bayesrm_fast.text.records import as_rows
 from bayesrm_fast.text.texts import Text, as_list, checked_text, described, is_list, is_missing
 
 TIES = "ties"
 """The subset of version 2 whose prompts have several correct answers, in lower case."""
 
-TIES_ID = re.compile(r"(ref|tied):(\d+)")
+TIES_ID = re.compile(r"(ref|tied):(0|[1-9][0-9]*)")
 """Of a row of Ties: a prompt with one correct answer, or with several, and the number that the two of them share."""
+
+
+ABOUT_THE_MODEL = ("model", "model_type", "chat_template")
+"""What RewardBench's file of accuracies holds beside those of subsets."""
 
 
 @dataclass(frozen=True)
@@ -53,18 +58,20 @@ def benchmark_rows(rows: Iterable[Any], source: str = "rows") -> BenchmarkRows:
     """Check rows of either version; texts stay to the letter what they are.
 
     Args:
-        rows: mappings with `id`, `subset`, `prompt`, `chosen` and `rejected`: texts in version 1, lists of texts in
-            version 2, where `num_correct` counts the chosen ones.
+        rows: a table, or mappings with `id`, `subset`, `prompt`, `chosen` and `rejected`: texts in version 1, lists of
+            texts in version 2, where `num_correct` counts the chosen ones.
         source: what an error calls the rows.
 
     Raises:
         InputError: no rows, rows of both versions, a column that is absent or of the wrong type, an id that a subset
-            has twice, or lists of wrong lengths.
+            has twice, a subset under two spellings or the name of another of the results' fields, or lists of wrong
+            lengths.
     """
     found: list[BenchmarkRow] = []
+    spellings: dict[str, BenchmarkRow] = {}
     first_with: dict[tuple[str, str | int], str] = {}
     version = 0
-    for number, row in enumerate(rows, start=1):
+    for number, row in enumerate(as_rows(rows, source), start=1):
         where = f"{source}, row {number}"
         if not isinstance(row, dict):
             raise InputError(f"{where} must be an object, not {described(row)}")
@@ -77,6 +84,12 @@ def benchmark_rows(rows: Iterable[Any], source: str = "rows") -> BenchmarkRows:
                 "(whose chosen is a text in 1, a list in 2): give one version"
             )
         one = _pair(row, where) if version == 1 else _several(row, where)
+        first = spellings.setdefault(one.subset.lower(), one)
+        if first.subset != one.subset:
+            raise InputError(
+                f"{where} has the subset {one.subset!r}, which {first.where.removeprefix(f'{source}, ')} writes "
+                f"{first.subset!r}: write it in one way"
+            )
         earlier = first_with.setdefault((one.subset, one.id), where)
         if earlier != where:
             raise InputError(f"{where} has the id {one.id!r} of {earlier.removeprefix(f'{source}, ')}, in one subset")
@@ -103,7 +116,7 @@ def _several(row: dict[str, Any], where: str) -> BenchmarkRow:
     counts = {"num_correct": len(chosen), "num_incorrect": len(rejected), "total_completions": len(chosen + rejected)}
     for name, count in counts.items():
         told = row.get(name, count)
-        if told != count:
+        if not isinstance(told, int | float) or told != count:
             raise InputError(
                 f"{where}: {name} is {told!r}, but there are {len(chosen)} chosen and {len(rejected)} rejected"
             )
@@ -120,6 +133,8 @@ def _row(row: dict[str, Any], responses: list[str], num_correct: int, where: str
     subset, name = _column(row, "subset", where), _column(row, "id", where)
     if not isinstance(subset, str) or not subset:
         raise InputError(f"{where}: subset must be a text, not {subset!r}")
+    if subset in ABOUT_THE_MODEL:
+        raise InputError(f"{where}: subset must not be {subset!r}, which the results have beside the subsets")
     if isinstance(name, bool) or not isinstance(name, str | int):
         raise InputError(f"{where}: id must be a text or a whole number, not {name!r}")
     prompt = checked_text(_column(row, "prompt", where), f"{where}: prompt")

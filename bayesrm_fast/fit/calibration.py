@@ -11,7 +11,15 @@ from torch import Tensor
 from bayesrm_fast.atomic import cannot_write, check_place
 from bayesrm_fast.errors import InputError
 from bayesrm_fast.fit.options import Precision, check_precision
-from bayesrm_fast.fit.prior import GRID, HELD_OUT_NLL, by_evidence, by_margins, margins_and_norms, variance_curve
+from bayesrm_fast.fit.prior import (
+    GRID,
+    HELD_OUT_NLL,
+    by_evidence,
+    by_margins,
+    margins_and_norms,
+    variance_curve,
+    warn_of_an_end,
+)
 from bayesrm_fast.model.passes import Passes, Progress
 from bayesrm_fast.posterior.base import Posterior, PriorChoice
 from bayesrm_fast.posterior.probit import probit_probability
@@ -169,7 +177,7 @@ def calibrate(
     precisions: Sequence[float],
     before: Tensor,  # shape: (M,)
 ) -> Calibration:
-    """Choose λ and a temperature by the NLL of held-out pairs, the chosen response first.
+    """Choose λ and a temperature by the NLL of held-out pairs, the chosen response first; warns of an end of a grid.
 
     Args:
         difference: of the rewards.
@@ -210,6 +218,8 @@ def calibrate(
         held = fold == i
         after[held] = probit_probability(difference[held], variance[row, held], temperature)
     row, temperature = best(nll.sum(2))
+    warn_of_an_end("temperature", temperature, TEMPERATURES)
+    warn_of_an_end("prior precision", precisions[row], precisions)
     return Calibration(len(difference), reliability(before), reliability(after), precisions[row], temperature)
 
 

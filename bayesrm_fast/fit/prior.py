@@ -64,6 +64,17 @@ def _warn(what: str) -> None:
     )
 
 
+def warn_of_an_end(name: str, chosen: float, values: Sequence[float]) -> None:
+    """Warn where what held-out pairs chose is an end of several values."""
+    if len(values) > 1 and chosen in (min(values), max(values)):
+        end = "least" if chosen == min(values) else "largest"
+        warnings.warn(
+            f"the {name} that the pairs chose, {chosen:g}, is the {end} of the values to choose from: the best may lie "
+            "beyond it, or the pairs may say little about it",
+            stacklevel=3,
+        )
+
+
 def by_margins(
     margins: Tensor,  # shape: (M,)
     squared_norms: Tensor,  # shape: (M,)
@@ -90,7 +101,9 @@ def by_validation(
     """The λ under which held-out pairs, the chosen response first, have the smallest probit NLL in nats a pair."""
     nll = -torch.nn.functional.logsigmoid(probit_logit(difference, variance.double())).mean(1)
     curve = list(zip(precisions, nll.tolist(), strict=True))
-    return PriorChoice(precisions[int(nll.argmin())], "validation", HELD_OUT_NLL, curve)
+    best = precisions[int(nll.argmin())]
+    warn_of_an_end("prior precision", best, precisions)
+    return PriorChoice(best, "validation", HELD_OUT_NLL, curve)
 
 
 class _SquaredNorms:

@@ -16,6 +16,9 @@ from bayesrm_fast.text.examples import TokenizedRow, distinct
 DRAWS = 65_536
 """Of the joint posterior. A probability near ½ is then known to 0.002."""
 
+MOST_DRAWS = 2**20
+"""That a rule may ask for: a probability near ½ is then known to 0.0005."""
+
 CHUNK = 2**24
 """Numbers drawn at a time."""
 

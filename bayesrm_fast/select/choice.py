@@ -182,8 +182,8 @@ def know_each(
             mean,
             variance,
             joint,
-            log_probabilities=_tensor(one.log_probabilities, mean),
-            similarities=_tensor(one.similarities, mean),
+            log_probabilities=_tensor(one.log_probabilities),
+            similarities=_tensor(one.similarities),
         )
         for one, mean, variance, joint in zip(candidates, means, variances, joints, strict=True)
     ]
@@ -204,7 +204,7 @@ def check_needs(rule: Rule, candidates: Sequence[Candidates]) -> None:
     for need in FROM_OUTSIDE:
         absent = [one.where for one in candidates if getattr(one, need) is None]
         if need in rule.needs and absent:
-            raise InputError(f"{name} needs {need}, which {absent[0]} does not have")
+            raise InputError(f"{name} needs {need}, which {absent[0]} does not have: {FROM_OUTSIDE[need]}")
 
 
 def _lazily(
@@ -261,5 +261,5 @@ def _has_ceilings(rule: Rule) -> bool:
     return False
 
 
-def _tensor(values: Sequence[float] | Sequence[Sequence[float]] | None, like: Tensor) -> Tensor | None:
-    return None if values is None else torch.tensor(values, dtype=like.dtype, device="cpu")
+def _tensor(values: Sequence[float] | Sequence[Sequence[float]] | None) -> Tensor | None:
+    return None if values is None else torch.tensor(values, dtype=torch.float64, device="cpu")

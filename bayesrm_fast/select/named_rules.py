@@ -58,28 +58,37 @@ RULES: dict[str, Callable[..., Rule]] = {
 """What a rule is made by, for every name."""
 
 
-def rule_of(rule: str | Mapping[str, Any] | Rule, k: float = 1.0) -> Rule:
+def rule_of(rule: str | Mapping[str, Any] | Rule, k: float | None = None) -> Rule:
     """A rule by its name in `RULES` or by its description; a rule itself as it is.
 
     Args:
         rule: a name, for a rule's own parameters; an object of JSON, as text or as a mapping, with the name as `rule`
             and its parameters, among which further rules may be; or a `Rule`.
-        k: for a name: weight of the penalty of the rule, or of the `reward` that it goes by; no other rule reads it.
+        k: for a name: weight of the penalty of the rule, or of the `reward` that it goes by. Default: the rule's own.
 
     Raises:
-        InputError: an unknown rule or parameter, or a parameter that the rule cannot take.
+        InputError: an unknown rule or parameter, a parameter that the rule cannot take, or a k that it does not read.
     """
+    is_named = isinstance(rule, str) and not rule.lstrip().startswith("{")
+    if k is not None and not is_named and isinstance(rule, str | Mapping | Rule):
+        raise InputError("k goes with a rule's name: a description or a Rule has its own weights")
     if isinstance(rule, Rule):
         return rule
-    if isinstance(rule, str) and rule.lstrip().startswith("{"):
+    if isinstance(rule, str) and not is_named:
         rule = parsed(rule, "the rule")
     if isinstance(rule, Mapping):
         try:
             return _described(rule)
         except RecursionError as error:
             raise InputError("the rule is nested too deeply") from error
+    made = _maker(rule)()
+    if k is None:
+        return made
     at_least(k, 0, "k")
-    return _weighted(_maker(rule)(), k)
+    weighted = _weighted(made, k)
+    if weighted is None:
+        raise InputError(f"rule {rule} has no weight k")
+    return weighted
 
 
 def description_of(rule: Rule) -> dict[str, Any]:
@@ -124,14 +133,14 @@ def _maker(name: Any) -> Callable[..., Rule]:
     return RULES[name]
 
 
-def _weighted(rule: Rule, k: float) -> Rule:
-    """The same with another weight of its penalty, or of its reward's."""
+def _weighted(rule: Rule, k: float) -> Rule | None:
+    """The same with another weight of its penalty, or of its reward's; None where neither has one."""
     parts = parameters_of(rule)
     if "k" in parts:
         return replace(rule, k=k)  # type: ignore[type-var]
     if "reward" in parts:
         return replace(rule, reward=_weighted(rule.reward, k))  # type: ignore[type-var, attr-defined]
-    return rule
+    return None
 
 
 def _described(given: Mapping[str, Any]) -> Rule:

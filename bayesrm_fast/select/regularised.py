@@ -20,7 +20,7 @@ class MeanSimilarity(Rule):
     def scores(self, known: KnownCandidates) -> Tensor:  # shape: (n,)
         """See `Rule`."""
         assert known.similarities is not None
-        return known.similarities.double().mean(1).to(known.mean)
+        return known.similarities.mean(1)
 
 
 @dataclass(frozen=True)

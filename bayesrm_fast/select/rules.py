@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from bayesrm_fast.errors import InputError
-from bayesrm_fast.score.joint import DRAWS, JointRewards
+from bayesrm_fast.score.joint import DRAWS, MOST_DRAWS, JointRewards
 from bayesrm_fast.select.checks import at_least, whole
 
 
@@ -25,8 +25,11 @@ class Need(StrEnum):
     SIMILARITIES = "similarities"
 
 
-FROM_OUTSIDE = (Need.LOG_PROBABILITIES, Need.SIMILARITIES)
-"""What no reward model can know: it comes with the candidates."""
+FROM_OUTSIDE = {
+    Need.LOG_PROBABILITIES: "give it as a column, or a policy that adds it",
+    Need.SIMILARITIES: "give it as a column, or a sentence encoder that adds it",
+}
+"""What no reward model can know, because it comes with the candidates; and what to do where it does not."""
 
 
 @dataclass(frozen=True)
@@ -38,8 +41,8 @@ class KnownCandidates:
         variance: posterior variances `[n]`, of an ensemble its mixture's.
         joint: the joint posterior of the rewards.
         members: MAP rewards of an ensemble's members `[M, n]`.
-        log_probabilities: of the responses under the policy that wrote them `[n]`; from outside.
-        similarities: of the responses `[n, n]`; from outside.
+        log_probabilities: of the responses under the policy that wrote them `[n]`, float64; from outside.
+        similarities: of the responses `[n, n]`, float64; from outside.
     """
 
     mean: Tensor
@@ -225,7 +228,7 @@ class MostProbablyBest(Rule):
         draws, seed: as for `JointRewards.probability_of_being_best`.
 
     Raises:
-        InputError: no whole number of draws of at least 1, or no whole seed.
+        InputError: no whole number of draws from 1 to `MOST_DRAWS`, or no whole seed.
     """
 
     draws: int = DRAWS
@@ -234,7 +237,7 @@ class MostProbablyBest(Rule):
     needs = frozenset({Need.JOINT})
 
     def __post_init__(self) -> None:
-        whole(self.draws, 1, "draws")
+        whole(self.draws, 1, "draws", most=MOST_DRAWS)
         whole(self.seed, 0, "seed")
 
     def scores(self, known: KnownCandidates) -> Tensor:  # shape: (n,)
@@ -251,7 +254,7 @@ class LeastRegret(Rule):
         draws, seed: as for `JointRewards.expected_regret`.
 
     Raises:
-        InputError: no whole number of draws of at least 1, or no whole seed.
+        InputError: no whole number of draws from 1 to `MOST_DRAWS`, or no whole seed.
     """
 
     draws: int = DRAWS
@@ -260,7 +263,7 @@ class LeastRegret(Rule):
     needs = frozenset({Need.JOINT})
 
     def __post_init__(self) -> None:
-        whole(self.draws, 1, "draws")
+        whole(self.draws, 1, "draws", most=MOST_DRAWS)
         whole(self.seed, 0, "seed")
 
     def scores(self, known: KnownCandidates) -> Tensor:  # shape: (n,)
@@ -278,7 +281,7 @@ class ThompsonSampling(StochasticRule):
         draws: by which the probabilities are known.
 
     Raises:
-        InputError: no whole number of draws of at least 1, or no whole seed.
+        InputError: no whole number of draws from 1 to `MOST_DRAWS`, or no whole seed.
     """
 
     seed: int = 0
@@ -287,7 +290,7 @@ class ThompsonSampling(StochasticRule):
     needs = frozenset({Need.JOINT})
 
     def __post_init__(self) -> None:
-        whole(self.draws, 1, "draws")
+        whole(self.draws, 1, "draws", most=MOST_DRAWS)
         whole(self.seed, 0, "seed")
 
     def scores(self, known: KnownCandidates) -> Tensor:  # shape: (n,)

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from bayesrm_fast.errors import InputError
-from bayesrm_fast.score.joint import DRAWS
+from bayesrm_fast.score.joint import DRAWS, MOST_DRAWS
 from bayesrm_fast.select.checks import at_least, positive, whole
 from bayesrm_fast.select.pessimism import pessimism
 from bayesrm_fast.select.pools import best_of_poisson, best_of_subset, soft_best_of_draws, soft_best_of_n, top_share
@@ -84,7 +84,7 @@ class JointSoftBestOfN(StochasticRule):
         seed: of the choice.
 
     Raises:
-        InputError: a temperature that is not above 0 or not finite.
+        InputError: a temperature that is not above 0 or not finite, or no whole number of draws from 1 to `MOST_DRAWS`.
     """
 
     temperature: float = 1.0
@@ -96,7 +96,7 @@ class JointSoftBestOfN(StochasticRule):
 
     def __post_init__(self) -> None:
         positive(self.temperature, "temperature")
-        whole(self.draws, 1, "draws")
+        whole(self.draws, 1, "draws", most=MOST_DRAWS)
         whole(self.seed, 0, "seed")
 
     def scores(self, known: KnownCandidates) -> Tensor:  # shape: (n,)

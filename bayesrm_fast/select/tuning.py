@@ -42,13 +42,12 @@ class JudgedPrompt:
     gold: Tensor
     digest: str
 
-    def curve(self, rule: Rule) -> list[float]:
-        """Expected gold of best-of-n at n = 2, 4, … and all.
+    def curve(self, rule: Rule, sizes: Sequence[int]) -> list[float]:
+        """Expected gold of best-of-n at these n.
 
         Of a rule that scores, exact over all subsets, by scores among all candidates. Of one that draws, over `SUBSETS`
         seeded subsets of each size, in each of which it draws by what it would know of them alone.
         """
-        sizes = sizes_up_to(len(self.gold))[1:]  # of one candidate every rule picks that one
         if not isinstance(rule, StochasticRule):
             scores = rule.scores(self.known)
             return [expected_best_of_n(scores, self.gold, n) for n in sizes]
@@ -58,8 +57,8 @@ class JudgedPrompt:
         ]
 
     def mean_gold(self, rule: Rule) -> float:
-        """Over the sizes of `curve`."""
-        curve = self.curve(rule)
+        """Over n = 2, 4, … and all."""
+        curve = self.curve(rule, sizes_up_to(len(self.gold))[1:])  # of one candidate every rule picks that one
         return sum(curve) / len(curve)
 
 
@@ -78,6 +77,7 @@ class TunedRule:
             the chosen one's by more than one standard error of the difference.
         curve: every combination of the grids with its mean gold, on all prompts.
         digests: of the prompts, which `report` refuses.
+        relative: whether it was tuned on differences to the mean of a prompt's candidates.
     """
 
     rule: Rule
@@ -88,6 +88,7 @@ class TunedRule:
     indifferent: Mapping[str, tuple[float, float]]
     curve: Sequence[tuple[Mapping[str, float], float]] = field(repr=False)
     digests: frozenset[str] = field(default=frozenset(), repr=False)
+    relative: bool = True
 
 
 @dataclass(frozen=True)
@@ -162,7 +163,9 @@ def changed(rule: Rule, values: Mapping[str, float]) -> Rule:
     return rule
 
 
-def tuned(rule: Rule, grid: Mapping[str, Sequence[float]], prompts: Sequence[JudgedPrompt]) -> TunedRule:
+def tuned(
+    rule: Rule, grid: Mapping[str, Sequence[float]], prompts: Sequence[JudgedPrompt], *, relative: bool = True
+) -> TunedRule:
     """The values of a grid with the most gold, where their gain over no effect is beyond one standard error.
 
     The error is that of the best of several: where no value helps, one of them passes by luck in about a third of the
@@ -172,6 +175,7 @@ def tuned(rule: Rule, grid: Mapping[str, Sequence[float]], prompts: Sequence[Jud
         rule: its parameters outside of the grid stay.
         grid: values by name; the first of each are those of no effect.
         prompts: those whose candidates' gold does not differ say nothing.
+        relative: what is known of them, as `TunedRule` holds it.
 
     Raises:
         InputError: no prompt whose candidates' gold differs.
@@ -193,18 +197,18 @@ def tuned(rule: Rule, grid: Mapping[str, Sequence[float]], prompts: Sequence[Jud
         {name: _indifferent(gold, points, best, name) for name in grid},
         list(zip(points, gold.mean(0).tolist(), strict=True)),
         frozenset(one.digest for one in prompts),
+        relative,
     )
 
 
 def report(rule: Rule, prompts: Sequence[JudgedPrompt]) -> RuleReport:
     """Gold of best-of-n by a rule, beside the mean's."""
-    curves = [(one.curve(rule), one.curve(MeanReward())) for one in prompts]
     sizes = sizes_up_to(min(len(one.gold) for one in prompts))[1:]
+    curves = [[one.curve(by, [*sizes, len(one.gold)]) for by in (rule, MeanReward())] for one in prompts]
     gains = _by_prompt([[own[-1] - other[-1]] for own, other in curves], prompts)[:, 0].tolist()
     gain, error = mean_and_standard_error(gains)
     gold, by_mean = (
-        _by_prompt([curve[: len(sizes)] for curve in one], prompts).mean(0).tolist()
-        for one in zip(*curves, strict=True)
+        _by_prompt([curve[:-1] for curve in one], prompts).mean(0).tolist() for one in zip(*curves, strict=True)
     )
     return RuleReport(sizes, gold, by_mean, gain, math.nan if math.isinf(error) else error, len(gains))
 

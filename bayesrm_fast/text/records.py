@@ -136,13 +136,19 @@ class _Row:
 
 
 def as_rows(rows: Iterable[Any], source: str) -> Iterable[Any]:
-    """What an iterable of rows gives, or a table: pandas', polars' or Arrow's."""
+    """What an iterable of rows gives, or a table: pandas', polars' or Arrow's.
+
+    Raises:
+        InputError: neither, or a text or a single row.
+    """
     if isinstance(rows, str | Mapping):
         raise InputError(f"{source} must be rows one after another, not a {described(rows)}")
     table: Any = rows
     if hasattr(table, "iterrows"):
         return list(table.to_dict("records"))
     convert = getattr(table, "to_dicts", None) or getattr(table, "to_pylist", None)
+    if convert is None and not isinstance(rows, Iterable):
+        raise InputError(f"{source} must be rows one after another, not {described(rows)}")
     return rows if convert is None else list(convert())
 
 

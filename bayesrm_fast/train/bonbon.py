@@ -25,7 +25,7 @@ def bonbon_rows(
     rm: "BayesianRewardModel",
     candidates: Iterable[Any],
     rule: str | Mapping[str, Any] | Rule = "std",
-    k: float | Literal["tuned"] = 1.0,
+    k: float | Literal["tuned"] | None = None,
     *,
     relative: bool = True,
 ) -> list[dict[str, Any]]:

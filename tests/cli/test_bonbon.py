@@ -17,7 +17,7 @@ EQUAL = {"prompt": "able", "responses": ["above", "above"]}
     [
         ((), ("std", 1.0, True)),
         (("--rule", "variance", "--k", "0.5", "--absolute"), ("variance", 0.5, False)),
-        (("--rule", "mean"), ("mean", 1.0, True)),
+        (("--rule", "mean"), ("mean", None, True)),
     ],
 )
 def test_the_pairs_are_those_of_the_library(model_folder, candidates_file, tmp_path, options, given, summary):

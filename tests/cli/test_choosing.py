@@ -51,6 +51,7 @@ def test_rows_bring_what_a_rule_reads(model_folder, tmp_path, summary):
         (("--rule", "rbon_kl", "--similarity", "x"), "--similarity is for rules that read similarities"),
         (("--rule", '{"rule": "soft", "temperature": -1}'), "temperature must be"),
         (("--rule", SOFT, "--k", "tuned"), "call tune_penalty first"),
+        (("--rule", SOFT, "--k", "2"), "k goes with a rule's name"),
         (("--rule", "worst"), "ensemble"),
     ],
 )

@@ -1,5 +1,6 @@
 """Rows of RewardBench, and what is said of those that are none."""
 
+import numpy as np
 import pytest
 
 from bayesrm_fast import InputError
@@ -40,6 +41,11 @@ def test_a_response_that_repeats_its_prompt_is_scored_to_the_letter():
     assert (row.prompt, *row.responses) == tuple(repeating.values())
 
 
+def test_a_table_is_its_rows():
+    pandas = pytest.importorskip("pandas")
+    assert benchmark_rows(pandas.DataFrame([PAIR])).rows == benchmark_rows([PAIR]).rows
+
+
 def without(row, name):
     return {key: value for key, value in row.items() if key != name}
 
@@ -71,6 +77,15 @@ def without(row, name):
         ([TIED | {"subset": "Math"}], "data, row 1: chosen must be a list of one text outside of Ties, not of 2"),
         ([TIED | {"id": "3"}], "data, row 1: the id of a row of Ties is 'ref:<number>' or 'tied:<number>', not '3'"),
         ([TIED | {"id": 3}], "data, row 1: the id of a row of Ties is"),
+        ([TIED | {"id": "tied:3"}, TIED | {"id": "tied:03"}], "data, row 2: the id of a row of Ties is"),
+        (
+            [FOUR | {"num_correct": np.ones(2)}],
+            "data, row 1: num_correct is array([1., 1.]), but there are 1 chosen and 3 rejected",
+        ),
+        ([FOUR, FOUR | {"subset": FOUR["subset"].upper()}], "which row 1 writes"),
+        ([PAIR | {"subset": "model_type"}], "data, row 1: subset must not be 'model_type'"),
+        ("text", "data must be rows one after another, not a str"),
+        (None, "data must be rows one after another, not null"),
     ],
 )
 def test_what_is_no_row_is_named(rows, message):

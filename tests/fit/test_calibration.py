@@ -1,6 +1,7 @@
 """What probabilities are worth, and the choice of a prior precision and a temperature."""
 
 import math
+import warnings
 
 import pytest
 import torch
@@ -56,6 +57,20 @@ def test_the_variance_that_explains_the_errors_is_chosen():
     assert found.prior_precision == 2.0
     assert found.temperature == pytest.approx(1.0, rel=0.2)
     assert found.after.nll < 0.85 * found.before.nll
+
+
+@pytest.mark.parametrize(("scale", "end"), [(0.01, "0.125, is the least"), (100.0, "8, is the largest")])
+def test_a_choice_at_an_end_of_its_grid_is_told(scale, end):
+    difference = scale * overconfident(400, 1.0)
+    with pytest.warns(UserWarning, match=f"the temperature that the pairs chose, {end} of the values"):
+        calibrate(difference, torch.zeros(1, 400), [1.0], torch.sigmoid(difference))
+
+
+def test_an_inner_choice_warns_of_nothing():
+    difference = overconfident(400, 1.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        calibrate(difference, torch.zeros(1, 400), [1.0], torch.sigmoid(difference))
 
 
 def test_no_pair_chooses_for_itself():

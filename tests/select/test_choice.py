@@ -63,13 +63,20 @@ def test_what_comes_from_outside_comes_with_the_candidates(rm, exhaustive):
     for one, best in zip(
         CANDIDATES, rm.best_of_each(CANDIDATES, Regularised(), relative=False, exhaustive=exhaustive), strict=True
     ):
-        scores = best.mean + torch.tensor(one["log_probabilities"])
+        scores = best.mean + torch.tensor(one["log_probabilities"], dtype=torch.float64)
         assert best.index == int(scores.argmax())
         torch.testing.assert_close(best.scores, scores)
         # The winner's variance is always there: a choice is told with its uncertainty.
         assert best.variances_computed == (len(one["responses"]) if exhaustive else 1)
         expected = rm.score([one["prompt"]], [best.response]).variance
         torch.testing.assert_close(best.variance[best.index], expected[0], rtol=1e-4, atol=0)
+
+
+def test_what_comes_from_outside_is_not_rounded_to_the_models_dtype(rm):
+    logarithms = [-1e39, -20000.0002, -20000.0001]
+    row = {"prompt": "a", "responses": ["able", "about", "above"], "log_probabilities": logarithms}
+    best = rm.best_of_each([row], {"rule": "log_probability"})[0]
+    assert (best.index, best.scores.tolist()) == (2, logarithms)
 
 
 def test_similarities_are_those_of_the_row(rm):
@@ -82,7 +89,10 @@ def test_similarities_are_those_of_the_row(rm):
 @pytest.mark.parametrize(
     ("rule", "message"),
     [
-        (Typical(), r"Typical needs similarities, which candidates, row 1 does not have"),
+        (
+            Typical(),
+            r"Typical needs similarities, which candidates, row 1 does not have: give it as a column, or",
+        ),
         (WorstCase(), "ensemble"),
         ("uncertainty", "ensemble"),
     ],
@@ -288,7 +298,7 @@ def test_scores_that_are_all_nan_choose_nothing(rm):
     ],
 )
 def test_scores_that_overflow_choose_nothing(rm, rule, best, relative):
-    rows = [row | {"similarities": [[1e300] * len(row["responses"])] * len(row["responses"])} for row in CANDIDATES]
+    rows = [row | {"similarities": [[1e308] * len(row["responses"])] * len(row["responses"])} for row in CANDIDATES]
     with pytest.raises(InputError, match=rf"gave no candidate of candidates, row 1 a score: the best is ({best})"):
         rm.best_of_each(rows, rule, relative=relative)
 

@@ -13,7 +13,15 @@ from bayesrm_fast import InputError
 from bayesrm_fast.select.choice import chosen
 from bayesrm_fast.select.named_rules import RULES, description_of, rule_of, weighs_the_std
 from bayesrm_fast.select.regularised import LogProbability, MeanSimilarity, Regularised
-from bayesrm_fast.select.rules import KnownCandidates, MeanReward, PenalisedReward, Rule, StochasticRule, first_best
+from bayesrm_fast.select.rules import (
+    KnownCandidates,
+    MeanReward,
+    PenalisedReward,
+    Rule,
+    StochasticRule,
+    UncertaintyWeighted,
+    first_best,
+)
 from bayesrm_fast.select.stochastic import SoftBestOfN
 from bayesrm_fast.text.records import Candidates
 
@@ -180,7 +188,31 @@ def test_k_is_that_of_the_rule_or_of_what_it_goes_by():
     assert rule_of("std", 3.0) == PenalisedReward("std", 3.0)
     assert rule_of("soft", 3.0) == SoftBestOfN(reward=PenalisedReward("std", 3.0))
     assert rule_of("rbon_wd", 3.0) == Regularised(MeanSimilarity(), reward=PenalisedReward("std", 3.0))
-    assert rule_of("thompson", 3.0) == rule_of("thompson", 1.0)
+    assert rule_of("uncertainty") == UncertaintyWeighted(0.5)
+
+
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        (PenalisedReward(), "k goes with a rule's name"),
+        ({"rule": "soft"}, "k goes with a rule's name"),
+        (' {"rule": "std", "k": 2}', "k goes with a rule's name"),
+        ("entropic", "rule entropic has no weight k"),
+        ("thompson", "rule thompson has no weight k"),
+    ],
+)
+def test_a_k_that_would_not_be_read_is_refused(rule, message):
+    with pytest.raises(InputError, match=message):
+        rule_of(rule, 1.0)
+
+
+@pytest.mark.parametrize("name", ["most_probably_best", "thompson", "joint_soft"])
+def test_more_draws_than_anyone_waits_for_are_refused(name):
+    with pytest.raises(InputError, match="draws must be a whole number from 1 to 1048576"):
+        rule_of({"rule": name, "draws": 10**12})
+
+
+def test_only_a_weight_of_the_std_is_tuned():
     assert weighs_the_std("std")
     assert weighs_the_std("soft")
     assert not any(map(weighs_the_std, ("variance", "uncertainty", PenalisedReward(), None)))

@@ -17,13 +17,13 @@ KNOWN = KnownCandidates(MEAN, VARIANCE, members=MEMBERS)
 @pytest.mark.parametrize(
     ("rule", "k", "scores"),
     [
-        ("mean", 5.0, [1, 2, 3]),
+        ("mean", None, [1, 2, 3]),
         ("std", 0.5, [1, 1.5, 1.5]),
         ("variance", 0.5, [1, 1.5, -1.5]),
         ("std", 0.0, [1, 2, 3]),
-        ("worst", 1.0, [0, 1, 0]),
+        ("worst", None, [0, 1, 0]),
         ("uncertainty", 0.5, [0.5, 1.5, -1.5]),
-        ({"rule": "entropic", "b": 1}, 1.0, [1, 1.5, -1.5]),
+        ({"rule": "entropic", "b": 1}, None, [1, 1.5, -1.5]),
     ],
 )
 def test_named_rules_are_their_formulas(rule, k, scores):
@@ -50,12 +50,12 @@ def test_a_ceiling_is_never_below_a_score(penalty):
 
 def test_a_rule_that_does_not_know_the_variances_has_no_ceilings():
     for name in ("mean", "worst", "uncertainty"):
-        assert rule_of(name, 1.0).ceilings(MEAN, VARIANCE) is None
+        assert rule_of(name).ceilings(MEAN, VARIANCE) is None
 
 
 def test_a_rule_itself_is_taken_as_it_is():
     rule = PenalisedReward("variance", 3.0)
-    assert rule_of(rule, -1.0) is rule
+    assert rule_of(rule) is rule
     with pytest.raises(InputError, match="penalty must be"):
         PenalisedReward("mean")
 

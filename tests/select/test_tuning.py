@@ -191,8 +191,8 @@ def test_the_gold_of_a_rule_is_that_of_its_choices(rule):
     scores = rule.scores(prompt.known)
     is_drawn = isinstance(rule, StochasticRule)
     expected = scores.double() @ prompt.gold.double() if is_drawn else prompt.gold[scores.argmax()]
-    assert prompt.curve(rule)[-1] == pytest.approx(float(expected))
-    assert len(prompt.curve(rule)) == 3  # 2, 4 and 8
+    assert prompt.curve(rule, [2, 4, 8])[-1] == pytest.approx(float(expected))
+    assert prompt.mean_gold(rule) == pytest.approx(sum(prompt.curve(rule, [2, 4, 8])) / 3)
 
 
 def test_among_two_a_drawing_rule_is_worth_its_mean_over_all_pairs():
@@ -200,7 +200,7 @@ def test_among_two_a_drawing_rule_is_worth_its_mean_over_all_pairs():
     rule = SoftBestOfN(0.5, reward=MeanReward())
     pairs = [torch.tensor(pair) for pair in itertools.combinations(range(6), 2)]
     golds = torch.stack([rule.scores(prompt.known.at(pair)) @ prompt.gold[pair].double() for pair in pairs])
-    assert prompt.curve(rule)[0] == pytest.approx(float(golds.mean()), abs=4 * float(golds.std()) / SUBSETS**0.5)
+    assert prompt.curve(rule, [2])[0] == pytest.approx(float(golds.mean()), abs=4 * float(golds.std()) / SUBSETS**0.5)
 
 
 def judged_prompts(count, gold_of, **more):
@@ -312,6 +312,28 @@ def test_a_rule_is_tuned_and_reported_on_other_prompts(rm):
     assert len(told.gold) == len(told.gold_by_mean) == 4
     with pytest.raises(InputError, match=r"was tuned on judged, row 1, judged, row 2.*: report on other prompts"):
         rm.report(found, rows)
+
+
+def test_gold_at_an_n_is_of_that_n_for_prompts_of_every_size():
+    prompts = [
+        JudgedPrompt(KnownCandidates(torch.arange(float(n))), torch.arange(float(n)).double(), str(n)) for n in (3, 8)
+    ]
+    told = report(MeanReward(), prompts)
+    # The largest of n of 0, …, N − 1 is n (N + 1) / (n + 1) − 1 in the mean.
+    expected = [sum(n * (count + 1) / (n + 1) - 1 for count in (3, 8)) / 2 for n in (2, 3)]
+    assert told.sizes == [2, 3]
+    assert told.gold == pytest.approx(expected)
+
+
+def test_a_tuned_rule_is_reported_as_it_was_tuned(rm):
+    rows = judged(rm, 1.0)
+    for relative in (True, False):
+        found = rm.tune("std", rows[:8], relative=relative)
+        rm.report(found, rows[8:], relative=relative)
+        with pytest.raises(InputError, match=f"was tuned with relative={relative}"):
+            rm.report(found, rows[8:], relative=not relative)
+    with pytest.raises(InputError, match="k goes with a rule's name"):
+        rm.report(found, rows[8:], k=2.0, relative=False)
 
 
 def test_a_report_needs_what_the_rule_needs(rm):

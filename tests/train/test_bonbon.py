@@ -9,7 +9,7 @@ from tiny import tiny_adapter, tiny_pairs, tiny_tokenizer, words
 
 from bayesrm_fast import BayesianRewardModel, InputError
 from bayesrm_fast.select.estimators import bonbon_beta
-from bayesrm_fast.select.rules import Rule
+from bayesrm_fast.select.rules import PenalisedReward, Rule
 from bayesrm_fast.train.bonbon import bonbon_rows
 
 
@@ -34,15 +34,21 @@ def candidates(n=4, count=3):
 
 @pytest.mark.parametrize(
     ("rule", "relative"),
-    [("mean", False), ("std", True), ("std", False), ("entropic", False), ("most_probably_best", True)],
+    [
+        ("mean", False),
+        (PenalisedReward(k=2.0), True),
+        (PenalisedReward(k=2.0), False),
+        ("entropic", False),
+        ("most_probably_best", True),
+    ],
 )
 def test_best_and_worst_are_of_one_score(rm, rule, relative, monkeypatch):
     """Also of a rule that chooses the best without the variances of candidates that cannot win."""
     monkeypatch.setattr("bayesrm_fast.select.choice.CPU_WAVE", 1e-9)  # one candidate at a time
     given = candidates(8)
-    rows = bonbon_rows(rm, given, rule, 2.0, relative=relative)
+    rows = bonbon_rows(rm, given, rule, relative=relative)
     for row, one in zip(rows, given, strict=True):
-        best = rm.best_of_n(one["prompt"], one["responses"], rule, 2.0, relative=relative, exhaustive=True)
+        best = rm.best_of_n(one["prompt"], one["responses"], rule, relative=relative, exhaustive=True)
         assert row["prompt"] == one["prompt"]
         assert row["chosen"] == best.response
         assert row["rejected"] == one["responses"][int(best.scores.argmin())]
