@@ -147,7 +147,7 @@ class AsyncScorer:
         prompt: Text,
         responses: Sequence[Text],
         rule: str | Mapping[str, Any] | Rule = "std",
-        k: float | Literal["tuned"] = 1.0,
+        k: float | Literal["tuned"] | None = None,
         *,
         relative: bool = True,
         log_probabilities: Sequence[float] | None = None,

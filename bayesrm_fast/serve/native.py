@@ -89,7 +89,9 @@ class BestOfNAsked(Asked):
         description="A rule by its name, or by its description with parameters; docs/rules.md has them all.",
         examples=["std", {"rule": "soft", "temperature": 0.2}],
     )
-    k: float = Field(1.0, ge=0, description="Weight of the penalty of a rule that is given by its name.")
+    k: float | None = Field(
+        None, ge=0, description="Weight of the penalty of a rule that is given by its name. Default: the rule's own."
+    )
     relative: bool = Field(True, description="Whether mean and std are of the difference to the candidates' mean.")
     log_probabilities: list[float] | None = Field(
         None, description="Of each response under the policy that wrote it, for rules that read them."

@@ -187,7 +187,11 @@ class Choice(Work[CandidatesPart, BestOfN]):
     """The best of a prompt's candidates by a rule."""
 
     def __init__(
-        self, candidates: Candidates, rule: str | Mapping[str, Any] | Rule, k: float | Literal["tuned"], relative: bool
+        self,
+        candidates: Candidates,
+        rule: str | Mapping[str, Any] | Rule,
+        k: float | Literal["tuned"] | None,
+        relative: bool,
     ) -> None:
         self.texts = Responses(candidates.prompt, candidates.responses)
         self._candidates, self._rule, self._k, self._relative = candidates, rule, k, relative
