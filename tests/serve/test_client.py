@@ -1,0 +1,196 @@
+"""Clients of a server, over a socket of this machine."""
+
+import asyncio
+import contextlib
+import pickle
+import socket
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from types import SimpleNamespace
+
+import pytest
+import torch
+import uvicorn
+from serving import FakeScorer
+from tiny import words
+
+from bayesrm_fast import BayesianRewardModel, InputError
+from bayesrm_fast.serve import client as client_module
+from bayesrm_fast.serve.app import create_app
+from bayesrm_fast.serve.client import AsyncClient, Client, ServerError
+from bayesrm_fast.serve.engine import AsyncScorer
+from bayesrm_fast.serve.options import ServerOptions
+
+PROMPTS = [words(3), words(4, 7), words(3), words(4, 7), words(3)]
+RESPONSES = [words(2 + i, 3 * i) for i in range(5)]
+
+
+@contextlib.contextmanager
+def running(app):
+    """The URL of an app that listens."""
+    server = uvicorn.Server(uvicorn.Config(app, log_level="error"))
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        thread = threading.Thread(target=server.run, args=([listening],))
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+@pytest.fixture(scope="module")
+def rm(model_folder):
+    return BayesianRewardModel.from_pretrained(model_folder, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def url(rm):
+    with running(create_app({"rm": AsyncScorer(rm)})) as url:
+        yield url
+
+
+def asynchronous(url, **options):
+    """An asynchronous client, called as the other one."""
+    own = AsyncClient(url, **options)
+
+    class Called:
+        def __getattr__(self, name):
+            return lambda *args, **given: asyncio.run(getattr(own, name)(*args, **given))
+
+    return Called()
+
+
+KINDS = pytest.mark.parametrize("make", [Client, asynchronous], ids=["sync", "async"])
+
+
+@KINDS
+@pytest.mark.parametrize("relative_to", [None, "prompt", [words(2, 11)] * 5])
+def test_a_client_has_the_scores_of_the_model_in_the_order_of_its_rows(rm, url, make, relative_to):
+    found = make(url).score(PROMPTS, RESPONSES, relative_to=relative_to)
+    expected = rm.score(PROMPTS, RESPONSES, relative_to=relative_to)
+    for name in ("mean", "variance"):
+        torch.testing.assert_close(getattr(found, name).float(), getattr(expected, name), rtol=1e-3, atol=1e-6)
+    assert (found.baseline is None) == (relative_to is None)
+    assert found.truncated.tolist() == expected.truncated.tolist()
+
+
+@KINDS
+def test_a_client_chooses_as_the_model_does(rm, url, make):
+    found, expected = (
+        make(url).best_of_n(words(3), RESPONSES, "std", 0.5),
+        rm.best_of_n(words(3), RESPONSES, "std", 0.5),
+    )
+    assert (found.index, found.response) == (expected.index, expected.response)
+    torch.testing.assert_close(found.scores.float(), expected.scores.float(), rtol=1e-3, atol=1e-6)
+    conversation = [{"role": "user", "content": words(3)}]
+    described = make(url).best_of_n(conversation, RESPONSES, {"rule": "mean"})
+    assert described.variances_computed <= 1
+
+
+def test_a_client_comes_out_of_a_pickle_with_the_same_scores(rm, url):
+    client = Client(url, model="rm")
+    before = client.rewards(PROMPTS, RESPONSES)
+    again = pickle.loads(pickle.dumps(client))
+    assert again == client
+    torch.testing.assert_close(again.rewards(PROMPTS, RESPONSES), before)
+    assert again.models() == ["rm"]
+
+
+@KINDS
+def test_what_the_server_refuses_for_good_is_an_error_with_its_words(url, make):
+    with pytest.raises(InputError, match=r"/v1/rewards: 404, .*rm"):
+        make(url, model="other").score(["a"], ["b"])
+    with pytest.raises(InputError, match=r"422, .*rule"):
+        make(url).best_of_n("a", ["b"], "nothing of that name")
+
+
+@KINDS
+def test_what_no_server_could_serve_is_refused_here(url, make):
+    with pytest.raises(InputError, match="nothing to score"):
+        make(url).score([], [])
+    with pytest.raises(InputError, match="2 prompts but 1 responses"):
+        make(url).score(["a", "b"], ["c"])
+    with pytest.raises(InputError, match="row 1: response must be a string"):
+        make(url).score(["a"], [None])
+    with pytest.raises(InputError, match="url must be that of a server"):
+        make("127.0.0.1:8000")
+    with pytest.raises(InputError, match="patience must be a finite number"):
+        make(url, patience=0)
+
+
+def test_a_token_is_sent_and_never_shown():
+    with running(create_app({"rm": FakeScorer()}, ServerOptions(token="secret"))) as url:
+        with pytest.raises(InputError, match="401"):
+            Client(url).score(["a"], ["b"])
+        client = Client(url, token="secret")
+        assert len(client.score(["a"], ["b"]).mean) == 1
+        assert "secret" not in repr(client)
+
+
+class Sequence(BaseHTTPRequestHandler):
+    """Answers as the server object is told, one after another."""
+
+    def do_GET(self):
+        status, headers, body = self.server.answers.pop(0)
+        if status is None:
+            self.connection.close()
+            return
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def answering(monkeypatch):
+    """A server that gives these answers, and the seconds that were waited."""
+    waited = []
+    monkeypatch.setattr(client_module, "time", SimpleNamespace(monotonic=time.monotonic, sleep=waited.append))
+
+    async def sleep(seconds):
+        waited.append(seconds)
+
+    monkeypatch.setattr(client_module, "asyncio", SimpleNamespace(gather=asyncio.gather, sleep=sleep))
+    server = HTTPServer(("127.0.0.1", 0), Sequence)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+
+    def start(*answers):
+        server.answers = list(answers)
+        return f"http://127.0.0.1:{server.server_port}", waited
+
+    yield start
+    server.shutdown()
+    server.server_close()
+
+
+MODELS = (200, {}, b'{"data": [{"id": "rm"}]}')
+
+
+@KINDS
+def test_a_busy_server_is_asked_again_when_it_says_and_a_lost_one_too(answering, make):
+    url, waited = answering((503, {"Retry-After": "3"}, b""), (None, {}, b""), (502, {}, b""), MODELS)
+    assert make(url).models() == ["rm"]
+    assert [low <= seconds <= 1.25 * low for seconds, low in zip(waited, (3, 0.5, 1.0), strict=True)] == [True] * 3
+
+
+@KINDS
+@pytest.mark.parametrize(
+    ("answers", "message"),
+    [
+        ([(503, {"Retry-After": "20"}, b"")] * 3, "no answer in 1 tries .*503"),
+        ([(500, {}, b'{"error": {"message": "a fault"}}')], "500, a fault"),
+        ([(200, {}, b"<html>")], "is no JSON; is this a server of bayesrm"),
+        ([(200, {}, b"[]")], "is no object"),
+    ],
+)
+def test_patience_ends_and_faults_are_told(answering, make, answers, message):
+    url, _ = answering(*answers)
+    with pytest.raises(ServerError, match=message):
+        make(url, patience=10).models()
