@@ -67,6 +67,31 @@ class PenalisedRewards:
         return values > means[numbers]
 
 
+class PenaltyOfStd:
+    """What is subtracted from a reward of such a posterior std.
+
+    Args:
+        penalty: "std" for k·std; "entropic" for k/2·std², which makes of the mean the certainty equivalent
+            `−(1/k)·log E exp(−k·reward)`; "none".
+        k: its weight, at least 0; in units of 1/reward for "entropic".
+
+    Raises:
+        InputError: an unknown penalty, or a k that is no finite number of at least 0.
+    """
+
+    def __init__(self, penalty: str, k: float) -> None:
+        if penalty not in get_args(Penalty):
+            raise InputError(f"penalty must be one of {', '.join(get_args(Penalty))}, not {penalty!r}")
+        if isinstance(k, bool) or not isinstance(k, int | float) or not math.isfinite(k) or k < 0:
+            raise InputError(f"k must be a finite number of at least 0, not {k!r}")
+        self.penalty = penalty
+        self.k = k
+
+    def of(self, std: Tensor) -> Tensor:
+        """Elementwise; NaN of NaN."""
+        return {"std": self.k * std, "entropic": self.k / 2 * std.square(), "none": 0 * std}[self.penalty]
+
+
 class Scorer(Protocol):
     """What has rewards and their variances: a `BayesianRewardModel`, or a `Client` of a server that has one."""
 
@@ -92,24 +117,17 @@ class PenalisedReward:
 
     Args:
         rm: the model, with its posterior.
-        penalty: "std" for `mean − k·std`; "entropic" for `mean − k/2·std²`, the certainty equivalent
-            `−(1/k)·log E exp(−k·reward)`; "none".
-        k: its weight, at least 0; in units of 1/reward for "entropic".
+        penalty, k: as for `PenaltyOfStd`.
 
     Raises:
         InputError: an unknown penalty, a k that is no finite number of at least 0, or a model without a posterior.
     """
 
     def __init__(self, rm: Scorer, penalty: Penalty = "std", k: float = 1.0) -> None:
-        if penalty not in get_args(Penalty):
-            raise InputError(f"penalty must be one of {', '.join(get_args(Penalty))}, not {penalty!r}")
-        if isinstance(k, bool) or not isinstance(k, int | float) or not math.isfinite(k) or k < 0:
-            raise InputError(f"k must be a finite number of at least 0, not {k!r}")
+        self.penalty = PenaltyOfStd(penalty, k)
         if isinstance(rm, FittedRewardModel):
             rm.fitted  # noqa: B018  (raises where there is none)
         self.rm = rm
-        self.penalty = penalty
-        self.k = k
 
     def of(
         self,
@@ -148,7 +166,7 @@ class PenalisedReward:
             own = scores.mean.double()
             mean[rows] = own if scores.baseline is None else own + scores.baseline.double()
             std[rows] = scores.variance.double().sqrt()
-        penalty = {"std": self.k * std, "entropic": self.k / 2 * std.square(), "none": 0 * std}[self.penalty]
+        penalty = self.penalty.of(std)
         return PenalisedRewards(mean - penalty, mean, std, penalty, numbers)
 
     def _scored(

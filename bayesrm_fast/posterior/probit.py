@@ -24,3 +24,11 @@ def label_entropy(probability: Tensor) -> Tensor:
     """Entropy of a yes-or-no label, in nats."""
     entropy: Tensor = torch.special.entr(probability) + torch.special.entr(1 - probability)
     return entropy
+
+
+def probability_above(threshold: float, mean: float, std: float) -> float:
+    """P(reward > threshold) of a Gaussian reward; of one without spread 0, ½ or 1."""
+    above = mean - threshold
+    if std == 0:
+        return 0.5 * (1 + (above > 0) - (above < 0))
+    return 0.5 * math.erfc(-above / (std * math.sqrt(2)))

@@ -1,11 +1,11 @@
 """OpenRLHF's remote reward model: `--remote_rm_url http://…/get_reward`, one sample a request."""
 
-import math
 from typing import Any, Literal
 
 from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
+from bayesrm_fast.posterior.probit import probability_above
 from bayesrm_fast.serve.answers import OF_A_POST
 from bayesrm_fast.serve.protocols.fields import DropInFields, FromAddress, call_of, reward_of, rewards_of
 from bayesrm_fast.serve.served import Record, ServedModels
@@ -62,11 +62,3 @@ async def get_reward(
         "reward_truncated": [float(cut) for cut in found.truncated],
     }
     return FullAnswer(rewards=rewards, scores=chances, extra_logs=logs)
-
-
-def probability_above(threshold: float, mean: float, std: float) -> float:
-    """P(reward > threshold) of a Gaussian reward; of one without spread 0, ½ or 1."""
-    above = mean - threshold
-    if std == 0:
-        return 0.5 * (1 + (above > 0) - (above < 0))
-    return 0.5 * math.erfc(-above / (std * math.sqrt(2)))

@@ -5,8 +5,8 @@ import math
 import pytest
 from fake_scorer import STD, reward
 
+from bayesrm_fast.posterior.probit import probability_above
 from bayesrm_fast.serve.options import RewardChoice, ServerOptions
-from bayesrm_fast.serve.protocols.openrlhf import probability_above
 
 QUERY = "<s>able act</s>"
 
