@@ -6,22 +6,19 @@ import contextlib
 import httpx
 import pytest
 import torch
-from held_model import SECONDS, HeldModel
-from tiny import WORDS, tiny_adapter, tiny_pairs, tiny_tokenizer
+from serving import POISON, SECONDS, HeldModel, fitted, until
 from tolerances import RELATIVE
 
-from bayesrm_fast import BayesianRewardModel
 from bayesrm_fast.serve.app import create_app
 from bayesrm_fast.serve.engine import AsyncScorer
 from bayesrm_fast.serve.options import ServerOptions
 
-POISON = WORDS[-1]
 TEXTS = ["able act", "act again add", "age ago", "air all almost"]
 
 
 @pytest.fixture(scope="module")
 def rm():
-    return BayesianRewardModel(tiny_adapter("llama"), tiny_tokenizer("llama")).fit(tiny_pairs(), rank=4)
+    return fitted()
 
 
 @pytest.fixture
@@ -44,11 +41,6 @@ async def serving(rm, options=None, **limits):
     ):
         await until(lambda: app.state.served.is_ready)
         yield client, scorer
-
-
-async def until(condition):
-    while not condition():
-        await asyncio.sleep(0)
 
 
 def asked(client, *texts):
