@@ -125,6 +125,32 @@ def test_a_full_queue_refuses_or_lets_wait(rm, held):
     assert (stats.queue_tokens, stats.queued_requests) == (0, 0)
 
 
+@pytest.mark.parametrize("leaves", ["it is cancelled", "it runs"])
+def test_a_request_that_leaves_the_queue_makes_room_for_one_that_waits(rm, held, leaves):
+    async def main():
+        async with AsyncScorer(rm, max_queue_tokens=60) as scorer:
+            held.hold()
+            first = asyncio.create_task(scorer.rewards(PROMPTS[0], ["a"]))
+            await batch_came(held)
+            leaving = asyncio.create_task(scorer.rewards(PROMPTS[1], [text(40, 1)]))
+            await queued(scorer, 1)
+            waiting = asyncio.create_task(scorer.rewards(PROMPTS[2], [text(40, 2)]))
+            await until(lambda: scorer.stats().queued_requests == 2)
+            if leaves == "it runs":
+                held.let_one_go()
+                await first
+                await batch_came(held)
+            else:
+                leaving.cancel()
+            await queued(scorer, 1)  # though the model is held
+            assert not waiting.done()
+            held.let_go()
+            await asyncio.gather(first, leaving, waiting, return_exceptions=True)
+            assert waiting.exception() is None
+
+    run(main())
+
+
 def test_a_request_larger_than_the_queue_is_told_the_numbers(rm):
     async def main():
         async with AsyncScorer(rm, max_queue_tokens=100) as scorer:
