@@ -14,7 +14,7 @@ from bayesrm_fast.score.variances import RewardScores
 from bayesrm_fast.select.checks import at_least, whole
 from bayesrm_fast.select.choice import BestOfN
 from bayesrm_fast.select.rules import Rule
-from bayesrm_fast.serve.queue import EngineClosed, QueueFull
+from bayesrm_fast.serve.requests import EngineClosed, QueueFull
 from bayesrm_fast.serve.texts import Rendered, Responses
 from bayesrm_fast.serve.work import Choice, Differences, Joint, Means, R, Scores, Work
 from bayesrm_fast.serve.worker import Worker

@@ -17,7 +17,8 @@ from bayesrm_fast.model.passes import Passes
 from bayesrm_fast.model.token_budget import is_out_of_memory, release_memory
 from bayesrm_fast.reward_model import BayesianRewardModel
 from bayesrm_fast.serve.batching import next_batch
-from bayesrm_fast.serve.queue import EngineClosed, Request, RequestQueue, Unit
+from bayesrm_fast.serve.queue import RequestQueue
+from bayesrm_fast.serve.requests import EngineClosed, Request, Unit
 from bayesrm_fast.serve.work import Work
 from bayesrm_fast.text.batches import Collator, TokenBatch
 from bayesrm_fast.text.examples import Example
