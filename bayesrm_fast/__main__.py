@@ -1,0 +1,5 @@
+"""`python -m bayesrm_fast` is `bayesrm`."""
+
+from bayesrm_fast.cli.main import main
+
+main()
