@@ -162,7 +162,7 @@ def run(scale: Scale, folder: Path) -> Json:
     def offline() -> None:
         rm.score([prompt for prompt, _ in rows], [response for _, response in rows])
 
-    def at(url: str, requests: list[Request]) -> Callable[[], None]:
+    def at(url: str, requests: list[Request]) -> Callable[[], Json]:
         return lambda: loaded(url, lambda load: load.all_at_once(requests))
 
     with (

@@ -16,13 +16,14 @@ def load():
 
     async def answer(request):
         now["count"] += 1
+        number = now["count"]
         now["here"] += 1
         now["most"] = max(now["most"], now["here"])
         await asyncio.sleep(0)
         now["here"] -= 1
-        if now["count"] % 8 == 0:
+        if number % 8 == 0:
             raise httpx.ReadError("dropped")
-        return httpx.Response(503 if now["count"] % 4 == 0 else 200)
+        return httpx.Response(503 if number % 4 == 0 else 200)
 
     load = Load("http://server")
     load.http = httpx.AsyncClient(base_url="http://server", transport=httpx.MockTransport(answer))
