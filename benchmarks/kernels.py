@@ -1,30 +1,45 @@
 """What the operations cost: every backend against the best plain-torch formulation, and their share of scoring.
 
-python -m benchmarks.kernels                  # six minutes on two cores
-python -m benchmarks.kernels --device cuda    # on a GPU: fractions of the bandwidth that a copy reaches there
-python -m benchmarks.kernels --quick          # seconds; shows that everything runs
+python -m benchmarks.kernels                           # six minutes on two cores
+python -m benchmarks.kernels --instruction-set avx2    # all of it as on a processor that has no wider one
+python -m benchmarks.kernels --processor-time          # where others use the machine: of one thread
+python -m benchmarks.kernels --device cuda             # on a GPU: fractions of the bandwidth that a copy reaches there
+python -m benchmarks.kernels --quick                   # seconds; shows that everything runs
 """
 
 import itertools
 import json
+import os
 import re
-from collections.abc import Callable
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import typer
 from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
-from bayesrm_fast.ops import kron_variance
+from bayesrm_fast.ops import ggn_project, kron_variance
 from bayesrm_fast.ops.backends import BACKENDS, PREFERENCE, refusal, use_backend
 from bayesrm_fast.ops.cpu import instruction_set
+from bayesrm_fast.ops.cpu.binding import compiled
 from bayesrm_fast.sites import Consumer
 from benchmarks import machine
 from benchmarks.data import RESULTS
-from benchmarks.formulations import LOSES_DIGITS, PLAIN_TORCH, batched_norms, inputs, rectangles
+from benchmarks.formulations import (
+    GGN_NO_RIVALS,
+    GGN_PLAIN_TORCH,
+    LOSES_DIGITS,
+    PLAIN_TORCH,
+    batched_norms,
+    ggn_inputs,
+    inputs,
+    rectangles,
+)
 from benchmarks.timing import ceilings, medians
 
 LENGTHS = {
@@ -46,10 +61,18 @@ SHAPES = {  # dtypes of p and q, then d, r, k; a bfloat16 model's layers hand ov
     "cuda": (((HALF, HALF), (FLOAT, HALF)), (4096, 14_336), (8, 16, 64), (16, 64)),
 }
 QUICK = {"cpu": (384, 8, 16), "cuda": (4096, 16, 64)}
+GGN_SHAPES = ((FLOAT, HALF), (384, 768, 4096), (4, 8, 16), (32, 128), (1, 16, 64))
+"""dtype of the bases, then d, r, K and the number of segments, of 128 tokens each."""
+QUICK_GGN = (384, 8, 32)
 ROUNDS = 9
-RANK = 64
+PATIENCE = 0.05
+"""Seconds that one formulation of one row may take in all: the large ones' temporaries are made of fresh pages."""
+RANK, GGN_RANK = 64, 128
 
 MEASURES = {"ratio_to_best_torch": "ratio", "gflops": "GFLOP/s", "q_gb_per_s": "q GB/s", "of_copy": "of copy"}
+
+Timed = Callable[[Mapping[str, Callable[[], Any]]], dict[str, float]]
+"""Gives the median seconds of formulations."""
 
 COMPILED_ROWS = (16,)
 """Of the gradient: compiling takes its time, and more rows would say the same."""
@@ -72,7 +95,7 @@ def kernel_row(
     d: int,
     k: int,
     dtypes: tuple[torch.dtype, torch.dtype],
-    rounds: int,
+    timed: Timed,
     device: str,
     copy_bytes_per_s: float | None,
 ) -> dict[str, Any]:
@@ -98,7 +121,7 @@ def kernel_row(
         name: lambda formula=formula: formula(*rectangles(p, q, segments), *constants)
         for name, formula in plain.items()
     }
-    seconds = medians(formulations, rounds, device)
+    seconds = timed(formulations)
     ours = [name for name in backends if name != "reference"]
     best = min(time for name, time in seconds.items() if name not in ours and name not in LOSES_DIGITS[q.dtype])
     flops = 2 * p.shape[0] * r * (d + r) + 4 * len(segments) * r * d * k
@@ -117,15 +140,39 @@ def kernel_row(
     }
 
 
-def scoring_share(rounds: int, layers: int = 4) -> dict[str, Any]:
+def ggn_row(basis_dtype: torch.dtype, d: int, r: int, k: int, segments: int, timed: Timed) -> dict[str, Any]:
+    """One shape of `ggn_project`: seconds of every formulation, the ratio to the best in torch, and the bases' rate."""
+    arguments = p, q, _, bases = ggn_inputs(segments, r, d, k, basis_dtype)
+    p, q = p.view(segments, -1, r), q.view(segments, -1, d)
+    held = bases.double()
+    formulations: dict[str, Callable[[], Any]] = {"cpu": lambda: ggn_project(*arguments)}
+    formulations |= {
+        name: lambda formula=formula, own=held if name == "held_in_float64" else bases: formula(p, q, own)
+        for name, formula in GGN_PLAIN_TORCH.items()
+    }
+    seconds = timed(formulations)
+    best = min(time for name, time in seconds.items() if name != "cpu" and name not in GGN_NO_RIVALS)
+    return {
+        "segments": f"{segments} × 128",
+        "r": r,
+        "d": d,
+        "k": k,
+        "bases": str(basis_dtype).removeprefix("torch."),
+        "seconds": seconds,
+        "ratio_to_best_torch": {"cpu": best / seconds["cpu"]},
+        "bases_gb_per_s": bases.nbytes / 1e9 / seconds["cpu"],
+    }
+
+
+def scoring_share(timed: Timed, layers: int = 4) -> dict[str, Any]:
     """What the variance adds to scoring: time over the same forward and backward pass whose consumer does nothing."""
     from bayesrm_fast.model.passes import unit_cotangent
     from benchmarks.baselines import Nothing
-    from benchmarks.shapes import LlamaShape, fitted, passes_of, random_pairs, random_rows
+    from benchmarks.shapes import LlamaShape, fitted, passes_of, random_ggn, random_pairs, random_rows
 
     shape = LlamaShape(512, layers, intermediate=1376)
     passes = passes_of(shape.model(), 4096)
-    posterior = fitted(passes, random_pairs(4, 128), RANK)
+    kfac = fitted(passes, random_pairs(4, 128), RANK)
     rows = random_rows([128] * 16)
 
     def score(make_consumer: Callable[[], Consumer], backend: str) -> Callable[[], None]:
@@ -136,58 +183,87 @@ def scoring_share(rounds: int, layers: int = 4) -> dict[str, Any]:
 
         return run
 
-    variances = {backend: score(posterior.variance_consumer, backend) for backend in PREFERENCE["cpu"]}
-    seconds = medians({"nothing": score(Nothing, "auto"), **variances}, rounds)
+    consumers = {"kfac": kfac.variance_consumer, "ggn": random_ggn(kfac, GGN_RANK).variance_consumer}
+    variances = {
+        (structure, backend): score(consumer, backend)
+        for structure, consumer in consumers.items()
+        for backend in PREFERENCE["cpu"]
+    }
+    named = {f"{structure}, {backend}": run for (structure, backend), run in variances.items()}
+    seconds = timed({"nothing": score(Nothing, "auto"), **named})
     return {
         "hidden": shape.hidden,
         "layers": layers,
         "r": shape.r,
-        "k": RANK,
+        "k": {"kfac": RANK, "ggn": GGN_RANK},
         "rows": "16 × 128",
         "seconds": seconds,
-        "share": {backend: seconds[backend] / seconds["nothing"] - 1 for backend in variances},
+        "share": {
+            structure: {
+                backend: seconds[f"{structure}, {backend}"] / seconds["nothing"] - 1 for backend in PREFERENCE["cpu"]
+            }
+            for structure in consumers
+        },
     }
 
 
-def print_rows(rows: list[dict[str, Any]], console: Console) -> None:
-    """A line a shape: milliseconds of all, then each backend's ratio to the best in torch and its rate of reading q."""
-    names = list(dict.fromkeys(name for row in rows for name in row["seconds"]))
-    ours = list(dict.fromkeys(name for row in rows for name in row["gflops"]))
-    measures = {key: title for key, title in MEASURES.items() if key in rows[0]}
-    table = Table("p and q", "d", "r", "k", "segments", *(f"{name} ms" for name in names))
-    for name in ours:
-        for title in measures.values():
-            table.add_column(f"{name} {title}")
-    for row in rows:
-        times = [f"{row['seconds'][name] * 1e3:.3g}" if name in row["seconds"] else "" for name in names]
-        rates = [f"{row[key][name]:.3g}" if name in row[key] else "" for name in ours for key in measures]
-        table.add_row(
-            ", ".join(row["dtypes"]), str(row["d"]), str(row["r"]), str(row["k"]), row["segments"], *times, *rates
-        )
-    console.print(table)
+def print_row(row: dict[str, Any], console: Console) -> None:
+    """A line: the shape, milliseconds of all, and each backend's ratio to the best in torch and its rates."""
+    shape = {name: row[name] for name in ("dtypes", "bases", "d", "r", "k", "segments") if name in row}
+    times = ", ".join(f"{name} {seconds * 1e3:.3g}" for name, seconds in row["seconds"].items())
+    rates = ", ".join(
+        f"{backend} {title} {rate:.3g}" for key, title in MEASURES.items() for backend, rate in row.get(key, {}).items()
+    )
+    console.print(f"{shape}: {times} ms; {rates}", soft_wrap=True)
+
+
+def summary(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """Of the first backend's ratios to the best in torch."""
+    ratios = [next(iter(row["ratio_to_best_torch"].values())) for row in rows]
+    return {"least": min(ratios), "median": statistics.median(ratios), "slower": sum(ratio < 1 for ratio in ratios)}
+
+
+def limit_instruction_set(name: str) -> None:
+    """Choose it for the C++ part, and keep torch from a wider one; to be called before torch computes anything."""
+    compiled.choose_instruction_set(name)
+    limits = {"ATEN_CPU_CAPABILITY": name, "MKL_ENABLE_INSTRUCTIONS": name.upper(), "ONEDNN_MAX_CPU_ISA": name.upper()}
+    os.environ.update(limits)
+    if torch.backends.cpu.get_cpu_capability() != name.upper():
+        raise SystemExit(f"torch did not take the limit {name}; it says {torch.backends.cpu.get_cpu_capability()}")
 
 
 def main(
     quick: Annotated[bool, typer.Option(help="One shape, one layer: shows that everything runs.")] = False,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    instruction_set_name: Annotated[
+        str, typer.Option("--instruction-set", help="Of the C++ part and of torch; the widest by default.")
+    ] = "",
+    processor_time: Annotated[
+        bool, typer.Option(help="Processor seconds of one thread: for a machine that others use.")
+    ] = False,
     output: Annotated[Path, typer.Option(help="Folder for the JSON file.")] = RESULTS,
 ) -> None:
-    """Measure, print the table and write the JSON file."""
+    """Measure, print rows as they come and write the JSON file."""
     first = PREFERENCE[device][0]
     reason = BACKENDS[first].unavailable()
     if reason is not None:
         raise SystemExit(f"there is nothing to measure without the backend {first}: {reason}")
+    if instruction_set_name:
+        limit_instruction_set(instruction_set_name)
     console = Console(width=240)
     rounds = 3 if quick else ROUNDS
     most = ceilings(rounds) if device == "cuda" else {}
-    rows = [
-        kernel_row(lengths, r, d, k, dtypes, rounds, device, most.get("copy_bytes_per_s"))
-        for dtypes, d, r, k in itertools.product(*SHAPES[device])
-        for lengths in LENGTHS[device]
-        if not quick or (d, r, k) == QUICK[device]
-    ]
+    clock = time.perf_counter
+    if processor_time:
+        torch.set_num_threads(1)
+        clock = time.process_time
+    patience = PATIENCE if device == "cpu" else float("inf")
+    timed = partial(medians, rounds=rounds, device=device, patience=patience, clock=clock)
+    options = f" --instruction-set {instruction_set_name}" * bool(instruction_set_name)
+    options += " --processor-time" * processor_time
+    options += f" --device {device}" * (device != "cpu") + " --quick" * quick
     results: dict[str, Any] = {
-        "command": "python -m benchmarks.kernels" + f" --device {device}" * (device != "cpu") + " --quick" * quick,
+        "command": "python -m benchmarks.kernels" + options,
         "machine": machine.describe(device),
         "rounds": rounds,
         **most,
@@ -197,11 +273,26 @@ def main(
         name = re.sub(r"[^a-z0-9]+", "-", torch.cuda.get_device_name().lower())
     else:
         results["machine"]["instruction_set"] = instruction_set()
-        results["scoring"] = scoring_share(3 if quick else 3 * ROUNDS, layers=1 if quick else 4)
+        whole = partial(medians, rounds=3 if quick else 3 * ROUNDS, clock=clock)
+        results["scoring"] = scoring_share(whole, layers=1 if quick else 4)
         console.print("share of the variance in scoring:", results["scoring"]["share"])
-        name = "cpu"
-    print_rows(rows, console)
-    results["kron_variance"] = rows
+        name = f"cpu-{instruction_set_name}" if instruction_set_name else "cpu"
+    measured: dict[str, list[dict[str, Any]]] = {"kron_variance": []}
+    for dtypes, d, r, k in itertools.product(*SHAPES[device]):
+        for lengths in LENGTHS[device] if not quick or (d, r, k) == QUICK[device] else ():
+            row = kernel_row(lengths, r, d, k, dtypes, timed, device, most.get("copy_bytes_per_s"))
+            print_row(row, console)
+            measured["kron_variance"].append(row)
+    if device == "cpu":
+        measured["ggn_project"] = []
+        for basis_dtype, d, r, k, segments in itertools.product(*GGN_SHAPES):
+            if not quick or (d, r, k) == QUICK_GGN:
+                row = ggn_row(basis_dtype, d, r, k, segments, timed)
+                print_row(row, console)
+                measured["ggn_project"].append(row)
+    results["ratio_to_best_torch"] = {operation: summary(rows) for operation, rows in measured.items()}
+    console.print(results["ratio_to_best_torch"])
+    results |= measured
     path = output / (f"kernels-{name}-quick.json" if quick else f"kernels-{name}.json")
     path.write_text(json.dumps(results, indent=1) + "\n")
     console.print(f"wrote {path}")

@@ -17,9 +17,12 @@ GGN_RANK = 128
 
 
 def structures_part(quick: bool) -> dict[str, Any]:
-    """Mean and variance under kfac, rank 64, and ggn, K = 128; what it takes does not depend on the bases' values."""
+    """Mean and variance under kfac, rank 64, and ggn, K = 128; what it takes does not depend on the bases' values.
+
+    Of many rows, and of one alone, as a server gets them.
+    """
     results = {}
-    for hidden, layers, rows in shapes(quick):
+    for hidden, layers, rows in ((*shape, count) for *shape, many in shapes(quick) for count in (many, 1)):
         scored = ScoredLlama(hidden, layers, rows)
         over_lora = scored.formulations()
         formulations: dict[str, Callable[[], Any]] = {
@@ -27,9 +30,9 @@ def structures_part(quick: bool) -> dict[str, Any]:
             "kfac": over_lora[OURS],
             "ggn": partial(score_examples, scored.passes, scored.rows, random_ggn(scored.posterior, GGN_RANK)),
         }
-        timed = in_turns(formulations, 2 if quick else 7)
+        timed = in_turns(formulations, 2 if quick else 7 if rows > 1 else 51)
         count_plain_forwards(timed, PLAIN)
-        results[f"hidden {hidden}"] = {
+        results[f"hidden {hidden}" + ", one row" * (rows == 1)] = {
             "layers": layers,
             "rows": rows,
             "length": LENGTH,
