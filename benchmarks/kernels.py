@@ -1,6 +1,7 @@
 """What the operations cost: every backend against the best plain-torch formulation, and their share of scoring.
 
 python -m benchmarks.kernels                           # six minutes on two cores
+python -m benchmarks.kernels --part ggn_project        # one operation, or scoring, alone
 python -m benchmarks.kernels --instruction-set avx2    # all of it as on a processor that has no wider one
 python -m benchmarks.kernels --processor-time          # where others use the machine: of one thread
 python -m benchmarks.kernels --device cuda             # on a GPU: fractions of the bandwidth that a copy reaches there
@@ -13,7 +14,7 @@ import os
 import re
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -183,7 +184,10 @@ def scoring_share(timed: Timed, layers: int = 4) -> dict[str, Any]:
 
         return run
 
-    consumers = {"kfac": kfac.variance_consumer, "ggn": random_ggn(kfac, GGN_RANK).variance_consumer}
+    consumers: dict[str, Callable[[], Consumer]] = {
+        "kfac": kfac.variance_consumer,
+        "ggn": random_ggn(kfac, GGN_RANK).variance_consumer,
+    }
     variances = {
         (structure, backend): score(consumer, backend)
         for structure, consumer in consumers.items()
@@ -205,6 +209,20 @@ def scoring_share(timed: Timed, layers: int = 4) -> dict[str, Any]:
             for structure in consumers
         },
     }
+
+
+def kron_rows(quick: bool, device: str, timed: Timed, copy_bytes_per_s: float | None) -> Iterator[dict[str, Any]]:
+    """Of every shape, or of one."""
+    for dtypes, d, r, k in itertools.product(*SHAPES[device]):
+        for lengths in LENGTHS[device] if not quick or (d, r, k) == QUICK[device] else ():
+            yield kernel_row(lengths, r, d, k, dtypes, timed, device, copy_bytes_per_s)
+
+
+def ggn_rows(quick: bool, timed: Timed) -> Iterator[dict[str, Any]]:
+    """Of every shape, or of one."""
+    for basis_dtype, d, r, k, segments in itertools.product(*GGN_SHAPES):
+        if not quick or (d, r, k) == QUICK_GGN:
+            yield ggn_row(basis_dtype, d, r, k, segments, timed)
 
 
 def print_row(row: dict[str, Any], console: Console) -> None:
@@ -235,6 +253,7 @@ def limit_instruction_set(name: str) -> None:
 def main(
     quick: Annotated[bool, typer.Option(help="One shape, one layer: shows that everything runs.")] = False,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    part: Annotated[str, typer.Option(help="all, scoring, kron_variance or ggn_project.")] = "all",
     instruction_set_name: Annotated[
         str, typer.Option("--instruction-set", help="Of the C++ part and of torch; the widest by default.")
     ] = "",
@@ -250,21 +269,23 @@ def main(
         raise SystemExit(f"there is nothing to measure without the backend {first}: {reason}")
     if instruction_set_name:
         limit_instruction_set(instruction_set_name)
-    console = Console(width=240)
-    rounds = 3 if quick else ROUNDS
-    most = ceilings(rounds) if device == "cuda" else {}
     clock = time.perf_counter
     if processor_time:
         torch.set_num_threads(1)
         clock = time.process_time
-    patience = PATIENCE if device == "cpu" else float("inf")
-    timed = partial(medians, rounds=rounds, device=device, patience=patience, clock=clock)
-    options = f" --instruction-set {instruction_set_name}" * bool(instruction_set_name)
-    options += " --processor-time" * processor_time
-    options += f" --device {device}" * (device != "cpu") + " --quick" * quick
+    console = Console(width=240)
+    rounds = 3 if quick else ROUNDS
+    timed = partial(
+        medians, rounds=rounds, device=device, patience=PATIENCE if device == "cpu" else float("inf"), clock=clock
+    )
+    most = ceilings(rounds) if device == "cuda" else {}
+    options = {"device": device, "part": part, "instruction-set": instruction_set_name}
+    unset = {"device": "cpu", "part": "all", "instruction-set": ""}
+    given = [f" --{option} {value}" for option, value in options.items() if value != unset[option]]
     results: dict[str, Any] = {
-        "command": "python -m benchmarks.kernels" + options,
+        "command": "python -m benchmarks.kernels" + "".join(given) + " --processor-time" * processor_time,
         "machine": machine.describe(device),
+        "seconds": "processor seconds of one thread" if processor_time else "seconds",
         "rounds": rounds,
         **most,
     }
@@ -273,27 +294,25 @@ def main(
         name = re.sub(r"[^a-z0-9]+", "-", torch.cuda.get_device_name().lower())
     else:
         results["machine"]["instruction_set"] = instruction_set()
+        name = "cpu"
+    if device == "cpu" and part in ("all", "scoring"):
         whole = partial(medians, rounds=3 if quick else 3 * ROUNDS, clock=clock)
         results["scoring"] = scoring_share(whole, layers=1 if quick else 4)
         console.print("share of the variance in scoring:", results["scoring"]["share"])
-        name = f"cpu-{instruction_set_name}" if instruction_set_name else "cpu"
-    measured: dict[str, list[dict[str, Any]]] = {"kron_variance": []}
-    for dtypes, d, r, k in itertools.product(*SHAPES[device]):
-        for lengths in LENGTHS[device] if not quick or (d, r, k) == QUICK[device] else ():
-            row = kernel_row(lengths, r, d, k, dtypes, timed, device, most.get("copy_bytes_per_s"))
-            print_row(row, console)
-            measured["kron_variance"].append(row)
-    if device == "cpu":
-        measured["ggn_project"] = []
-        for basis_dtype, d, r, k, segments in itertools.product(*GGN_SHAPES):
-            if not quick or (d, r, k) == QUICK_GGN:
-                row = ggn_row(basis_dtype, d, r, k, segments, timed)
+    rows = {
+        "kron_variance": lambda: kron_rows(quick, device, timed, most.get("copy_bytes_per_s")),
+        "ggn_project": lambda: ggn_rows(quick, timed) if device == "cpu" else iter(()),
+    }
+    for operation, measured in rows.items():
+        if part in ("all", operation):
+            results[operation] = []
+            for row in measured():
                 print_row(row, console)
-                measured["ggn_project"].append(row)
-    results["ratio_to_best_torch"] = {operation: summary(rows) for operation, rows in measured.items()}
-    console.print(results["ratio_to_best_torch"])
-    results |= measured
-    path = output / (f"kernels-{name}-quick.json" if quick else f"kernels-{name}.json")
+                results[operation].append(row)
+            if results[operation]:
+                console.print(operation, "over the best in torch:", summary(results[operation]))
+    name = "-".join(filter(None, (name, instruction_set_name, part if part != "all" else "", "quick" if quick else "")))
+    path = output / f"kernels-{name}.json"
     path.write_text(json.dumps(results, indent=1) + "\n")
     console.print(f"wrote {path}")
 
