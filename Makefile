@@ -9,7 +9,7 @@ demo: .venv/demo
 	$(BIN)/python -m demo
 
 test: .venv/test
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n auto --benchmark-disable tests benchmarks/micro
 
 lint: .venv/test
 	$(BIN)/ruff check .

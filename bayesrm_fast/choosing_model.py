@@ -12,6 +12,7 @@ from bayesrm_fast.fitted_model import FittedRewardModel
 from bayesrm_fast.model.exclusive import exclusive
 from bayesrm_fast.model.passes import Progress
 from bayesrm_fast.posterior.base import PenaltyChoice
+from bayesrm_fast.select.active import SelectedPairs, SelectionPlan, Strategy, select_pairs
 from bayesrm_fast.select.advice import Advice, advise
 from bayesrm_fast.select.choice import BestOfN, check_needs, choose_each, know_each
 from bayesrm_fast.select.hedged_rules import HEDGING_DRAWS, HedgedRule, checked_hedging, hedged
@@ -30,7 +31,15 @@ from bayesrm_fast.select.tuning import (
     tuned_by_gold,
     tuned_by_pairs,
 )
-from bayesrm_fast.text.records import Candidates, PreferencePair, as_rows, candidate_sets, preference_pairs
+from bayesrm_fast.text.records import (
+    Candidates,
+    PreferencePair,
+    as_rows,
+    candidate_sets,
+    iter_pools,
+    pairs_within,
+    preference_pairs,
+)
 from bayesrm_fast.text.texts import Text, key_of
 
 
@@ -182,7 +191,8 @@ class ChoosingRewardModel(FittedRewardModel):
         """Choose a rule's parameters by judged responses: what `tune_penalty` does for k, for any rule.
 
         Args:
-            rule, k, relative: as for `best_of_n`.
+            rule, relative: as for `best_of_n`.
+            k: as for `best_of_n`, and a number.
             judged: `Candidates` or mappings with `prompt`, `responses`, `gold` and what the rule needs.
             parameters: which of them, that of a nested rule as `reward.k`; or values to choose from by name, the first
                 of which is that of no effect. Default: the rule's own, by the values of its `grids`.
@@ -209,7 +219,7 @@ class ChoosingRewardModel(FittedRewardModel):
 
         Args:
             rule: as for `best_of_n`, or what `tune` gave.
-            judged, k, relative, progress: as for `tune`.
+            judged, k, relative, progress: as for `tune`; a tuned rule needs the `relative` that it was tuned with.
 
         Raises:
             InputError: rows that cannot be read, or prompts that the rule was tuned on.
@@ -255,7 +265,7 @@ class ChoosingRewardModel(FittedRewardModel):
         """How hard to choose before the gold falls, for "subset", "soft" or "poisson" (HedgeTune, arXiv 2506.19248).
 
         Args:
-            rule, k, relative: as for `best_of_n`; one that hedges by how hard it chooses.
+            rule, k, relative: as for `tune`; one that hedges by how hard it chooses.
             candidates: as `judged` of `tune`; gold is needed where it is what to hedge by.
             by: "gold" for what responses are worth; "posterior" for draws of the rewards, which needs no gold. Their
                 mean is the reward itself, which never falls: then `aversion` is what there is to hedge for.
@@ -285,6 +295,38 @@ class ChoosingRewardModel(FittedRewardModel):
                 if known.joint is not None
             ]
         return hedged(asked, pools, aversion)
+
+    @exclusive
+    def select_pairs(
+        self,
+        pairs: Iterable[Any],
+        count: int,
+        *,
+        strategy: Strategy = "information",
+        seed: int = 0,
+        shortlist: int | None = None,
+        progress: Progress | None = None,
+    ) -> SelectedPairs:
+        """The pairs that a labeller should judge next, of a pool that nobody has judged (docs/select_pairs.md).
+
+        Args:
+            pairs: mappings with `prompt`, `chosen` and `rejected`, whose order says nothing, or with `prompt` and
+                `responses`, any two of which are a pair; the first row says which.
+            count: how many, no more than the pool holds.
+            strategy: "information" for the batch whose labels together say most about the reward function;
+                "uncertainty" for the largest stds, each by itself; "random".
+            seed: of "random".
+            shortlist: how many pairs of the largest information are looked at together; the batch is chosen among
+                them. Default: 2,048, or four times `count` where that is more.
+            progress: told the pairs done and their total.
+
+        Raises:
+            InputError: rows that cannot be read, a pool smaller than `count`, or an unknown strategy.
+        """
+        plan = SelectionPlan(count, strategy, seed, shortlist)
+        records = list(iter_pools(pairs))
+        pool = sum(map(pairs_within, records))
+        return select_pairs(self, self.passes(), self.fitted, records, pool, plan, progress)
 
     def _judged(
         self, rule: Rule, sets: Sequence[Candidates], relative: bool, progress: Progress | None

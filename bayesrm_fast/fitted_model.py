@@ -15,7 +15,8 @@ from bayesrm_fast.model.passes import Passes, Progress
 from bayesrm_fast.model.reward_model import RewardModel
 from bayesrm_fast.model.state import ModelState
 from bayesrm_fast.posterior.base import Posterior
-from bayesrm_fast.score.joint import JointRewards, Outside, joint_rewards
+from bayesrm_fast.score.features import Outside
+from bayesrm_fast.score.joint import JointRewards, joint_rewards
 from bayesrm_fast.score.means import rewards_of
 from bayesrm_fast.score.relative import Comparison, positions_of_equals, score_differences, within_prompts
 from bayesrm_fast.score.variances import PairScores, RewardScores, score_examples

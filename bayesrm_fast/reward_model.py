@@ -27,7 +27,12 @@ from bayesrm_fast.saved.folders import save_folder
 from bayesrm_fast.saved.models import add_adapter, check_restorable
 from bayesrm_fast.saved.reward_models import SavedFit, load_reward_model, read_fit
 from bayesrm_fast.text.examples import TokenizedPair
-from bayesrm_fast.text.records import PreferencePair, checked_rows, pairs_within_prompts, preference_pairs
+from bayesrm_fast.text.records import (
+    PreferencePair,
+    checked_rows,
+    pairs_within_prompts,
+    preference_pairs,
+)
 from bayesrm_fast.text.texts import Text
 
 

@@ -41,6 +41,7 @@ from benchmarks.formulations import (
     inputs,
     rectangles,
 )
+from benchmarks.streaming import streaming_rows
 from benchmarks.timing import ceilings, medians
 
 LENGTHS = {
@@ -291,6 +292,9 @@ def main(
     }
     if device == "cuda":
         console.print({name: f"{rate:.4g}" for name, rate in most.items()})
+        results["ggn_project"] = streaming_rows(rounds, most["copy_bytes_per_s"])
+        for row in results["ggn_project"]:
+            console.print("ggn_project", {key: row[key] for key in ("d", "segments", "of_floor")})
         name = re.sub(r"[^a-z0-9]+", "-", torch.cuda.get_device_name().lower())
     else:
         results["machine"]["instruction_set"] = instruction_set()

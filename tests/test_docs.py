@@ -38,6 +38,10 @@ def folder(tmp_path_factory, adapter_folder):
     shapes = {"similarities": [[float(i == j) for j in range(6)] for i in range(6)], "gold": [0, 1, 0, 0, 1, 0]}
     write_rows(made / "judged.jsonl.gz", [row | shapes for row in candidates])
     write_rows(made / "pairs.jsonl", tiny_pairs())
+    write_rows(made / "held-out.jsonl", tiny_pairs(4, seed=5))
+    subsets = ("donotanswer", "hep-python", "mine")
+    rows = [{"id": i, "subset": subsets[i % 3], **pair} for i, pair in enumerate(tiny_pairs(6, seed=7))]
+    write_rows(made / "rewardbench.parquet", rows)
     return made
 
 

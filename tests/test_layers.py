@@ -25,7 +25,7 @@ LAYERS = [
     {"reward_model"},
     {"ensemble"},
     {"__init__"},
-    {"train"},
+    {"train", "evaluate"},
     {"cli"},
 ]
 """Lowest first. What stands together never imports each other; every import points down, or into its own package."""

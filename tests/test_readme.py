@@ -31,6 +31,8 @@ def test_the_commands_run(base_folder, tmp_path):
     pytest.importorskip("trl", reason="the extra `train` is not installed")
     write_rows(tmp_path / "pairs.jsonl", tiny_pairs())
     write_rows(tmp_path / "held-out.jsonl", tiny_pairs(4, seed=5))
+    rows = [{"id": i, "subset": "donotanswer", **pair} for i, pair in enumerate(tiny_pairs(4, seed=7))]
+    write_rows(tmp_path / "rewardbench.jsonl", rows)
     write_rows(tmp_path / "candidates.jsonl.gz", [{"prompt": words(3, 0), "responses": [words(4, 1), words(5, 2)]}])
     shutil.copytree(base_folder, tmp_path / "my-reward-model")
     lines = re.findall(r"^(bayesrm [^#\n]*)", README, re.MULTILINE)
@@ -43,6 +45,10 @@ def test_the_commands_run(base_folder, tmp_path):
         "score",
         "best-of-n",
         "best-of-n",
+        "best-of-n",
+        "bonbon",
+        "select-pairs",
+        "rewardbench",
         "info",
     ]
     for line in lines:

@@ -50,7 +50,7 @@ def best_of_n(
     used = choosing.of(loaded)
     complete = Completion(choosing)
     options = {"max_batch_tokens": max_batch_tokens, **choosing.options(used), "explain": explain}
-    job = job_of(loaded, sha256, {"command": "best-of-n", **options})
+    job = job_of(loaded, sha256, {"command": "best-of-n", **options, **complete.weights})
     tally = dict.fromkeys(("candidates", "variances_computed", "choices_changed_by_the_penalty"), 0)
     warned = 0
     sets = iter_candidate_sets(iter_rows(input_file), str(input_file))

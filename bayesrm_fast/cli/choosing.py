@@ -10,6 +10,8 @@ from bayesrm_fast.cli.arguments import number
 from bayesrm_fast.errors import InputError
 
 if TYPE_CHECKING:
+    from torch.nn import Module
+
     from bayesrm_fast.reward_model import BayesianRewardModel
     from bayesrm_fast.select.rules import Rule
     from bayesrm_fast.text.records import Candidates
@@ -93,23 +95,37 @@ class Choosing:
 class Completion:
     """Fills in similarities and log-probabilities, by models that are loaded once.
 
+    Attributes:
+        weights: hashes of theirs, by which a resumed run is known to have the same models under their names.
+
     Raises:
         InputError: a model that cannot be loaded.
     """
 
     def __init__(self, choosing: Choosing) -> None:
         self._models: list[Any] = []
+        self.weights: dict[str, str] = {}
         if choosing.similarity is not None:
             from bayesrm_fast.proximity.similarity import SentenceSimilarities
 
-            self._models.append(SentenceSimilarities(choosing.similarity))
+            encoder = SentenceSimilarities(choosing.similarity)
+            self._models.append(encoder)
+            self.weights["weights of the sentence encoder"] = _digest(encoder.encoder)
         if choosing.policy is not None:
             from bayesrm_fast.proximity.log_probability import PolicyLogProbabilities
 
-            self._models.append(PolicyLogProbabilities.from_pretrained(choosing.policy))
+            policy = PolicyLogProbabilities.from_pretrained(choosing.policy)
+            self._models.append(policy)
+            self.weights["weights of the policy"] = _digest(policy.model)
 
     def __call__(self, sets: "Sequence[Candidates]") -> "Sequence[Candidates]":
         """The same candidates with what they lacked."""
         for model in self._models:
             sets = model.add(sets)
         return sets
+
+
+def _digest(model: "Module") -> str:
+    from bayesrm_fast.model.fingerprint import joined_digest, rounded_digest
+
+    return joined_digest({name: rounded_digest(weight) for name, weight in model.state_dict().items()})

@@ -7,7 +7,7 @@ import warnings
 
 import typer
 
-from bayesrm_fast.cli import best_of_n, calibrate, fit, info, score, train
+from bayesrm_fast.cli import best_of_n, bonbon, calibrate, fit, info, rewardbench, score, select_pairs, train
 from bayesrm_fast.cli.terminal import ShownWarnings, show_line
 from bayesrm_fast.errors import InputError
 
@@ -19,6 +19,9 @@ app.command()(fit.fit)
 app.command()(calibrate.calibrate)
 app.command()(score.score)
 app.command("best-of-n")(best_of_n.best_of_n)
+app.command()(bonbon.bonbon)
+app.command("select-pairs")(select_pairs.select_pairs)
+app.command()(rewardbench.rewardbench)
 app.command()(info.info)
 
 

@@ -14,19 +14,23 @@ def partial_of(output: Path) -> Path:
 
 
 def check_output(output: Path, input_file: Path, model: Path) -> None:
-    """Raise InputError unless a file of a known kind can be written at `output`; leaves nothing behind.
+    """Raise InputError unless rows can be written at `output`, as its ending says; leaves nothing behind."""
+    from bayesrm_fast.text.files import kind_of
+
+    kind_of(output)
+    check_writable(output, input_file, model)
+
+
+def check_writable(output: Path, input_file: Path, model: Path) -> None:
+    """Raise InputError unless a file can be written at `output`; leaves nothing behind.
 
     Neither it nor what is written beside it on the way may be the input or a file of the model, whatever it is called:
     links and names that differ in case alone are told by the files themselves.
     """
-    from bayesrm_fast.text.files import kind_of
-
-    kind_of(output)
     folder = output.absolute().parent
     if not folder.is_dir():
         raise InputError(f"{output} cannot be written: the folder {folder} does not exist")
-    if model.is_dir() and any(parent.samefile(model) for parent in (folder.resolve(), *folder.resolve().parents)):
-        raise InputError(f"{output} is in the model's folder: give a place outside it")
+    check_outside(output, model)
     for path in (output, partial_of(output), unfinished(output)):
         check_regular(path)
         check_apart(path, [input_file], "the input")
@@ -34,6 +38,13 @@ def check_output(output: Path, input_file: Path, model: Path) -> None:
     check_place(output, folder)
     if output.exists() and not os.access(output, os.W_OK):
         raise InputError(f"{output} cannot be written: Permission denied")
+
+
+def check_outside(output: Path, model: Path) -> None:
+    """Raise InputError where a file is in the model's folder, be it there yet or not."""
+    folder = output.absolute().parent.resolve()
+    if model.is_dir() and any(place.is_dir() and place.samefile(model) for place in (folder, *folder.parents)):
+        raise InputError(f"{output} is in the model's folder: give a place outside it")
 
 
 def check_apart(path: Path, others: Iterable[Path], what: str) -> None:

@@ -29,7 +29,8 @@ class ResumableOutput(Generic[T]):
     number, and a hash over both, the job and the record that it was computed from: a row that was lost, doubled, moved
     or altered is found when a run is resumed, and computed again with all after it. Rows arrive in chunks of `CHUNK`,
     and a chunk counts only when it is whole: a resumed run then forms the very batches that an unbroken run forms. No
-    more than a chunk is held in memory.
+    more than a chunk is held in memory. An empty result is a record that gives no row: it is counted, and not written
+    to the output.
 
     Args:
         path: the output, which no other process may be writing.
@@ -38,7 +39,7 @@ class ResumableOutput(Generic[T]):
         resume: continue the partial file of an earlier run.
 
     Attributes:
-        count: rows that are there.
+        count: results that are there.
 
     Raises:
         InputError: another process writes the output, it cannot be written, or resume is asked for and the partial file
@@ -148,7 +149,7 @@ class ResumableOutput(Generic[T]):
         self.count += len(lines)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        """The results that are there, one by one.
+        """The results that are there, one by one, without the empty ones.
 
         Raises:
             InputError: something else has changed the partial file.
@@ -160,7 +161,8 @@ class ResumableOutput(Generic[T]):
                 for number, line in enumerate(file, start=1):
                     row = json.loads(line)
                     is_ours = is_ours and row["row"] == number
-                    yield row["result"]
+                    if row["result"]:
+                        yield row["result"]
         except (OSError, ValueError, TypeError, KeyError):
             is_ours = False
         if not is_ours or number != self.count:

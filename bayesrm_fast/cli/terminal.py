@@ -3,7 +3,7 @@
 import json
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -64,6 +64,17 @@ def show_summary(values: Mapping[str, Any], as_json: bool) -> None:
         shown = f"{value:.6g}" if isinstance(value, float) else str(value)
         table.add_row(name.replace("_", " "), shown)
     stdout.print(table)
+
+
+def show_table(columns: Sequence[str], rows: Iterable[Sequence[str]], texts: int = 1) -> None:
+    """Print rows under the names of their columns; those after the first `texts` are numbers."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for i, name in enumerate(columns):
+        table.add_column(name, justify="left" if i < texts else "right")
+    for row in rows:
+        table.add_row(*row)
+    stdout.print(table)
+    stdout.print()
 
 
 def show_line(line: str) -> None:

@@ -8,6 +8,9 @@ import torch
 PROGRAMS_A_MULTIPROCESSOR = 4
 """Enough for one program to load while another computes, and for a ragged batch to even out."""
 
+MOST_SEGMENTS_STREAMED = 3
+"""For each of which `ggn_project` reads the bases; more are multiplied with them together."""
+
 
 @dataclass(frozen=True)
 class Chip:

@@ -18,3 +18,9 @@ def probit_probability(difference: Tensor, variance: Tensor, temperature: float 
     classification networks*, 1992), of the difference over a temperature T.
     """
     return torch.sigmoid(probit_logit(difference, variance, temperature))
+
+
+def label_entropy(probability: Tensor) -> Tensor:
+    """Entropy of a yes-or-no label, in nats."""
+    entropy: Tensor = torch.special.entr(probability) + torch.special.entr(1 - probability)
+    return entropy

@@ -7,14 +7,16 @@ from inspect import signature
 from typing import Any, Self, cast
 
 import torch
+from peft import PeftConfig
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import find_adapter_config_file
 
 from bayesrm_fast.errors import InputError, named
 from bayesrm_fast.locks import lock_of
 from bayesrm_fast.text.batches import Collator, TokenBatch, plan_batches
 from bayesrm_fast.text.examples import TokenizedRow
-from bayesrm_fast.text.layouts import ASSISTANT, REPLY, is_dialogue
+from bayesrm_fast.text.layouts import as_continuation
 from bayesrm_fast.text.records import Candidates, Tools, candidate_sets
 from bayesrm_fast.text.texts import Text
 
@@ -89,27 +91,42 @@ class PolicyLogProbabilities:
         """Load a policy and its tokenizer.
 
         Args:
-            model: a folder or a hub name.
+            model: a folder or a hub name; of a whole model, or of an adapter that names its base model.
             device: Default: a GPU where there is one.
             dtype: of its weights. Default: the one they were saved in. Sums are float64 in any case.
             max_batch_tokens: as for the class.
 
         Raises:
-            InputError: what the class raises, or a model that cannot be loaded or has no weights for the logits.
+            InputError: what the class raises, a model that cannot be loaded or has no weights for the logits, or an
+                adapter for another task.
         """
         name = str(model)
         try:
+            adapter = None if find_adapter_config_file(name) is None else PeftConfig.from_pretrained(name)
+            if adapter is not None and adapter.task_type not in (None, "CAUSAL_LM"):
+                raise InputError(f"{name} is an adapter for {adapter.task_type}, and no policy")
+            # By itself, since transformers does not tell what the base model of an adapter lacks.
+            base = name if adapter is None else str(adapter.base_model_name_or_path)
             found: Any = AutoModelForCausalLM.from_pretrained(
-                name, dtype="auto" if dtype is None else dtype, output_loading_info=True
+                base,
+                revision=(adapter and adapter.revision) or "main",
+                dtype="auto" if dtype is None else dtype,
+                output_loading_info=True,
             )
+            loaded, loading = found
+            absent = set(loading["missing_keys"])
+            if adapter is not None:
+                absent |= loaded.load_adapter(name).missing_keys
             tokenizer = AutoTokenizer.from_pretrained(name)
+        except InputError:
+            raise
         except Exception as error:  # whatever hub, disk and torch raise
             line = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise InputError(f"the policy {name} cannot be loaded: {line}") from error
-        loaded, loading = found
-        absent = sorted(loading["missing_keys"])
         if absent:
-            raise InputError(f"{name} is no causal language model: it lacks {named(absent)}, which would be random")
+            raise InputError(
+                f"{name} is no causal language model: it lacks {named(sorted(absent))}, which would be random"
+            )
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         return cls(loaded.to(device).eval(), tokenizer, max_batch_tokens)
 
@@ -189,7 +206,7 @@ class PolicyLogProbabilities:
         for i, response in enumerate(one.responses):
             where = f"{one.where}: responses[{i}]"
             if isinstance(one.prompt, str) and isinstance(response, str):
-                before, after = self._tokens(*_joined_plain(one.prompt, response), has_specials=False)
+                before, after = self._tokens(*as_continuation(one.prompt, response), has_specials=False)
             else:
                 prompt = self._rendered(one.prompt, one.tools, where)
                 before, after = self._tokens(prompt, _content(response, where), has_specials=True)
@@ -238,13 +255,6 @@ class PolicyLogProbabilities:
         if is_ignored:
             raise InputError(f"{where} has tools, which the policy's chat template leaves out")
         return text
-
-
-def _joined_plain(prompt: str, response: str) -> tuple[str, str]:
-    """Prompt and response, one after the other as they are; in a dialogue, who speaks belongs to the prompt."""
-    if is_dialogue(prompt) and response.startswith(ASSISTANT):
-        return prompt + REPLY, response.removeprefix(ASSISTANT)
-    return prompt, response
 
 
 def _content(response: Text, where: str) -> str:

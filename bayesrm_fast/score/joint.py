@@ -2,23 +2,16 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from bayesrm_fast.errors import InputError
-from bayesrm_fast.model.passes import Passes, check_finite_variances, unit_cotangent
-from bayesrm_fast.model.token_budget import free_bytes
+from bayesrm_fast.model.passes import Passes, check_finite_variances
 from bayesrm_fast.posterior.base import Posterior
-from bayesrm_fast.posterior.probit import probit_probability
-from bayesrm_fast.score.sketch import feature_sketch
-from bayesrm_fast.text.examples import TokenizedRow
-
-Outside = Literal["auto", "exact", "sketch"]
-
-SHARE_FOR_FEATURES = 0.5
-"""Of the host's free memory: what an exact covariance may hold."""
+from bayesrm_fast.posterior.probit import label_entropy, probit_probability
+from bayesrm_fast.score.features import Outside, whitened_gradients
+from bayesrm_fast.text.examples import TokenizedRow, distinct
 
 DRAWS = 65_536
 """Of the joint posterior. A probability near ½ is then known to 0.002."""
@@ -62,6 +55,8 @@ class JointRewards:
         rows = self.covariance.double()
         centred = rows - rows.mean(0)
         centred = centred - centred.mean(1, keepdim=True)
+        # Of candidates that hardly differ nothing but rounding is left, of either sign.
+        centred.diagonal().clamp_(min=0)
         return replace(self, mean=(mean - mean.mean()).to(self.mean), covariance=centred.to(self.covariance))
 
     def at(self, positions: Tensor) -> "JointRewards":  # shape: (m,)
@@ -136,8 +131,8 @@ class JointRewards:
             i, j = first[start : start + step], second[start : start + step]
             preferred = torch.sigmoid((among[:, i] - among[:, j]) / self.temperature)  # shape: (S, pairs)
             given = (member.T @ preferred / members.clamp(min=1)[:, None]).double()
-            conditional = (members.double()[:, None] / draws * _entropy(given)).sum(0)
-            information[start : start + step] = _entropy(preferred.double().mean(0)) - conditional
+            conditional = (members.double()[:, None] / draws * label_entropy(given)).sum(0)
+            information[start : start + step] = label_entropy(preferred.double().mean(0)) - conditional
         at = int(information.argmax())
         return int(contenders[first[at]]), int(contenders[second[at]]), max(float(information[at]), 0.0)
 
@@ -167,69 +162,16 @@ def joint_rewards(
 ) -> JointRewards:
     """The joint posterior of the rows' rewards.
 
-    The covariance is the sum of inner products of whitened gradients. Their part in the posterior's bases is a few
-    numbers each; the part outside is as many as the posterior has weights, kept as they are or sketched.
-
-    Args:
-        passes: the model.
-        rows: n of them.
-        posterior: on the device of the passes.
-        outside: "exact", "sketch", or "auto": exact where n times the posterior's weights take no more than
-            `SHARE_FOR_FEATURES` of the host's free memory.
+    The covariance is the inner products of whitened gradients; arguments as for `whitened_gradients`. Those of equal
+    rows are computed once, so that they are equal to the last digit.
 
     Raises:
-        InputError: an unknown `outside`.
+        InputError: an unknown `outside`, or a reward or a variance that is NaN or infinite, by its row.
     """
-    if outside not in get_args(Outside):
-        raise InputError(f"outside must be one of {', '.join(get_args(Outside))}, not {outside!r}")
-    if outside == "auto":
-        numbers = len(rows) * posterior.parameters * passes.tapped.gradient_dtype.itemsize
-        outside = "exact" if numbers <= SHARE_FOR_FEATURES * free_bytes(torch.device("cpu")) else "sketch"
-    order: list[int] = []
-    means: list[Tensor] = []
-    inside: list[dict[str, Tensor]] = []
-    kept: list[dict[str, Tensor]] = []
-    sketches: list[tuple[Tensor, Tensor]] = []
-    for batch in passes.over(rows, unit_cotangent, posterior.feature_consumer):
-        order += batch.positions
-        means.append(batch.rewards.cpu())
-        few, many = batch.consumer.features()
-        inside.append({name: features.cpu() for name, features in few.items()})
-        if outside == "exact":
-            kept.append({name: features.cpu() for name, features in many.items()})
-        elif many:
-            sketched_rows, squared_norms = feature_sketch(many)
-            sketches.append((sketched_rows.cpu(), squared_norms.cpu()))
-    covariance = _inner_products(inside) + _inner_products(kept)
-    error = None
-    if sketches:
-        sketched = torch.cat([one for one, _ in sketches]).double()
-        exact = torch.cat([squared_norms for _, squared_norms in sketches])
-        ratio = exact / sketched.square().sum(1).clamp(min=torch.finfo(exact.dtype).tiny)
-        error = float((1 / ratio - 1)[exact > 0].square().mean().sqrt())
-        sketched *= ratio.sqrt()[:, None]
-        covariance += sketched @ sketched.T
-    back = torch.tensor(order, dtype=torch.int64, device="cpu").argsort()
-    truncated = torch.tensor([row.truncated for row in rows], dtype=torch.bool, device="cpu")
-    mean = torch.cat(means)[back]
-    covariance = covariance[back][:, back].to(mean)
+    first, where = distinct(rows)
+    features = whitened_gradients(passes, [rows[i] for i in first], posterior, outside)
+    covariance, error = features.covariance()
+    mean, covariance = features.mean[where], covariance[where][:, where].to(features.mean)
     check_finite_variances(covariance.diagonal(), rows)
+    truncated = torch.tensor([row.truncated for row in rows], dtype=torch.bool, device="cpu")
     return JointRewards(mean, covariance, truncated, error, posterior.temperature)
-
-
-def _inner_products(batches: list[dict[str, Tensor]]) -> Tensor:  # shape: (n, n)
-    """Over all features, in the order of the batches; takes them out.
-
-    Each site's products are in its features' own dtype, float32 but for ggn's coordinates; their sum is in float64.
-    """
-    total = torch.zeros((), dtype=torch.float64, device="cpu")
-    for name in list(batches[0]) if batches else ():
-        rows = torch.cat([batch.pop(name) for batch in batches])
-        total = total + rows @ rows.T
-    return total
-
-
-def _entropy(probability: Tensor) -> Tensor:
-    """Of a yes-or-no label, in nats."""
-    entropy: Tensor = torch.special.entr(probability) + torch.special.entr(1 - probability)
-    return entropy

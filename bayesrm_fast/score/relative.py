@@ -165,16 +165,18 @@ def over_differences(
 
 
 def _windows(comparisons: Sequence[Comparison], most: int) -> Iterator[list[Comparison]]:
-    """Comparisons in their order, as many at a time as have no more than `most` rows together."""
+    """Comparisons in their order, as many at a time as have no more than `most` rows together, nor more differences."""
     window: list[Comparison] = []
     held: set[int] = set()
+    differences = 0
     for one in comparisons:
         own = {*one.rows, *one.baseline}
-        if window and len(held | own) > most:
+        if window and max(len(held | own), differences + len(one.rows)) > most:
             yield window
-            window, held = [], set()
+            window, held, differences = [], set(), 0
         window.append(one)
         held |= own
+        differences += len(one.rows)
     yield window
 
 

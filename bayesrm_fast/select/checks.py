@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from bayesrm_fast.errors import InputError
+from bayesrm_fast.schema import LARGEST_INTEGER
 
 
 def finite_values(values: Tensor, name: str) -> Tensor:  # shape: (n,) -> (n,)
@@ -75,21 +76,25 @@ def at_least(value: float, least: float, name: str) -> float:
     return held
 
 
-def whole(value: int, least: int, name: str, most: int | None = None) -> int:
-    """A whole number from `least` to `most`.
+def whole(value: int, least: int, name: str, most: int = LARGEST_INTEGER) -> int:
+    """A whole number from `least` to `most`, by default the largest that a tensor holds.
 
     Raises:
         InputError: anything else.
     """
     is_whole = isinstance(value, int) and not isinstance(value, bool)
-    if not is_whole or value < least or (most is not None and value > most):
-        bounds = f"of at least {least}" if most is None else f"from {least} to {most}"
+    if not is_whole or not least <= value <= most:
+        has_no_end = most == LARGEST_INTEGER and not (is_whole and value > most)
+        bounds = f"of at least {least}" if has_no_end else f"from {least} to {most}"
         raise InputError(f"{name} must be a whole number {bounds}, not {value!r}")
     return value
 
 
 def _number(value: float) -> float:
+    """NaN for what is none, and for a whole number that no tensor is multiplied by."""
+    if isinstance(value, bool | str | bytes) or (isinstance(value, int) and abs(value) > LARGEST_INTEGER):
+        return math.nan
     try:
-        return math.nan if isinstance(value, bool | str | bytes) else float(value)
-    except (TypeError, ValueError, RuntimeError, OverflowError):  # text; a tensor of several; too large an integer
+        return float(value)
+    except (TypeError, ValueError, RuntimeError):  # text; a tensor of several
         return math.nan

@@ -57,7 +57,7 @@ def chosen(rule: Rule, one: Candidates, known: KnownCandidates, truncated: Tenso
     """The best by what is known; for a rule that needs variances a candidate without one is known to lose.
 
     Raises:
-        InputError: a rule that does not give one score for each candidate, or none that is a number.
+        InputError: a rule that does not give one score for each candidate, or whose best is not finite.
     """
     variance = torch.full_like(known.mean, torch.nan) if known.variance is None else known.variance
     for place, reward in enumerate(known.mean.tolist()):
@@ -74,9 +74,9 @@ def chosen(rule: Rule, one: Candidates, known: KnownCandidates, truncated: Tenso
         )
     else:
         can_win = torch.where(variance.isnan(), torch.nan, scores) if Need.VARIANCE in rule.needs else scores
-        if can_win.isnan().all():
-            raise InputError(f"{type(rule).__name__} gave no candidate of {_name(one)} a score: all are NaN")
         index = first_best(can_win)
+        if not math.isfinite(best := float(can_win[index])):
+            raise InputError(f"{type(rule).__name__} gave no candidate of {_name(one)} a score: the best is {best}")
     computed = int((~variance.isnan()).sum())
     return BestOfN(index, one.responses[index], scores, known.mean, variance, truncated, computed)
 

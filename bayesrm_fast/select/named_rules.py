@@ -19,6 +19,7 @@ from bayesrm_fast.select.rules import (
     ThompsonSampling,
     UncertaintyWeighted,
     WorstCase,
+    parameters_of,
 )
 from bayesrm_fast.select.stochastic import (
     BestOfPoisson,
@@ -29,6 +30,7 @@ from bayesrm_fast.select.stochastic import (
     SoftBestOfN,
     TopShare,
 )
+from bayesrm_fast.text.texts import described
 
 RULES: dict[str, Callable[..., Rule]] = {
     "mean": MeanReward,
@@ -86,7 +88,10 @@ def description_of(rule: Rule) -> dict[str, Any]:
     Raises:
         InputError: a rule that has no name.
     """
-    own = {name: getattr(rule, name) for name in _parameters(rule)}
+    # One value has one description, by which a resumed run is known, whether it was given as 1 or as 1.0.
+    floats: set[str] = {field.name for field in fields(rule) if field.type is float} if is_dataclass(rule) else set()
+    own = {name: getattr(rule, name) for name in parameters_of(rule)}
+    own |= {name: float(own[name]) for name in floats}
     if isinstance(rule, PenalisedReward):
         name = own.pop("penalty")
     elif type(rule) in _NAMES:
@@ -108,24 +113,20 @@ def weighs_the_std(rule: Any) -> bool:
 _NAMES = {make: name for name, make in RULES.items() if isinstance(make, type)} | {PenalisedReward: "std"}
 
 
-def _parameters(rule: Rule) -> list[str]:
-    """Names of its fields; none of a rule of a caller's own that is no dataclass."""
-    return [field.name for field in fields(rule)] if is_dataclass(rule) else []
-
-
 def _all_names() -> str:
     return ", ".join(RULES)
 
 
 def _maker(name: Any) -> Callable[..., Rule]:
     if not isinstance(name, str) or name not in RULES:
-        raise InputError(f"rule must be one of {_all_names()}, not {name!r}")
+        given = repr(name) if isinstance(name, str) else described(name)
+        raise InputError(f"rule must be one of {_all_names()}, a description or a Rule, not {given}")
     return RULES[name]
 
 
 def _weighted(rule: Rule, k: float) -> Rule:
     """The same with another weight of its penalty, or of its reward's."""
-    parts = _parameters(rule)
+    parts = parameters_of(rule)
     if "k" in parts:
         return replace(rule, k=k)  # type: ignore[type-var]
     if "reward" in parts:
@@ -139,7 +140,7 @@ def _described(given: Mapping[str, Any]) -> Rule:
     name = given["rule"]
     make = _maker(name)
     parameters = {key: _described(v) if isinstance(v, Mapping) else v for key, v in given.items() if key != "rule"}
-    takes = _parameters(make())[len(make.args) if isinstance(make, partial) else 0 :]
+    takes = parameters_of(make())[len(make.args) if isinstance(make, partial) else 0 :]
     unknown = [str(key) for key in parameters if key not in takes]
     if unknown:
         raise InputError(f"rule {name} takes {', '.join(takes) or 'no parameters'}, not {', '.join(unknown)}")

@@ -20,7 +20,8 @@ def pessimism(scores: Tensor, beta: float, std: Tensor | None = None) -> Tensor:
 
     `w_i = relu((r_i − λ) / β)` with `mean w = 1`, λ exact by sorting. With a posterior `r_i ~ N(μ_i, s_i²)` it is the
     mean of that, `w_i = (s_i / β) (φ(z_i) + z_i Φ(z_i))`, `z_i = (μ_i − λ) / s_i`, λ again such that `mean w = 1`.
-    β → 0 is best-of-n with its ties shared, β → ∞ is uniform. Candidates of equal score and std share alike. What is
+    Without stds β → 0 is best-of-n with its ties shared. With them a larger s is a larger weight, and β → 0 takes the
+    reward with the farthest upper tail. β → ∞ is uniform. Candidates of equal score and std share alike. What is
     added to all scores is added to λ.
 
     Args:

@@ -3,7 +3,7 @@
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from enum import StrEnum
 from typing import ClassVar
 
@@ -70,8 +70,8 @@ class Rule(ABC):
 
     Attributes:
         needs: what it reads of `KnownCandidates` beside the means.
-        grids: for each parameter that judged responses may tune the values to choose from. The first of them chooses
-            as if the rule were not there.
+        grids: for each parameter that judged responses may tune the values to choose from. The first of them is what
+            gains are told over: where there is such a value, it chooses as if the rule were not there.
     """
 
     grids: ClassVar[Mapping[str, Sequence[float]]] = {}
@@ -294,6 +294,11 @@ class ThompsonSampling(StochasticRule):
         """See `StochasticRule`."""
         assert known.joint is not None
         return known.joint.probability_of_being_best(self.draws)
+
+
+def parameters_of(rule: Rule) -> list[str]:
+    """Names of its fields; none of a rule of a caller's own that is no dataclass."""
+    return [field.name for field in fields(rule)] if is_dataclass(rule) else []
 
 
 def first_best(scores: Tensor) -> int:  # shape: (n,)

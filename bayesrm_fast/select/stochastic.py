@@ -210,6 +210,9 @@ class Pessimism(_ByReward):
 class ExpectedPessimism(StochasticRule):
     """Inference-time pessimism by the weights that are expected under the posterior of each reward.
 
+    An uncertain reward may be a large one, so that its weight is larger: below the spread of the rewards, the smaller β
+    is, the more does it choose by the std.
+
     Args:
         beta: β, above 0, in units of the reward.
         seed: of the draw.
@@ -222,7 +225,7 @@ class ExpectedPessimism(StochasticRule):
     seed: int = 0
 
     needs = frozenset({Need.VARIANCE})
-    grids = Pessimism.grids
+    grids = {"beta": Pessimism.grids["beta"][::-1]}  # noqa: RUF012  (the largest is nearest to no choice at all)
 
     def __post_init__(self) -> None:
         positive(self.beta, "beta")

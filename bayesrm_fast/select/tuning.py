@@ -4,7 +4,8 @@ import hashlib
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -12,9 +13,10 @@ from torch import Tensor
 from bayesrm_fast.errors import InputError
 from bayesrm_fast.posterior.base import PenaltyChoice
 from bayesrm_fast.select.estimators import expected_best_of_n, expected_gold, mean_and_standard_error, sizes_up_to
-from bayesrm_fast.select.rules import KnownCandidates, MeanReward, PenalisedReward, Rule, StochasticRule
+from bayesrm_fast.select.rules import KnownCandidates, MeanReward, PenalisedReward, Rule, StochasticRule, parameters_of
+from bayesrm_fast.text.layouts import as_messages, without_spacing
 from bayesrm_fast.text.records import Candidates
-from bayesrm_fast.text.texts import key_of
+from bayesrm_fast.text.texts import as_list, is_list, key_of
 
 WEIGHTS = PenalisedReward.grids["k"]
 """k to choose from."""
@@ -33,7 +35,7 @@ class JudgedPrompt:
     Attributes:
         known: of the n candidates.
         gold: `[n]`.
-        digest: of the prompt's text, by which it is known again.
+        digest: of the prompt's text, by which it is known again; rows of one prompt count as one prompt together.
     """
 
     known: KnownCandidates
@@ -110,8 +112,9 @@ class RuleReport:
 
 
 def digest_of(one: Candidates) -> str:
-    """By which a prompt is known again."""
-    return hashlib.sha256(key_of(one.prompt).encode("utf-8", "surrogatepass")).hexdigest()
+    """By which a prompt is known again, in whatever spacing, as a string or as the one message of a user."""
+    asked, _ = as_messages(one.prompt, "")
+    return hashlib.sha256(key_of([without_spacing(message) for message in asked]).encode()).hexdigest()
 
 
 def grid_of(rule: Rule, parameters: Sequence[str] | Mapping[str, Sequence[float]] | None) -> dict[str, Sequence[float]]:
@@ -123,20 +126,25 @@ def grid_of(rule: Rule, parameters: Sequence[str] | Mapping[str, Sequence[float]
             of no effect; None for all of the rule's own.
 
     Raises:
-        InputError: nothing to tune, an unknown parameter, or one without values.
+        InputError: nothing to tune, an unknown parameter, or one without values that are numbers.
     """
     if parameters is None:
         parameters = list(rule.grids)
+    if not isinstance(parameters, Mapping) and not is_list(parameters):
+        raise InputError(f"parameters must be a list of names, or values by name, not {parameters!r}")
     if not parameters:
         raise InputError(f"{type(rule).__name__} has no parameter to tune")
     if not isinstance(parameters, Mapping):
-        parameters = {name: _grid(rule, name) for name in parameters}
-    for name, values in parameters.items():
+        parameters = {str(name): _grid(rule, str(name)) for name in parameters}
+    grid = {str(name): as_list(values) for name, values in parameters.items()}
+    for name, values in grid.items():
+        if not is_list(values) or not all(isinstance(value, Real) for value in values):
+            raise InputError(f"the values to choose {name} from must be a list of numbers, not {values!r}")
         if not values:
             raise InputError(f"there are no values to choose {name} from")
         for value in values:
             changed(rule, {name: value})
-    return dict(parameters)
+    return grid
 
 
 def changed(rule: Rule, values: Mapping[str, float]) -> Rule:
@@ -148,7 +156,7 @@ def changed(rule: Rule, values: Mapping[str, float]) -> Rule:
     for name, value in values.items():
         first, _, rest = name.partition(".")
         inner = getattr(rule, first, None)
-        if first not in {one.name for one in fields(rule)} or (rest and not isinstance(inner, Rule)):  # type: ignore[arg-type]
+        if first not in parameters_of(rule) or (rest and not isinstance(inner, Rule)):
             raise InputError(f"{type(rule).__name__} has no parameter {name!r}")
         rule = replace(rule, **{first: changed(inner, {rest: value}) if rest else value})  # type: ignore[type-var, arg-type]
     return rule
@@ -173,15 +181,13 @@ def tuned(rule: Rule, grid: Mapping[str, Sequence[float]], prompts: Sequence[Jud
         raise InputError("there is nothing to tune by: no prompt has responses of different gold")
     points = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
     rules = [changed(rule, point) for point in points]
-    gold = torch.tensor(
-        [[one.mean_gold(candidate) for candidate in rules] for one in told], dtype=torch.float64, device="cpu"
-    )
+    gold = _by_prompt([[one.mean_gold(candidate) for candidate in rules] for one in told], told)
     best = _best(gold)
-    gain, error = gain_by_folds(gold, [one.digest for one in told])
+    gain, error = gain_by_folds(gold)
     return TunedRule(
         rules[best],
         points[best],
-        len(told),
+        len(gold),
         gain,
         error,
         {name: _indifferent(gold, points, best, name) for name in grid},
@@ -194,16 +200,26 @@ def report(rule: Rule, prompts: Sequence[JudgedPrompt]) -> RuleReport:
     """Gold of best-of-n by a rule, beside the mean's."""
     curves = [(one.curve(rule), one.curve(MeanReward())) for one in prompts]
     sizes = sizes_up_to(min(len(one.gold) for one in prompts))[1:]
-    shared = [(own[: len(sizes)], other[: len(sizes)]) for own, other in curves]
-    gain, error = mean_and_standard_error([own[-1] - other[-1] for own, other in curves])
+    gains = _by_prompt([[own[-1] - other[-1]] for own, other in curves], prompts)[:, 0].tolist()
+    gain, error = mean_and_standard_error(gains)
     gold, by_mean = (
-        torch.tensor(one, dtype=torch.float64, device="cpu").mean(0).tolist() for one in zip(*shared, strict=True)
+        _by_prompt([curve[: len(sizes)] for curve in one], prompts).mean(0).tolist()
+        for one in zip(*curves, strict=True)
     )
-    return RuleReport(sizes, gold, by_mean, gain, math.nan if math.isinf(error) else error, len(prompts))
+    return RuleReport(sizes, gold, by_mean, gain, math.nan if math.isinf(error) else error, len(gains))
+
+
+def _by_prompt(values: Sequence[Sequence[float]], rows: Sequence[JudgedPrompt]) -> Tensor:  # shape: (prompts, points)
+    """Means over the rows of each prompt: what they share makes them no independent samples of prompts."""
+    numbers = {digest: number for number, digest in enumerate(dict.fromkeys(row.digest for row in rows))}
+    owners = torch.tensor([numbers[row.digest] for row in rows], dtype=torch.int64, device="cpu")
+    held = torch.tensor(values, dtype=torch.float64, device="cpu")
+    total = held.new_zeros(len(numbers), held.shape[1]).index_add_(0, owners, held)
+    return total / owners.bincount()[:, None]
 
 
 def _grid(rule: Rule, name: str) -> Sequence[float]:
-    first, _, rest = str(name).partition(".")
+    first, _, rest = name.partition(".")
     inner = getattr(rule, first, None)
     if rest and isinstance(inner, Rule):
         return _grid(inner, rest)
@@ -220,10 +236,9 @@ def _best(gold: Tensor) -> int:  # shape: (prompts, points)
     return best if gain > error else 0
 
 
-def gain_by_folds(gold: Tensor, digests: Sequence[str]) -> tuple[float, float]:  # shape: (prompts, points)
-    """Mean and standard error of what the other folds choose over the first point; a prompt's rows are in one fold."""
-    numbers = {digest: number for number, digest in enumerate(dict.fromkeys(digests))}
-    folds = torch.tensor([numbers[one] % FOLDS for one in digests], dtype=torch.int64, device="cpu")
+def gain_by_folds(gold: Tensor) -> tuple[float, float]:  # shape: (prompts, points)
+    """Mean and standard error of what the other folds of the prompts choose over the first point."""
+    folds = torch.arange(len(gold), dtype=torch.int64, device="cpu") % FOLDS
     gains: list[float] = []
     for fold in range(FOLDS):
         own = folds == fold

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from bayesrm_fast.errors import InputError
 from bayesrm_fast.locks import lock_of
 from bayesrm_fast.text.examples import TokenizedPair, TokenizedRow
-from bayesrm_fast.text.layouts import ASSISTANT, is_dialogue, turns
+from bayesrm_fast.text.layouts import as_messages
 from bayesrm_fast.text.records import PreferencePair, Tools
 from bayesrm_fast.text.texts import Text
 
@@ -180,7 +180,7 @@ class TextEncoder:
 
     def _join(self, prompt: Text | None, response: Text, where: str, tools: Tools | None) -> _Joined:
         if self.joining == "chat template" and prompt is not None:
-            return self._render(_as_messages(prompt, response), tools, where)
+            return self._render(as_messages(prompt, response), tools, where)
         if tools:
             raise InputError(f"{where} has tools, which need a tokenizer with a chat template")
         answer = _as_plain(response, where)
@@ -259,14 +259,6 @@ def _is_blank(response: Text) -> bool:
     if isinstance(response, str):
         return not response.strip()
     return not any((message.get("content") or "").strip() or message.get("tool_calls") for message in response)
-
-
-def _as_messages(prompt: Text, response: Text) -> tuple[list[Any], list[Any]]:
-    if isinstance(prompt, str) and isinstance(response, str) and response.startswith(ASSISTANT) and is_dialogue(prompt):
-        return turns(prompt), turns(response)
-    asked = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
-    given = [{"role": "assistant", "content": response}] if isinstance(response, str) else list(response)
-    return asked, given
 
 
 def _without_calls(message: dict[str, Any]) -> dict[str, Any]:

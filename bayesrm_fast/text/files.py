@@ -1,11 +1,11 @@
-"""Rows in JSON Lines (also gzipped) and Parquet files."""
+"""Rows in JSON Lines (also gzipped) and Parquet files; read from JSON arrays, too."""
 
 import contextlib
 import gzip
 import itertools
 import json
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -14,20 +14,23 @@ from bayesrm_fast.errors import InputError
 
 KINDS = (".jsonl", ".jsonl.gz", ".parquet")
 
+READ_KINDS = (*KINDS, ".json")
+"""A JSON array is read and not written: it is one value, which appears only when all of it is there."""
+
 ROWS_OF_A_GROUP = 1024
 """Of a Parquet file, read or written at a time."""
 
 
-def kind_of(path: Path) -> str:
-    """The kind of file by its ending.
+def kind_of(path: Path, kinds: Sequence[str] = KINDS) -> str:
+    """The kind of file by its ending, among those that are written or other ones.
 
     Raises:
         InputError: another ending.
     """
-    for kind in KINDS:
+    for kind in kinds:
         if path.name.endswith(kind):
             return kind
-    raise InputError(f"{path}: the name must end in {', '.join(KINDS)}")
+    raise InputError(f"{path}: the name must end in {', '.join(kinds)}")
 
 
 def iter_rows(path: Path) -> Iterator[dict[str, Any]]:
@@ -36,11 +39,12 @@ def iter_rows(path: Path) -> Iterator[dict[str, Any]]:
     Raises:
         InputError: a missing, unreadable, broken or empty file, by row where a row is at fault.
     """
-    kind = kind_of(path)
+    kind = kind_of(path, READ_KINDS)
+    readers = {".parquet": _iter_parquet, ".json": _iter_json_array}
     rows = 0
     try:
         check_regular(path, "rows are read more than once, so write them to a file first")
-        for row in _iter_parquet(path) if kind == ".parquet" else _iter_json_lines(path, kind):
+        for row in readers[kind](path) if kind in readers else _iter_json_lines(path, kind):
             rows += 1
             yield row
     except FileNotFoundError as error:
@@ -72,6 +76,22 @@ def _iter_json_lines(path: Path, kind: str) -> Iterator[dict[str, Any]]:
             if not isinstance(row, dict):
                 raise InputError(f"{path}, row {number} is not a JSON object")
             yield row
+
+
+def _iter_json_array(path: Path) -> Iterator[dict[str, Any]]:
+    text = path.read_text(encoding="utf-8")
+    try:
+        rows = json.loads(text)
+    except ValueError as error:
+        raise InputError(f"{path} is not valid JSON: {error}") from error
+    except RecursionError as error:
+        raise InputError(f"{path} is nested too deeply") from error
+    if not isinstance(rows, list):
+        raise InputError(f"{path} must be an array of objects; one object a line is .jsonl")
+    for number, row in enumerate(rows, start=1):
+        if not isinstance(row, dict):
+            raise InputError(f"{path}, row {number} is not a JSON object")
+        yield row
 
 
 def _iter_parquet(path: Path) -> Iterator[dict[str, Any]]:

@@ -81,6 +81,22 @@ def turns(dialogue: str) -> list[dict[str, str]]:
     ]
 
 
+def as_messages(prompt: Text, response: Text) -> tuple[list[Any], list[Any]]:
+    """The messages of a prompt and of its response, of which either may be a string."""
+    if isinstance(prompt, str) and isinstance(response, str) and response.startswith(ASSISTANT) and is_dialogue(prompt):
+        return turns(prompt), turns(response)
+    asked = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+    given = [{"role": "assistant", "content": response}] if isinstance(response, str) else list(response)
+    return asked, given
+
+
+def as_continuation(prompt: str, response: str) -> tuple[str, str]:
+    """The two as a policy writes one after the other, with nothing between; who speaks belongs to the prompt."""
+    if is_dialogue(prompt) and response.startswith(ASSISTANT):
+        return prompt + REPLY, response.removeprefix(ASSISTANT)
+    return prompt, response
+
+
 def _implied(responses: list[Text], names: Sequence[str], where: str) -> Separated:
     if _are_strings(responses):
         if all(map(is_dialogue, responses)):
@@ -130,17 +146,18 @@ def _repeated(prompt: Text, conversation: Sequence[Any]) -> int:
     """Messages up to the end of a prompt that a whole conversation repeats; 0 where it does not."""
     if conversation[0]["role"] in ANSWERING:
         return 0
-    found: list[Any] = [_without_spacing(message) for message in conversation]
+    found: list[Any] = [without_spacing(message) for message in conversation]
     if isinstance(prompt, str):  # whatever the role of who asks is called
         wanted: list[Any] = [prompt.split()]
         found = [None if message["role"] in ANSWERING else message["content"] for message in found]
     else:
-        wanted = [_without_spacing(dict(message)) for message in prompt]
+        wanted = [without_spacing(dict(message)) for message in prompt]
     ends = range(len(wanted), len(found))
     return next((end for end in ends if found[end - len(wanted) : end] == wanted), 0)
 
 
-def _without_spacing(message: dict[str, Any]) -> dict[str, Any]:
+def without_spacing(message: dict[str, Any]) -> dict[str, Any]:
+    """A message with the words of its content, by which it is known again."""
     return message | {"content": (message.get("content") or "").split()}
 
 

@@ -1,5 +1,6 @@
 """What a user gives: prompts, responses, preference pairs and candidate sets, checked by row."""
 
+import itertools
 import math
 import random
 import warnings
@@ -269,6 +270,33 @@ def _is_finite(value: Real) -> bool:
 def candidate_sets(rows: Iterable[Any], source: str = "candidates") -> list[Candidates]:
     """All of them; raises what `iter_candidate_sets` does, and InputError where there are no rows."""
     return _some(iter_candidate_sets(rows, source), source)
+
+
+def iter_pools(rows: Iterable[Any], source: str = "pairs") -> Iterator[PreferencePair | Candidates]:
+    """Rows whose responses nobody has compared: pairs in either order, or prompts with two or more responses each.
+
+    All rows are of the first one's kind: candidate sets where that has `responses`, and pairs otherwise.
+
+    Raises:
+        InputError: what `iter_candidate_sets` or `iter_preference_pairs` raises, no rows, or a single response.
+    """
+    given = iter(as_rows(rows, source))
+    first = next(given, None)
+    if first is None:
+        raise InputError(f"{source}: there are no rows")
+    rows = itertools.chain([first], given)
+    if "responses" not in _Row(first, ("prompt", "chosen", "rejected"), f"{source}, row 1").columns:
+        yield from iter_preference_pairs(rows, source)
+        return
+    for one in iter_candidate_sets(rows, source):
+        if len(one.responses) < 2:
+            raise InputError(f"{one.where}: responses has one response, and a pair needs two")
+        yield one
+
+
+def pairs_within(one: PreferencePair | Candidates) -> int:
+    """How many pairs the responses of a row make."""
+    return 1 if isinstance(one, PreferencePair) else math.comb(len(one.responses), 2)
 
 
 def pairs_within_prompts(prompts: Sequence[Text], responses: Sequence[Text]) -> list[PreferencePair]:

@@ -83,9 +83,9 @@ def drawn_curve(rule: StochasticRule, task: Arrays) -> np.ndarray:  # shape: (si
     known, gold = known_of(task), torch.from_numpy(task["gold"]).double()
     values = [
         expected_gold(lambda some: rule.scores(known.at(some)), gold, n, subsets=SUBSETS, seed=n).value
-        for n in sizes_up_to(len(gold))
+        for n in sizes_up_to(len(gold))[1:]
     ]
-    return np.array(values)
+    return np.array([float(gold.mean()), *values])
 
 
 def hedged_by(rule: HedgedRuleKind, tasks: Sequence[Arrays]) -> tuple[str, StochasticRule]:

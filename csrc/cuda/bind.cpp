@@ -56,6 +56,28 @@ PYBIND11_MODULE(_cuda, module) {
         bayesrm::cuda::split_halves(at<const void>(p), is_float, at<void>(high), at<void>(low), tokens, r, p_stride,
                                     at<void>(stream));
     });
+    module.def("ggn_project", [](int device, Address stream, Address p, Address p_low, Address q, Address offsets,
+                                 Address bases, Address parts, Address products, Address squared_norm, int64_t tokens,
+                                 int count, int r, int p_stride, int d, int k, bool bases_are_float, int rows,
+                                 int bases_of_block) {
+        const OnDevice guard(device);
+        const bayesrm::cuda::GgnProblem problem = {.p = at<const void>(p),
+                                                   .p_low = at<const void>(p_low),
+                                                   .q = at<const void>(q),
+                                                   .offsets = at<const int64_t>(offsets),
+                                                   .bases = at<const void>(bases),
+                                                   .parts = at<float>(parts),
+                                                   .products = at<double>(products),
+                                                   .squared_norm = at<double>(squared_norm),
+                                                   .tokens = tokens,
+                                                   .count = count,
+                                                   .r = r,
+                                                   .p_stride = p_stride,
+                                                   .d = d,
+                                                   .k = k,
+                                                   .bases_are_float = bases_are_float};
+        bayesrm::cuda::ggn_project(problem, rows, bases_of_block, at<void>(stream));
+    });
     module.def("project", [](int device, Address stream, Address p, Address p_low, Address q, Address offsets,
                              Address basis_p, Address basis_q_t, Address weight, Address residual, Address variance,
                              Address coordinates, Address outside, Address parts, int64_t tokens, int count, int r,

@@ -31,11 +31,31 @@ struct Launch {
     int clusters;  // of the sm90 kernel, that share the segments
 };
 
+// Of ggn_project: row-major and contiguous; p, p_low, q and their sizes as in Problem. The last two are results.
+struct GgnProblem {
+    const void* p;
+    const void* p_low;
+    const void* q;
+    const int64_t* offsets;
+    const void* bases;     // [k, r, d], in float32 or bfloat16
+    float* parts;          // [count, d in 64s, k + 1]
+    double* products;      // [count, k]
+    double* squared_norm;  // [count]
+    int64_t tokens;
+    int count, r, p_stride, d, k, bases_are_float;
+};
+
+// Most bases that a block may have.
+constexpr int kMostBases = 64;
+
 // p [tokens, r] as Problem wants it. `low` is null where p is in bfloat16.
 void split_halves(const void* p, bool is_float, void* high, void* low, int64_t tokens, int r, int p_stride, void* stream);
 
 void project_sm80(const Problem& problem, const Launch& launch, void* stream);
 void project_sm90(const Problem& problem, const Launch& launch, void* stream);
+
+// `rows` is r padded to 16, 32 or 64; `bases` are of one block, at most kMostBases. Any chip from sm_80 on.
+void ggn_project(const GgnProblem& problem, int rows, int bases, void* stream);
 
 // Bytes of shared memory that a block of each takes.
 int sm80_shared_memory(const Launch& launch);

@@ -32,6 +32,18 @@ __device__ __forceinline__ uint32_t pack_bf16(float low, float high) {
 __device__ __forceinline__ float2 load_constant(const float2* from) { return __ldg(from); }
 __device__ __forceinline__ float load_constant(const float* from) { return __ldg(from); }
 
+// 16 bytes that this block reads once.
+__device__ __forceinline__ uint4 load_once(const uint4* from) {
+    uint4 loaded;
+    asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(loaded.x), "=r"(loaded.y), "=r"(loaded.z), "=r"(loaded.w)
+                 : "l"(from));
+    return loaded;
+}
+
+// The 128 bytes around an address, into the second-level cache.
+__device__ __forceinline__ void prefetch(const void* from) { asm volatile("prefetch.global.L2 [%0];" ::"l"(from)); }
+
 // Four 8 × 8 matrices of 16 bits; lane l gives the address of row l % 8 of matrix l / 8. Lane l gets of each matrix the two
 // elements (l / 4, 2 (l % 4)) and the next one in the row, or with `transposed` in the column.
 __device__ __forceinline__ void ldmatrix(uint32_t (&to)[4], SharedAddress row) {

@@ -74,11 +74,13 @@ __device__ inline int p_offset(int token, int chunk) {
     return token * R * 2 + swizzled<R / 8>(token, chunk) * 16;
 }
 
-__device__ inline int p_parts(const Problem& problem) { return problem.p_low == nullptr ? 1 : 2; }
+template <class AnyProblem>
+__device__ inline int p_parts(const AnyProblem& problem) { return problem.p_low == nullptr ? 1 : 2; }
 
 // Tokens [first, end) of p, and after them of its low part, into a stage of TOKENS; zeros beyond p's rows and columns.
-template <int R, int TOKENS>
-__device__ inline void copy_p(const Problem& problem, SharedAddress to, int64_t first, int64_t end, int thread, int threads) {
+template <int R, int TOKENS, class AnyProblem>
+__device__ inline void copy_p(const AnyProblem& problem, SharedAddress to, int64_t first, int64_t end, int thread,
+                              int threads) {
     constexpr int kChunks = TOKENS * R / 8;
     for (int e = thread; e < p_parts(problem) * kChunks; e += threads) {
         const auto* from = static_cast<const uint16_t*>(e < kChunks ? problem.p : problem.p_low);

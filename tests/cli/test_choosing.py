@@ -3,10 +3,12 @@
 import json
 
 import pytest
+import torch
 from tiny import words
 
 from bayesrm_fast import BayesianRewardModel, InputError
 from bayesrm_fast.cli.choosing import Choosing
+from bayesrm_fast.proximity.log_probability import PolicyLogProbabilities
 from bayesrm_fast.select.stochastic import SoftBestOfN
 from bayesrm_fast.text.files import read_rows, write_rows
 
@@ -55,6 +57,28 @@ def test_rows_bring_what_a_rule_reads(model_folder, tmp_path, summary):
 def test_what_a_rule_lacks_is_told(model_folder, candidates_file, tmp_path, refused, options, message):
     assert message in refused("best-of-n", model_folder, candidates_file, tmp_path / "best.jsonl", *options)
     assert not list(tmp_path.glob("best*"))
+
+
+@pytest.mark.parametrize(
+    ("option", "of"), [("--policy", "weights of the policy"), ("--similarity", "weights of the sentence encoder")]
+)
+@pytest.mark.parametrize("command", ["best-of-n", "bonbon"])
+def test_a_run_by_other_weights_under_the_same_name_is_not_continued(
+    model_folder, candidates_file, tmp_path, refused, monkeypatch, option, of, command
+):
+    class Model:
+        def __init__(self, *_):
+            self.encoder = self.model = torch.nn.Linear(2, 1)
+
+        def add(self, _):
+            raise InputError("no further")
+
+    monkeypatch.setattr(PolicyLogProbabilities, "from_pretrained", Model)
+    monkeypatch.setattr("bayesrm_fast.proximity.similarity.SentenceSimilarities", Model)
+    rule = {"--policy": "rbon_kl", "--similarity": "mbr"}[option]
+    arguments = (command, model_folder, candidates_file, tmp_path / "out.jsonl", "--rule", rule, option, "name")
+    assert "no further" in refused(*arguments)
+    assert f"(what differs: {of})" in refused(*arguments, "--resume")
 
 
 def test_k_tuned_needs_no_model_to_be_checked():

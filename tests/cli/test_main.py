@@ -66,7 +66,8 @@ def test_the_module_runs_as_the_command():
 
 
 def test_the_commands_are_these():
-    assert list(COMMANDS) == ["train", "fit", "calibrate", "score", "best-of-n", "info"]
+    names = ["train", "fit", "calibrate", "score", "best-of-n", "bonbon", "select-pairs", "rewardbench", "info"]
+    assert list(COMMANDS) == names
 
 
 @pytest.mark.parametrize("name", COMMANDS)

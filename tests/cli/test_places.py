@@ -95,7 +95,7 @@ def test_files_are_told_apart(tmp_path, model, rows):
     assert files_in(tmp_path / "nothing") == []
 
 
-@pytest.mark.parametrize("command", ["score", "best-of-n", "fit", "calibrate", "train"])
+@pytest.mark.parametrize("command", ["score", "best-of-n", "bonbon", "fit", "calibrate", "train"])
 @pytest.mark.parametrize(("make", "message"), [(os.mkfifo, "no regular file"), (os.mkdir, "a folder, not a file")])
 def test_every_command_refuses_at_once_what_is_no_file(
     tmp_path, model_folder, command, make, message, refused, no_model
@@ -104,6 +104,7 @@ def test_every_command_refuses_at_once_what_is_no_file(
     arguments = {
         "score": (model_folder, tmp_path / "rows.jsonl", tmp_path / "out.jsonl"),
         "best-of-n": (model_folder, tmp_path / "rows.jsonl", tmp_path / "out.jsonl"),
+        "bonbon": (model_folder, tmp_path / "rows.jsonl", tmp_path / "out.jsonl"),
         "fit": (model_folder, tmp_path / "rows.jsonl", "--output", tmp_path / "out"),
         "calibrate": (model_folder, tmp_path / "rows.jsonl"),
         "train": (tmp_path / "rows.jsonl", tmp_path / "out", "--base", "org/base"),
@@ -112,7 +113,7 @@ def test_every_command_refuses_at_once_what_is_no_file(
     assert not list(tmp_path.glob("out*"))
 
 
-@pytest.mark.parametrize("command", ["score", "best-of-n"])
+@pytest.mark.parametrize("command", ["score", "best-of-n", "bonbon"])
 def test_every_command_refuses_its_input_as_output(tmp_path, model_folder, candidates_file, command, refused, no_model):
     before = candidates_file.read_bytes()
     os.link(candidates_file, tmp_path / "out.jsonl.gz")

@@ -62,6 +62,16 @@ def complete(path, resume=True, records=RECORDS):
     return had, read_rows(path)
 
 
+@pytest.mark.parametrize("name", ["out.jsonl", "out.parquet"])
+def test_an_empty_result_is_counted_and_gives_no_row(tmp_path, name):
+    with resumable(tmp_path / name) as results:
+        for chunk in results.chunks():
+            results.add(chunk, [{} if record in RECORDS[1:3] else result(record) for record in chunk])
+        assert results.count == len(RECORDS)
+        results.finish(len(RECORDS))
+    assert read_rows(tmp_path / name) == [RESULTS[0], *RESULTS[3:]]
+
+
 @pytest.mark.parametrize("left", [b"", b'{"row": 5, "result": {"row": 4}', b'{"row": 5'])
 @pytest.mark.parametrize("name", ["out.jsonl", "out.jsonl.gz", "out.parquet"])
 def test_a_resumed_output_equals_an_unbroken_one(tmp_path, capfd, name, left):

@@ -200,7 +200,7 @@ def test_another_input_or_another_budget_is_not_continued(model_folder, tmp_path
     assert summary("score", model_folder, moved, tmp_path / "out.jsonl", "--resume")["rows"] == 10
 
 
-@pytest.mark.parametrize("command", ["score", "best-of-n"])
+@pytest.mark.parametrize("command", ["score", "best-of-n", "bonbon"])
 @pytest.mark.parametrize("change", ["grows", "shrinks", "other rows"])
 def test_an_input_that_changes_meanwhile_becomes_no_output(
     model_folder, tmp_path, monkeypatch, refused, summary, command, change
@@ -227,7 +227,7 @@ def test_an_input_that_changes_meanwhile_becomes_no_output(
     assert out.read_bytes() == (tmp_path / "unbroken.jsonl").read_bytes()
 
 
-@pytest.mark.parametrize("command", ["score", "best-of-n"])
+@pytest.mark.parametrize("command", ["score", "best-of-n", "bonbon"])
 def test_an_output_that_cannot_be_written_is_told_before_the_work(
     candidates_file, tmp_path, command, refused, no_model
 ):

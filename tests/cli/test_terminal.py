@@ -10,7 +10,14 @@ import transformers
 from rich.console import Console
 
 from bayesrm_fast.cli import terminal
-from bayesrm_fast.cli.terminal import ShownWarnings, progress_bar, quiet_transformers, show_line, show_summary
+from bayesrm_fast.cli.terminal import (
+    ShownWarnings,
+    progress_bar,
+    quiet_transformers,
+    show_line,
+    show_summary,
+    show_table,
+)
 
 
 def told_of_three(console, monkeypatch, seconds):
@@ -92,4 +99,15 @@ def test_of_warnings_that_differ_in_numbers_alone_two_are_shown(capsys):
         "warning: row 1: something",
         "warning: row 65: something (later ones like it are not shown)",
         "warning: row 1: another thing",
+    ]
+
+
+def test_a_table_has_its_texts_on_the_left_and_its_numbers_on_the_right(capsys, monkeypatch):
+    monkeypatch.setattr(terminal, "stdout", Console(width=60))
+    show_table(("section", "subset", "score"), [("Chat", "", "0.5"), ("", "mt-bench-easy", "0.25")], texts=2)
+    assert [line.rstrip() for line in capsys.readouterr().out.splitlines()] == [
+        "section  subset         score",
+        "Chat                      0.5",
+        "         mt-bench-easy   0.25",
+        "",
     ]

@@ -16,12 +16,13 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from bayesrm_fast.ops.chips import A100, H100, Chip
-from bayesrm_fast.ops.triton import kron_project, kron_variance, segment_outer
-from bayesrm_fast.ops.triton.configs import MOST_ROWS_A_PROGRAM, tiles
+from bayesrm_fast.ops.triton import ggn_project, kron_project, kron_variance, segment_outer
+from bayesrm_fast.ops.triton.configs import MOST_ROWS_A_PROGRAM, group_tiles, stream_tiles, tiles
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-POINTERS = {"p": None, "q": None, "offsets": "*i64"}  # None: of the inputs' dtype; all others are float32
-SIZES = {"tokens", "r", "d", "k", "per_program", "splits"}
+# None: of the inputs' dtype; all others are float32
+POINTERS = {"p": None, "q": None, "offsets": "*i64", "bases": "*bf16", "products": "*fp64", "squared_norm": "*fp64"}
+SIZES = {"tokens", "r", "d", "k", "per_program", "splits", "count", "pieces"}
 
 SHAPES = [(8, 4096, 16), (16, 4096, 64), (32, 768, 64), (64, 14336, 64), (256, 32768, 256), (1, 33, 3)]
 KERNELS = {
@@ -31,29 +32,45 @@ KERNELS = {
     "sum_splits": kron_project.sum_splits,
     "weigh_splits": kron_variance.weigh_splits,
     "store_tiles": segment_outer.store_tiles,
+    "stream_bases": ggn_project.stream_bases,
+    "multiply_groups": ggn_project.multiply_groups,
+    "sum_pieces": ggn_project.sum_pieces,
 }
+FLOAT_ROTATIONS = ("project_tiles", "outside_tiles")
+"""Which have p in float32 where a site has more rows than one program takes."""
 OWN_BLOCKS = {
     "rotate_rows": kron_project.ROTATE_BLOCKS,
     "sum_splits": kron_project.SUM_BLOCKS,
     "weigh_splits": kron_project.SUM_BLOCKS,
+    "sum_pieces": ggn_project.SUM_BLOCKS | {"DIGITS": True},
 }
 LEAST_SHARED_MEMORY = 64 * 1024
 """Of any chip with a matrix unit: blocks that no chip is asked about must fit."""
 
 
+def launched(kernel_name: str, r: int, d: int, k: int, itemsize: int, chip: Chip) -> tuple[dict[str, Any], Any, int]:
+    """Blocks and flags, tiles if there are any, and the bound of the shared memory."""
+    if kernel_name in OWN_BLOCKS:
+        return OWN_BLOCKS[kernel_name], None, LEAST_SHARED_MEMORY
+    if kernel_name in ("stream_bases", "multiply_groups"):
+        t: Any = group_tiles(k) if kernel_name == "multiply_groups" else stream_tiles(d, k, itemsize)
+        blocks = {"S": t.segments, "R": t.rows, "KC": t.bases, "CHUNKS": t.chunks, "BD": t.columns, "BT": t.tokens}
+        flags = {"WIDEN": itemsize == 4, "DIGITS": itemsize == 4, "SPLIT_P": True, "SPLIT_BASES": False}
+        return blocks | flags, t, LEAST_SHARED_MEMORY
+    second_pass = kernel_name == "outside_tiles"
+    t = tiles(r, d, k, itemsize, chip, second_pass)
+    blocks = {"R": t.rows, "KC": t.basis, "BD": t.columns, "BT": t.tokens}
+    flags = {"WIDEN": itemsize == 4, "ROTATE": r <= MOST_ROWS_A_PROGRAM}
+    return blocks | flags, t, t.shared_memory(itemsize, second_pass)
+
+
 def compiled(kernel_name: str, r: int, d: int, k: int, dtype: str, chip: Chip) -> dict[str, Any]:
     """Resources of one kernel, as it would be launched at this shape."""
     kernel = KERNELS[kernel_name]
-    rotated_before = r > MOST_ROWS_A_PROGRAM and kernel_name not in ("store_tiles", "rotate_rows")
-    itemsize = 4 if dtype == "fp32" or rotated_before else 2
-    if kernel_name in OWN_BLOCKS:
-        blocks, options, bound = OWN_BLOCKS[kernel_name], {}, LEAST_SHARED_MEMORY
-    else:
-        second_pass = kernel_name == "outside_tiles"
-        t = tiles(r, d, k, itemsize, chip, second_pass)
-        blocks = {"R": t.rows, "KC": t.basis, "BD": t.columns, "BT": t.tokens}
-        blocks |= {"WIDEN": itemsize == 4, "ROTATE": r <= MOST_ROWS_A_PROGRAM}
-        options, bound = {"num_warps": t.warps, "num_stages": t.stages}, t.shared_memory(itemsize, second_pass)
+    float_p = r > MOST_ROWS_A_PROGRAM and kernel_name in FLOAT_ROTATIONS
+    blocks, t, bound = launched(kernel_name, r, d, k, 4 if dtype == "fp32" or float_p else 2, chip)
+    options = {} if t is None else {"num_warps": t.warps, "num_stages": t.stages}
+    float_p |= kernel_name == "multiply_groups"  # the heavier of what it takes beside q in bfloat16
     signature, constants, attributes = {}, {}, {}
     for i, name in enumerate(kernel.arg_names):
         if name in blocks:
@@ -62,7 +79,7 @@ def compiled(kernel_name: str, r: int, d: int, k: int, dtype: str, chip: Chip) -
             signature[name] = "i32"
         else:
             signature[name] = POINTERS.get(name, "*fp32") or f"*{dtype}"
-            if name == "p" and rotated_before:
+            if name == "p" and float_p:
                 signature[name] = "*fp32"
         if signature[name].startswith("*") or (name == "d" and d % 16 == 0):
             attributes[(i,)] = [["tt.divisibility", 16]]
@@ -81,6 +98,7 @@ def compiled(kernel_name: str, r: int, d: int, k: int, dtype: str, chip: Chip) -
         "bound": bound,
         "limit": chip.shared_memory,
         "matrix_unit": "HMMA" in sass or "HGMMA" in sass,
+        "float64": re.search(r"\b(DADD|DMUL|DFMA)\b", sass) is not None,
         "spills": len(re.findall(r"\b(?:STL|LDL)\b", sass)),
         "wide_loads": re.search(r"LDG(STS)?\.E[.\w]*\.128", sass) is not None,
     }
@@ -92,7 +110,7 @@ def main() -> None:
         if name not in (sys.argv[1:] or KERNELS):
             continue
         for r, d, k in SHAPES:
-            for dtype in ("bf16", "fp32"):
+            for dtype in ("bf16", "fp32") if name != "multiply_groups" else ("bf16",):
                 for chip in (A100, H100):
                     row = compiled(name, r, d, k, dtype, chip)
                     print(

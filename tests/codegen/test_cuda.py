@@ -14,8 +14,8 @@ from bayesrm_fast.ops.cuda.binding import compiled, missing
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
 TRITON = importlib.util.find_spec("triton")
-# R of 16, 32, 64 by K of 16, 64; the sm80 file has a second kernel for each. p is float32 or bfloat16.
-KERNELS = {"projection_sm80": 12, "projection_sm90": 6, "halves": 2}
+# R of 16, 32, 64 by K of 16, 64; the sm80 file has a second kernel for each. p and bases are in float32 or bfloat16.
+KERNELS = {"projection_sm80": 12, "projection_sm90": 6, "halves": 2, "ggn": 7}
 # The one CUDA disassembler that comes from the package index.
 CUOBJDUMP = TRITON and Path(TRITON.origin).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 
@@ -43,6 +43,11 @@ def test_kernels_spill_nothing_and_use_the_units_they_are_for(source, architectu
     if source.stem == "projection_sm80":
         assert "HMMA.16816.F32.BF16" in listing
         assert "LDGSTS.E.BYPASS.128" in listing  # copies of 16 bytes past the first cache
+    elif source.stem == "ggn":
+        assert "HMMA.16816.F32.BF16" in listing
+        assert len(re.findall(r"LDG\.E\.NA\.128", listing)) >= 6 * 8  # of each kernel, under way at once
+        assert "CCTL.E.PF2" in listing  # what is prefetched into the second cache
+        assert len(re.findall(r"\bD(ADD|MUL|FMA)\b", listing)) == 1  # of float64, where a result is written
     elif source.stem == "projection_sm90" and architecture == "90a":
         assert "HMMA.16816.F32.BF16" in listing
         assert "UTMALDG.2D" in listing  # bulk copies of a tensor's boxes

@@ -12,6 +12,12 @@ import pytest
 SPILLED_WORDS = {"bf16": 0, "fp32": 64}
 """float32 is there for its digits: three tf32 products of halves keep twice the operands."""
 
+UNALIGNED = 128
+"""Where every element has an address of its own; no model's d is such a one."""
+
+FORM_TILES = {"project_tiles", "outside_tiles", "store_tiles", "stream_bases", "multiply_groups"}
+"""Of a gradient, by matrix units, from wide loads of q."""
+
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 def test_kernels_compile_within_their_resources():
@@ -26,12 +32,13 @@ def test_kernels_compile_within_their_resources():
     assert done.returncode == 0, done.stderr[-3000:]
     rows = [json.loads(line) for line in done.stdout.splitlines()]
     assert {row["sm"] for row in rows} == {80, 90}
-    kernels = {row["kernel"] for row in rows}
-    assert kernels == {"rotate_rows", "project_tiles", "outside_tiles", "sum_splits", "weigh_splits", "store_tiles"}
+    assert {row["kernel"] for row in rows} == FORM_TILES | {"rotate_rows", "sum_splits", "weigh_splits", "sum_pieces"}
     for row in rows:
         assert row["shared"] <= row["bound"] <= row["limit"], row
-        assert row["spills"] <= SPILLED_WORDS[row["dtype"]], row
-        if row["kernel"] in ("project_tiles", "outside_tiles", "store_tiles"):
+        assert row["spills"] <= (UNALIGNED if row["shape"][1] % 16 else SPILLED_WORDS[row["dtype"]]), row
+        assert not row["float64"] or row["kernel"] == "sum_pieces", row
+        if row["kernel"] in FORM_TILES:
             assert row["matrix_unit"], row
-        if row["kernel"] in ("project_tiles", "store_tiles") and row["dtype"] == "bf16" and row["shape"][1] % 16 == 0:
-            assert row["wide_loads"], row
+            # The second pass of kron_project is there for float32.
+            if row["kernel"] != "outside_tiles" and row["dtype"] == "bf16" and row["shape"][1] % 16 == 0:
+                assert row["wide_loads"], row

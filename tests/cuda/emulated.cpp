@@ -1,6 +1,7 @@
-// Both kernels under the emulator, as a library for ctypes.
+// The kernels under the emulator, as a library for ctypes.
 #include "emulator.cpp"
 
+#include "ggn.cuh"
 #include "halves.cuh"
 #include "projection_sm80.cuh"
 #include "projection_sm90.cuh"
@@ -43,6 +44,34 @@ extern "C" void emulate_split(const void* p, int is_float, uint32_t* high, uint3
         else
             split_pairs(static_cast<const uint16_t*>(p), high, low, tokens, r, p_stride);
     });
+}
+
+extern "C" int emulate_ggn(const GgnProblem* problem, int rows, int bases, uint64_t seed, char* error, int room) {
+    try {
+        const size_t p_bytes = problem->tokens * problem->p_stride * 2;
+        const size_t bases_bytes = size_t(problem->k) * problem->r * problem->d * (problem->bases_are_float ? 4 : 2);
+        Machine& machine = Machine::the();
+        machine.begin(seed, {{problem->p, p_bytes},
+                             {problem->p_low, problem->p_low == nullptr ? 0 : p_bytes},
+                             {problem->q, problem->tokens * problem->d * 2},
+                             {problem->bases, bases_bytes}});
+        const auto blocks_of = [](int size, int each) { return (size + each - 1) / each; };
+        const int chunks = std::max(1, blocks_of(problem->k, bases));
+        for_rows(rows, [&]<int R>(Rows<R>) {
+            machine.launch(problem->count * blocks_of(problem->d, kColumnsPerBox) * chunks, kThreads, 1, GgnMemory<R>::kBytes,
+                           [&] {
+                               if (problem->bases_are_float)
+                                   stream_bases<R, float>(*problem, bases);
+                               else
+                                   stream_bases<R, uint16_t>(*problem, bases);
+                           });
+        });
+        machine.launch(problem->count * blocks_of(problem->k + 1, kThreads), kThreads, 1, 16, [&] { sum_tiles(*problem); });
+        return 0;
+    } catch (const std::exception& failure) {
+        std::snprintf(error, room, "%s", failure.what());
+        return 1;
+    }
 }
 
 // 0, or 1 with the reason in `error`.

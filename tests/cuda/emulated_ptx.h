@@ -18,6 +18,9 @@
 struct float2 {
     float x, y;
 };
+struct uint4 {
+    uint32_t x, y, z, w;
+};
 
 namespace bayesrm::ptx {
 
@@ -39,6 +42,13 @@ inline uint32_t pack_bf16(float low, float high) {
 
 inline float2 load_constant(const float2* from) { return *from; }
 inline float load_constant(const float* from) { return *from; }
+
+inline uint4 load_once(const uint4* from) {
+    emulator::Machine::the().check_source(from, sizeof *from, true);
+    return *from;
+}
+
+inline void prefetch(const void* from) { emulator::Machine::the().check_source(from, 1, true); }
 
 inline void load_matrices(uint32_t (&to)[4], SharedAddress row, bool transposed) {
     emulator::Warp& warp = *running().warp;

@@ -12,10 +12,24 @@ import numpy as np
 import pytest
 import torch
 from cases import CHIPS, CUDA_CASES
-from formulas import HALVES, almost_inside, close, formulas, made
+from formulas import (
+    HALVES,
+    almost_inside,
+    close,
+    formulas,
+    ggn_almost_inside,
+    ggn_close,
+    ggn_formulas,
+    ggn_made,
+    ggn_outside,
+    made,
+)
 
-from bayesrm_fast.ops.cuda import binding, chip_refuses
+from bayesrm_fast.ops.chips import MOST_SEGMENTS_STREAMED
+from bayesrm_fast.ops.cuda import binding, chip_refuses, ggn_refuses
+from bayesrm_fast.ops.cuda import ggn_project as ggn_launcher
 from bayesrm_fast.ops.cuda.configs import MOST_K, MOST_R, launch
+from bayesrm_fast.ops.cuda.ggn_project import ggn_project
 from bayesrm_fast.ops.cuda.kron_project import kron_project
 from bayesrm_fast.ops.cuda.kron_variance import kron_variance
 
@@ -43,6 +57,17 @@ class Launch(ctypes.Structure):
     _fields_ = tuple((name, ctypes.c_int) for name in ("rows", "basis", "blocks", "clusters"))
 
 
+class GgnProblem(ctypes.Structure):
+    """csrc/cuda/kernels.h has the same."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("p", "p_low", "q", "offsets", "bases")),
+        *((name, ctypes.c_void_p) for name in ("parts", "products", "squared_norm")),
+        ("tokens", ctypes.c_int64),
+        *((name, ctypes.c_int) for name in ("count", "r", "p_stride", "d", "k", "bases_are_float")),
+    )
+
+
 class Emulated:
     """In place of the compiled module `_cuda`: the arguments of csrc/cuda/bind.cpp, in its order."""
 
@@ -68,6 +93,12 @@ class Emulated:
         problem, launch = Problem(*problem), Launch(rows, basis, blocks, clusters)
         sizes = (int(not problem.parts), ctypes.c_uint64(self.seed), error, len(error))
         assert not self.library.emulate(ctypes.byref(problem), ctypes.byref(launch), *sizes), error.value.decode()
+
+    def ggn_project(self, _device, _stream, *arguments):
+        *problem, rows, bases = arguments
+        error = ctypes.create_string_buffer(200)
+        problem, sizes = GgnProblem(*problem), (rows, bases, ctypes.c_uint64(self.seed), error, len(error))
+        assert not self.library.emulate_ggn(ctypes.byref(problem), *sizes), error.value.decode()
 
 
 @pytest.fixture(scope="session")
@@ -201,3 +232,80 @@ def test_elements_beyond_two_to_the_31(emulator, monkeypatch, kernel):
     close(
         run(emulator, monkeypatch, kernel, arguments, blocks=2)[0], formulas(*near)[-1], torch.bfloat16, budget=HALVES
     )
+
+
+GGN_CASES = {
+    "one short segment": ([7], 3, 16, 5),
+    "no basis": ([4], 2, 8, 0),
+    "empty segments": ([0, 70, 0], 8, 72, 9),
+    "a token more and less than a stage": ([65, 63, 64], 16, 136, 17),
+    "rows between the compiled sizes": ([40, 150], 23, 136, 12),
+    "all rows": ([33], 64, 64, 40),
+}
+"""Columns in eights; tiles are 64 columns by 64 tokens, and a block has 8 to 64 bases."""
+
+
+@pytest.mark.parametrize("blocks_bases", [8, 16, 64])
+@pytest.mark.parametrize("basis_dtype", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("case", GGN_CASES)
+def test_ggn_project_against_its_formula(emulator, monkeypatch, case, basis_dtype, blocks_bases):
+    monkeypatch.setattr(ggn_launcher, "bases_of_block", lambda *_: blocks_bases)
+    emulator.seed = blocks_bases
+    arguments = ggn_made(*GGN_CASES[case], torch.bfloat16, basis_dtype)
+    ggn_close(ggn_project(*arguments), ggn_formulas(*arguments), torch.bfloat16)
+
+
+@pytest.mark.parametrize("directions", [1, 16])
+def test_a_gradient_almost_inside_the_directions_keeps_its_digits(emulator, directions):
+    arguments, exact = ggn_almost_inside(torch.bfloat16, torch.bfloat16, directions)
+    found = ggn_outside(*ggn_project(*arguments), arguments[-1])
+    assert found.item() == pytest.approx(exact, rel=1e-2)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_no_order_of_events_changes_a_bit_of_ggn_project(emulator, seed):
+    p, *rest = ggn_made([40, 130, 17], 8, 136, 12, torch.bfloat16)
+    for arguments in ((p, *rest), (p.float() * 1.001, *rest)):
+        found = []
+        for emulator.seed in (100, seed):
+            found.append(ggn_project(*arguments))
+        assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+def test_ggn_project_in_float32_halves_and_from_odd_addresses(emulator):
+    p, q, offsets, bases = ggn_made([20, 9], 3, 72, 10, torch.bfloat16, torch.bfloat16)
+    p = p.float() * 1.001
+    expected = ggn_formulas(p, q, offsets, bases)
+    shifted = [torch.cat([x.new_zeros(1), x.flatten()])[1:].view_as(x) for x in (q, bases)]
+    products, squared_norm = ggn_project(p, shifted[0], offsets, shifted[1])
+    scale = expected[1].sqrt()[:, None]
+    assert ((products - expected[0]).abs() <= HALVES * scale).all()
+    assert ((squared_norm - expected[1]).abs() <= HALVES * expected[1]).all()
+
+
+def test_one_segment_with_infinities_leaves_the_products_of_others_alone(emulator):
+    p, q, offsets, bases = ggn_made([5, 20, 70], 3, 136, 4, torch.bfloat16)
+    expected = ggn_formulas(p, q, offsets, bases)
+    q[5:25], p[5:25] = torch.inf, torch.nan
+    found = ggn_project(p, q, offsets, bases)
+    ggn_close([x[[0, 2]] for x in found], [x[[0, 2]] for x in expected], torch.bfloat16)
+    assert not found[0][1].isfinite().any()
+    assert not found[1][1].isfinite()
+
+
+def test_no_segments_and_no_tokens_need_no_kernel_for_ggn_project(emulator):
+    p, q, offsets, bases = ggn_made([0, 0], 2, 8, 3, torch.bfloat16)
+    assert torch.equal(ggn_project(p, q, offsets, bases)[0], torch.zeros(2, 3, dtype=torch.float64))
+    assert ggn_project(p, q, offsets[:1], bases)[1].shape == (0,)
+
+
+@pytest.mark.parametrize(
+    ("segments", "basis_dtype", "reason"),
+    [
+        (MOST_SEGMENTS_STREAMED + 1, torch.bfloat16, "it serves up to 3 segments, not 4"),
+        (1, torch.float16, "it serves bases in bfloat16 and float32, not torch.float16"),
+    ],
+)
+def test_what_ggn_project_leaves_to_triton_is_said(segments, basis_dtype, reason):
+    assert ggn_refuses(segments, torch.zeros(1, 2, 8, dtype=basis_dtype)) == reason
+    assert ggn_refuses(MOST_SEGMENTS_STREAMED, torch.zeros(1, 2, 8, dtype=torch.bfloat16)) is None

@@ -7,7 +7,19 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # or plain torch's 
 import pytest
 import torch
 from cases import CASES, CUDA_CASES
-from formulas import BUDGET, HALVES, almost_inside, close, formulas, made
+from formulas import (
+    BUDGET,
+    HALVES,
+    almost_inside,
+    close,
+    formulas,
+    ggn_almost_inside,
+    ggn_close,
+    ggn_formulas,
+    ggn_made,
+    ggn_outside,
+    made,
+)
 
 from bayesrm_fast import ops
 from bayesrm_fast.ops.backends import BACKENDS, PREFERENCE, choose, refusal, use_backend
@@ -50,6 +62,9 @@ def test_the_compiled_part_is_the_first_choice():
     assert BACKENDS["cuda"].unavailable() is None
     assert choose("kron_variance", arguments) == "cuda"
     assert choose("segment_outer", arguments[:3]) == "triton"
+    for segments, backend in ((1, "cuda"), (3, "cuda"), (4, "triton")):
+        few = on_gpu(ggn_made([20] * segments, 8, 512, 16, torch.bfloat16, torch.bfloat16))
+        assert choose("ggn_project", few) == backend
     assert choose("kron_variance", on_gpu(made([20], 8, 512, 16, torch.float32))) == "triton"
 
 
@@ -70,6 +85,50 @@ def test_operations_against_their_formulas(backend, case, dtype):
         found = ops.kron_variance(*tensors).cpu()
         close(found, variance, dtype, budget=BUDGETS.get(backend))
         assert (found >= 0).all()
+
+
+@pytest.mark.parametrize("basis_dtype", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize("case", LENGTHS_AND_SIZES)
+def test_ggn_project_against_its_formulas(backend, case, dtype, basis_dtype):
+    arguments = ggn_made(*LENGTHS_AND_SIZES[case], dtype, basis_dtype)
+    tensors = on_gpu(arguments)
+    if served(backend, "ggn_project", tensors):
+        # A matrix unit truncates as it sums a gradient's tokens.
+        ggn_close([x.cpu() for x in ops.ggn_project(*tensors)], ggn_formulas(*arguments), dtype, BUDGET[dtype])
+
+
+@pytest.mark.parametrize("segments", [1, 3, 4, 70])
+@pytest.mark.parametrize(("r", "d", "k"), [(8, 4096, 32), (16, 4096, 128), (64, 14_336, 40)])
+def test_ggn_project_at_shapes_of_large_models(backend, r, d, k, segments):
+    """The bases are not orthonormal here, which no product asks for."""
+    lengths = [2048, *((37 * n) % 160 for n in range(1, segments))]
+    p, q, offsets, *_ = made(lengths, r, d, 0, torch.bfloat16)
+    bases = (torch.randn(k, r, d, generator=torch.Generator().manual_seed(1)) / (r * d) ** 0.5).bfloat16()
+    for arguments in ((p, q, offsets, bases), (p.float() * 1.001, q, offsets, bases)):
+        tensors = on_gpu(arguments)
+        if served(backend, "ggn_project", tensors):
+            products, squared_norm = (x.cpu() for x in ops.ggn_project(*tensors))
+            expected, norms = ggn_formulas(*arguments)
+            # p as two bfloat16 halves is good to 2⁻¹⁸, and a long sum in a matrix unit to 10⁻⁶.
+            assert ((products - expected).abs() <= HALVES * norms.sqrt()[:, None]).all()
+            assert ((squared_norm - norms).abs() <= HALVES * norms).all()
+
+
+@pytest.mark.parametrize("directions", [1, 16])
+@pytest.mark.parametrize("basis_dtype", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("copies", [1, 4])
+@pytest.mark.parametrize(("dtype", "relative"), [(torch.float32, 1e-4), (torch.bfloat16, 1e-2)], ids=str)
+def test_a_gradient_almost_inside_the_directions_keeps_its_digits(
+    backend, dtype, relative, copies, basis_dtype, directions
+):
+    """Of one segment, and of as many as are multiplied together."""
+    (p, q, offsets, bases), exact = ggn_almost_inside(dtype, basis_dtype, directions)
+    bounds = torch.arange(copies + 1) * offsets[-1]
+    tensors = on_gpu((p.repeat(copies, 1), q.repeat(copies, 1), bounds, bases))
+    if served(backend, "ggn_project", tensors):
+        found = ggn_outside(*(x.cpu() for x in ops.ggn_project(*tensors)), bases)
+        assert found.tolist() == pytest.approx([exact] * copies, rel=relative)
 
 
 @pytest.mark.parametrize("case", CUDA_CASES)
@@ -113,6 +172,11 @@ def test_two_runs_are_bitwise_equal(backend):
     arguments = on_gpu(made([150, 65, 64, 1, 130] * 9, 13, 2304, 29, torch.bfloat16))
     first, *others = (ops.kron_variance(*arguments) for _ in range(20))
     assert all(torch.equal(first, other) for other in others)
+    for lengths in ([150, 65], [150, 65, 64, 1, 130] * 9):
+        arguments = on_gpu(ggn_made(lengths, 13, 2304, 29, torch.bfloat16, torch.bfloat16))
+        if served(backend, "ggn_project", arguments):
+            first, *others = (torch.cat([x.flatten() for x in ops.ggn_project(*arguments)]) for _ in range(20))
+            assert all(torch.equal(first, other) for other in others)
 
 
 @pytest.mark.parametrize("segments", [2, 40])
@@ -152,6 +216,15 @@ def test_more_than_two_to_the_31_elements(backend, r):
     near = ops.kron_variance(p[-3000:], q[-3000:], offsets[1:] - (tokens - 3000), *rest)
     assert found[0].item() == 0
     torch.testing.assert_close(found[1:], near, rtol=1e-5, atol=0)
+    bases = torch.randn(k, r, d, generator=generator, device="cuda").bfloat16()
+    for cuts in ([], [tokens - 2000, tokens - 1000]):
+        bounds = torch.tensor([0, tokens - 3000, *cuts, tokens - 40, tokens], device="cuda")
+        if served(backend, "ggn_project", (p, q, bounds, bases)):
+            far_sums = ops.ggn_project(p, q, bounds, bases)
+            near_sums = ops.ggn_project(p[-3000:], q[-3000:], bounds[1:] - (tokens - 3000), bases)
+            for far_sum, near_sum in zip(far_sums, near_sums, strict=True):
+                assert not far_sum[0].any()
+                torch.testing.assert_close(far_sum[1:], near_sum, rtol=1e-5, atol=1e-5 * float(near_sum.abs().max()))
     if served(backend, "segment_outer", (p, q, offsets)):
         last = ops.segment_outer(p, q, offsets)[-1]
         expected = p[-40:].double().T @ q[-40:].double()

@@ -91,13 +91,13 @@ def ggn_formulas(p, q, offsets, bases):
     return torch.einsum("nij,kij->nk", g, bases.double()), g.square().sum((1, 2))
 
 
-def ggn_close(found, expected, dtype):
+def ggn_close(found, expected, dtype, budget=None):
     """Each gradient's rounding, which its norm sets, is all that a product may be off by."""
     (products, squared_norm), (expected_products, expected_norm) = found, expected
     assert products.shape == expected_products.shape
     assert squared_norm.shape == expected_norm.shape
     assert products.dtype == squared_norm.dtype == torch.float64
-    budget = 1e-12 if dtype == torch.float64 else 2e-7
+    budget = budget or (1e-12 if dtype == torch.float64 else 2e-7)
     assert ((products - expected_products).abs() <= budget * expected_norm.sqrt()[:, None]).all()
     assert ((squared_norm - expected_norm).abs() <= 2 * budget * expected_norm).all()
 

@@ -3,7 +3,7 @@
 import pytest
 
 from bayesrm_fast.ops.chips import A100, H100
-from bayesrm_fast.ops.cuda.configs import MOST_BLOCKS_A_CLUSTER, MOST_IDLE, TILE_COLUMNS, launch
+from bayesrm_fast.ops.cuda.configs import MOST_BLOCKS_A_CLUSTER, MOST_IDLE, TILE_COLUMNS, bases_of_block, launch
 
 
 @pytest.mark.parametrize("segments", [1, 2, 9, 64, 256, 100_000])
@@ -32,3 +32,15 @@ def test_few_segments_take_the_kernel_that_splits_them_further():
     few = launch(16, 4096, 64, 2, H100, sm90=True)
     assert (few.kernel, few.blocks) == ("sm80", 16)
     assert launch(16, 4096, 64, 64, A100, sm90=False).kernel == "sm80"
+
+
+@pytest.mark.parametrize("segments", [1, 2, 3])
+@pytest.mark.parametrize("d", [8, 768, 4096, 14_336, 32_768])
+@pytest.mark.parametrize("k", [0, 1, 17, 128, 512])
+def test_blocks_of_ggn_project_fill_the_chip_or_have_a_base_for_each_warp(segments, d, k):
+    for chip in (A100, H100):
+        bases = bases_of_block(d, k, segments, chip)
+        assert bases in (8, 16, 32, 64)
+        blocks = segments * -(-d // 64) * max(1, -(-k // bases))
+        assert bases == 8 or blocks >= 2 * chip.multiprocessors
+    assert bases_of_block(4096, 128, 1, H100) == 16

@@ -105,6 +105,8 @@ def test_kron_variance(backend, case, dtype):
 @pytest.mark.parametrize("case", GGN_CASES)
 def test_ggn_project(backend, case, dtype, basis_dtype):
     arguments = ggn_inputs(case, dtype, basis_dtype)
+    if backend == "triton" and (dtype == torch.float16 or (dtype == torch.bfloat16) == (basis_dtype == torch.bfloat16)):
+        pytest.skip("the interpreter is slow, and every load widens what it reads")
     if served(backend, "ggn_project", arguments):
         ggn_close(ops.ggn_project(*arguments), ggn_formulas(*arguments), dtype)
 

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from formulas import close, formulas, made
+from formulas import close, formulas, ggn_close, ggn_formulas, ggn_made, made
 
 from bayesrm_fast.ops.backends import BACKENDS, use_backend
 from bayesrm_fast.ops.cpu.binding import missing
@@ -41,9 +41,16 @@ def test_cpu(far):
 
 @pytest.mark.skipif(BACKENDS["triton"].unavailable() is not None, reason=str(BACKENDS["triton"].unavailable()))
 def test_triton(far):
+    from bayesrm_fast.ops.triton.ggn_project import ggn_project
     from bayesrm_fast.ops.triton.kron_variance import kron_variance
     from bayesrm_fast.ops.triton.segment_outer import segment_outer
 
+    bases = ggn_made([], 4, D, 8, torch.bfloat16)[-1]
     with use_backend("triton"):
         close(kron_variance(*far[0]), formulas(*far[1])[-1], torch.bfloat16)
         close(segment_outer(*far[0][:3]), formulas(*far[1])[0], torch.bfloat16)
+        for cuts in ([], [3, 7, 20]):  # a segment a program, and sixteen
+            bounds = torch.tensor([0, *cuts, 63])
+            arguments = (*far[1][:2], bounds, bases)
+            found = ggn_project(*far[0][:2], bounds + TOKENS - 63, bases)
+            ggn_close(found, ggn_formulas(*arguments), torch.bfloat16)

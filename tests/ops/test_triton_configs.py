@@ -11,7 +11,15 @@ from formulas import made
 
 from bayesrm_fast.ops import triton
 from bayesrm_fast.ops.chips import H100, Chip, tiles_per_program
-from bayesrm_fast.ops.triton.configs import MOST_ROWS_A_PROGRAM, tiles
+from bayesrm_fast.ops.triton.configs import (
+    GGN_PROGRAMS_A_MULTIPROCESSOR,
+    MOST_ROWS_A_PROGRAM,
+    ggn_splits,
+    group_tiles,
+    stream_tiles,
+    takes_groups,
+    tiles,
+)
 
 SIZES = [1, 2, 8, 15, 16, 17, 33, 64, 65, 100, 256]
 SITES = list(itertools.product(SIZES, [1, 7, 17, 33, 64, 384, 14_336, 32_768], [0, *SIZES]))
@@ -80,6 +88,29 @@ def test_every_column_has_one_program_and_few_segments_fill_the_chip(segments, d
     ]
     assert walked == list(range(blocks))
     assert splits == blocks or segments * splits >= 2 * H100.multiprocessors
+
+
+@pytest.mark.parametrize("chip", CHIPS)
+@pytest.mark.parametrize("programs", [1, 2, 8, 64, 10_000])
+@pytest.mark.parametrize("d", [1, 33, 384, 4096, 14_336, 32_768])
+def test_every_column_of_ggn_project_has_one_program_and_all_are_resident(chip, programs, d):
+    """What is stored between its kernels is a tile for each program, and so no more than the chip can hold."""
+    for k, itemsize in itertools.product([0, 1, 32, 128, 1000], [2, 4]):
+        for t in (stream_tiles(d, k, itemsize), group_tiles(k)):
+            for size in (t.segments, t.rows, t.bases, t.chunks, t.tokens, t.columns):
+                assert size & (size - 1) == 0
+            columns = -(-d // t.columns)
+            per_program, splits = ggn_splits(programs, d, t, CHIPS[chip])
+            assert (splits - 1) * per_program < columns <= splits * per_program
+            resident = GGN_PROGRAMS_A_MULTIPROCESSOR * CHIPS[chip].multiprocessors
+            assert programs * splits <= max(programs, resident)
+            assert splits == columns or 2 * programs * splits > resident - programs
+
+
+def test_only_many_segments_of_bfloat16_are_multiplied_together():
+    assert [takes_groups(n, torch.bfloat16) for n in (1, 3, 4, 1000)] == [False, False, True, True]
+    assert not takes_groups(1000, torch.float32)
+    assert not takes_groups(1000, torch.float16)
 
 
 def test_block_sizes_need_no_triton():

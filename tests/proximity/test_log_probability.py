@@ -5,9 +5,9 @@ import math
 
 import pytest
 import torch
-from tiny import WORDS, tiny_policy, tiny_tokenizer, words
+from tiny import WORDS, tiny_adapter, tiny_policy, tiny_tokenizer, words
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from bayesrm_fast.errors import InputError
 from bayesrm_fast.proximity.log_probability import PolicyLogProbabilities
@@ -218,6 +218,41 @@ def test_folders_without_a_policy_are_refused(base_folder, tmp_path):
         PolicyLogProbabilities.from_pretrained(base_folder)
     with pytest.raises(InputError, match=rf"the policy {tmp_path} cannot be loaded: "):
         PolicyLogProbabilities.from_pretrained(tmp_path)
+
+
+@pytest.fixture
+def policy_folder(tmp_path):
+    tiny_policy("llama", torch.float32).save_pretrained(tmp_path / "policy")
+    tiny_tokenizer("llama").save_pretrained(tmp_path / "policy")
+    return tmp_path / "policy"
+
+
+def saved_adapter(folder, base, **lora):
+    model = tiny_adapter("llama", base=base, **lora)
+    model.save_pretrained(folder)
+    tiny_tokenizer("llama").save_pretrained(folder)
+    return model
+
+
+def test_an_adapter_is_put_on_its_base_model(policy_folder, tmp_path):
+    base = AutoModelForCausalLM.from_pretrained(policy_folder)
+    model = saved_adapter(tmp_path / "adapter", base, task_type="CAUSAL_LM")
+    loaded = PolicyLogProbabilities.from_pretrained(tmp_path / "adapter", device="cpu").log_probabilities(SETS)
+    expected = policy(model=model.merge_and_unload()).log_probabilities(SETS)
+    torch.testing.assert_close(loaded, expected, rtol=1e-4, atol=1e-4)
+    bare = PolicyLogProbabilities.from_pretrained(policy_folder, device="cpu").log_probabilities(SETS)
+    assert (loaded[0] - bare[0]).abs().max() > 0.1
+
+
+def test_an_adapter_of_a_reward_model_is_no_policy(adapter_folder):
+    with pytest.raises(InputError, match="is an adapter for SEQ_CLS, and no policy"):
+        PolicyLogProbabilities.from_pretrained(adapter_folder)
+
+
+def test_an_adapter_whose_base_model_has_no_weights_for_the_logits_is_refused(base_folder, tmp_path):
+    saved_adapter(tmp_path / "adapter", AutoModelForCausalLM.from_pretrained(base_folder), task_type="CAUSAL_LM")
+    with pytest.raises(InputError, match=r"adapter is no causal language model: it lacks lm_head.weight"):
+        PolicyLogProbabilities.from_pretrained(tmp_path / "adapter")
 
 
 def test_rows_that_have_them_keep_their_own():

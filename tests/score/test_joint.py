@@ -165,7 +165,7 @@ def test_a_sketched_covariance_errs_as_it_says(rm, width, monkeypatch):
 
 
 def test_what_does_not_fit_is_sketched_by_itself(rm, monkeypatch):
-    monkeypatch.setattr("bayesrm_fast.score.joint.free_bytes", lambda _: 1000)
+    monkeypatch.setattr("bayesrm_fast.score.features.free_bytes", lambda _: 1000)
     assert rm.covariance("about art", RESPONSES[:3]).sketch_error is not None
     with pytest.raises(InputError, match="outside must be one of"):
         rm.covariance("about art", RESPONSES[:3], outside="some")
@@ -176,3 +176,22 @@ def test_of_equal_candidates_the_first_is_the_best_in_every_draw(dtype):
     covariance = torch.full((3, 3), 2.0 / 3, dtype=dtype)
     joint = JointRewards(torch.full((3,), 0.1, dtype=dtype), covariance, torch.zeros(3, dtype=torch.bool))
     assert joint.probability_of_being_best(4096).tolist() == [1, 0, 0]
+
+
+@pytest.mark.parametrize("outside", ["exact", "sketch"])
+def test_equal_candidates_are_equal_to_the_last_digit_whatever_the_batches(rm, outside):
+    responses = [RESPONSES[3], RESPONSES[6], RESPONSES[3], *RESPONSES[10:30], RESPONSES[3]]
+    found = rm.covariance("able about", responses, outside=outside)
+    for other in (2, 23):
+        assert torch.equal(found.mean[0], found.mean[other])
+        assert torch.equal(found.covariance[0], found.covariance[other])
+        assert torch.equal(found.covariance[:, 0], found.covariance[:, other])
+    alone = rm.covariance("able about", RESPONSES[3:4] * 5, outside=outside).relative()
+    assert not alone.mean.any()
+    assert not alone.covariance.any()
+
+
+def test_no_difference_has_a_variance_below_zero():
+    covariance = torch.tensor([[1.0, 1.0 + 1e-7], [1.0 + 1e-7, 1.0]])
+    one = JointRewards(torch.zeros(2), covariance, torch.zeros(2, dtype=torch.bool))
+    assert one.relative().covariance.diagonal().tolist() == [0.0, 0.0]

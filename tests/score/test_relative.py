@@ -99,6 +99,12 @@ def test_prompts_are_compared_within_themselves_whatever_shares_their_window(mon
         torch.testing.assert_close(again.mean, whole.mean, rtol=1e-8, atol=1e-10)
 
 
+def test_a_window_has_no_more_differences_than_rows_that_fit():
+    """Of a few rows there are many pairs, each of whose differences is as large as a gradient."""
+    comparisons = [relative.Comparison([i], [j]) for i in range(5) for j in range(i)]
+    assert [len(window) for window in relative._windows(comparisons, 4)] == [4, 2, 3, 1]
+
+
 def test_gradients_that_turn_out_not_to_fit_take_two_passes(monkeypatch):
     rm = fitted()
     prompts, responses = [PROMPT, words(3, 7)] * 3, [words(2 + i, 40 + i) for i in range(6)]

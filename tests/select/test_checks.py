@@ -42,7 +42,7 @@ def test_a_number_is_finite(value):
     assert finite(-3, "mean") == -3.0
 
 
-@pytest.mark.parametrize("value", [0, -1, math.nan, math.inf, "a", None, torch.ones(2), 10**400])
+@pytest.mark.parametrize("value", [0, -1, math.nan, math.inf, "a", None, torch.ones(2), 2**63, 10**400])
 def test_a_positive_number_is_above_zero_and_finite(value):
     with pytest.raises(InputError, match="λ must be a finite number above 0"):
         positive(value, "λ")
@@ -61,3 +61,11 @@ def test_a_whole_number_has_bounds(value):
     with pytest.raises(InputError, match="n must be a whole number from 1 to 3"):
         whole(value, 1, "n", most=3)
     assert whole(3, 1, "n", most=3) == 3
+
+
+def test_a_whole_number_is_one_that_a_tensor_holds():
+    with pytest.raises(InputError, match=f"seed must be a whole number from 0 to {2**63 - 1}, not {2**63}"):
+        whole(2**63, 0, "seed")
+    with pytest.raises(InputError, match="seed must be a whole number of at least 0, not -1"):
+        whole(-1, 0, "seed")
+    assert whole(2**63 - 1, 0, "seed") == 2**63 - 1

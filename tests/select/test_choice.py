@@ -279,6 +279,20 @@ def test_scores_that_are_all_nan_choose_nothing(rm):
         rm.best_of_each(CANDIDATES, Lost())
 
 
+@pytest.mark.parametrize("relative", [True, False])
+@pytest.mark.parametrize(
+    ("rule", "best"),
+    [
+        ({"rule": "std", "k": 1e300}, "-inf|nan"),
+        ({"rule": "regularised", "proximity": {"rule": "mbr"}, "reward": {"rule": "mean"}}, "inf"),
+    ],
+)
+def test_scores_that_overflow_choose_nothing(rm, rule, best, relative):
+    rows = [row | {"similarities": [[1e300] * len(row["responses"])] * len(row["responses"])} for row in CANDIDATES]
+    with pytest.raises(InputError, match=rf"gave no candidate of candidates, row 1 a score: the best is ({best})"):
+        rm.best_of_each(rows, rule, relative=relative)
+
+
 def test_scores_that_are_no_tensor_are_refused(rm):
     class Listed(Rule):
         def scores(self, known):

@@ -109,6 +109,15 @@ def test_descriptions_nest():
     )
 
 
+@RULE
+def test_one_value_has_one_description_in_jsons_types(name, rule):
+    whole = {key: int(value) for key, value in vars(rule).items() if type(value) is float and value == int(value)}
+    numbers = {key: torch.tensor(value) for key, value in whole.items()}
+    told = json.dumps(description_of(rule))
+    assert json.dumps(description_of(dataclasses.replace(rule, **whole))) == told
+    assert json.dumps(description_of(dataclasses.replace(rule, **numbers))) == told
+
+
 def test_a_rule_without_a_name_cannot_be_described():
     class Own(Rule):
         def scores(self, known):
@@ -125,7 +134,8 @@ def test_a_rule_without_a_name_cannot_be_described():
     [
         ("sdt", "rule must be one of mean, std"),
         (None, "rule must be one of"),
-        (["std"], "rule must be one of"),
+        (["std"], "a description or a Rule, not list"),
+        (PenalisedReward, "a description or a Rule, not "),
         ({}, "must name itself"),
         ({"rule": "sdt"}, "rule must be one of"),
         ({"rule": ["std"]}, "rule must be one of"),

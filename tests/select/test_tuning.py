@@ -1,5 +1,6 @@
 """k comes from data, and is 0 where data does not speak for it; so do the parameters of every rule."""
 
+import dataclasses
 import itertools
 import math
 
@@ -10,18 +11,21 @@ from tiny import tiny_adapter, tiny_pairs, tiny_tokenizer, words
 from bayesrm_fast import BayesianRewardModel, InputError
 from bayesrm_fast.posterior.files import load_posterior, save_posterior
 from bayesrm_fast.select.regularised import LogProbability, Regularised
-from bayesrm_fast.select.rules import KnownCandidates, MeanReward, PenalisedReward, StochasticRule
+from bayesrm_fast.select.rules import KnownCandidates, MeanReward, PenalisedReward, Rule, StochasticRule
 from bayesrm_fast.select.stochastic import SoftBestOfN, TopShare
 from bayesrm_fast.select.tuning import (
     SUBSETS,
     WEIGHTS,
     JudgedPrompt,
+    digest_of,
     gain_by_folds,
     grid_of,
+    report,
     tuned,
     tuned_by_gold,
     tuned_by_pairs,
 )
+from bayesrm_fast.text.records import Candidates
 
 
 def prompts(count, sign, noise=0.1, n=32, seed=0):
@@ -231,10 +235,45 @@ def test_what_the_choosing_gains_is_measured_on_prompts_that_did_not_choose():
     assert abs(found.gain) < 3 * found.standard_error
 
 
-def test_rows_of_one_prompt_are_in_one_fold():
-    """Each of two prompts is told by the other alone, whose best is its worst."""
-    gold = torch.tensor([[0.0, 1.0, -1.0], [0.0, -1.0, 1.0]], dtype=torch.float64).repeat(3, 1)
-    assert gain_by_folds(gold, ["a", "b"] * 3) == (-1.0, 0.0)
+def test_what_the_choosing_gains_on_a_prompt_is_told_by_the_others():
+    """Each of three is told by two whose best is its worst."""
+    gold = torch.tensor([[0.0, -1.0, 2.0, 2.0], [0.0, 2.0, -1.0, 2.0], [0.0, 2.0, 2.0, -1.0]], dtype=torch.float64)
+    assert gain_by_folds(gold) == (-1.0, 0.0)
+
+
+def test_more_rows_of_a_prompt_are_no_more_prompts():
+    once = prompts(10, 1.0, noise=2.0)
+    rule, grid = PenalisedReward(), {"k": WEIGHTS}
+    assert tuned(rule, grid, once * 4) == tuned(rule, grid, once)
+    assert report(rule, once * 4) == report(rule, once)
+    halves = [dataclasses.replace(one, digest=f"{int(one.digest) // 2}") for one in once]
+    assert (tuned(rule, grid, halves).prompts, report(rule, halves).prompts) == (5, 5)
+
+
+@pytest.mark.parametrize(
+    "again",
+    ["  able\nabout ", [{"role": "user", "content": "able about"}], [{"content": " able about", "role": "user"}]],
+)
+def test_a_prompt_is_known_again_in_another_form(again):
+    assert digest_of(Candidates(again, ["a"])) == digest_of(Candidates("able about", ["a"]))
+    for other in ("ableabout", "Able about", [{"role": "system", "content": "able about"}]):
+        assert digest_of(Candidates(other, ["a"])) != digest_of(Candidates(again, ["a"]))
+
+
+class Own(Rule):
+    """Of a caller: not a dataclass."""
+
+    grids = {"k": (0.0, 1.0)}  # noqa: RUF012
+
+    def scores(self, known):
+        return known.mean
+
+
+@pytest.mark.parametrize(
+    "values", [torch.tensor([0.0, 1.0]), torch.tensor([0.0, 1.0]).numpy(), [0, 1]], ids=["torch", "numpy", "list"]
+)
+def test_values_to_choose_from_are_numbers_in_any_container(values):
+    assert grid_of(PenalisedReward(), {"k": values}) == {"k": [0.0, 1.0]}
 
 
 @pytest.mark.parametrize(
@@ -246,6 +285,13 @@ def test_rows_of_one_prompt_are_in_one_fold():
         (SoftBestOfN(), ("reward.k.k",), "no values to choose"),
         (SoftBestOfN(), {"temperature": ()}, "no values to choose temperature from"),
         (SoftBestOfN(), {"heat": (1.0,)}, "SoftBestOfN has no parameter 'heat'"),
+        (SoftBestOfN(), "temperature", "parameters must be a list of names, or values by name, not 'temperature'"),
+        (SoftBestOfN(), (1,), "no values to choose 1 from"),
+        (SoftBestOfN(), {1: (1.0,)}, "SoftBestOfN has no parameter '1'"),
+        (SoftBestOfN(), {"temperature": 1.0}, "temperature from must be a list of numbers, not 1.0"),
+        (SoftBestOfN(), {"temperature": iter((1.0,))}, "temperature from must be a list of numbers"),
+        (SoftBestOfN(), {"reward": (MeanReward(),)}, "reward from must be a list of numbers"),
+        (Own(), None, "Own has no parameter 'k'"),
         (SoftBestOfN(), {"temperature": (-1.0,)}, "temperature must be"),
         (SoftBestOfN(), {"temperature": (1.0, float("nan"))}, "temperature must be"),
     ],

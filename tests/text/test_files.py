@@ -1,6 +1,7 @@
 """Rows in and out of files."""
 
 import gzip
+import json
 import os
 from pathlib import Path
 
@@ -17,6 +18,13 @@ def test_rows_survive_the_round(tmp_path, name):
     write_rows(tmp_path / name, ROWS)
     assert read_rows(tmp_path / name) == ROWS
     assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_a_json_array_is_read_and_not_written(tmp_path):
+    (tmp_path / "rows.json").write_text(json.dumps(ROWS), encoding="utf-8")
+    assert read_rows(tmp_path / "rows.json") == ROWS
+    with pytest.raises(InputError, match=r"must end in \.jsonl, \.jsonl\.gz, \.parquet$"):
+        write_rows(tmp_path / "other.json", ROWS)
 
 
 @pytest.mark.parametrize("is_read_once", [True, False])
@@ -43,6 +51,12 @@ def test_rows_that_fit_no_schema_are_refused(tmp_path):
         ("rows.jsonl", b"\xff\xfe{}", "cannot be read"),
         ("rows.jsonl.gz", b"no gzip", "cannot be read"),
         ("rows.jsonl.gz", gzip.compress(b'{"a": 1}\n' * 1000, mtime=0)[:-20], "cannot be read"),
+        ("rows.json", b"[]", "empty"),
+        ("rows.json", b'{"a": 1}', "must be an array of objects"),
+        ("rows.json", b'[{"a": 1}, [1]]', "row 2 is not a JSON object"),
+        ("rows.json", b'[{"a": ', "is not valid JSON"),
+        ("rows.json", b"\xff\xfe[]", "cannot be read"),
+        ("rows.json", b"[" * 10**5, "nested too deeply"),
         ("rows.parquet", b"no parquet", "not a readable Parquet file"),
         ("rows.csv", b"a,b", "must end in"),
     ],

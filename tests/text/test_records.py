@@ -15,7 +15,9 @@ from bayesrm_fast.text.records import (
     candidate_sets,
     checked_rows,
     iter_candidate_sets,
+    iter_pools,
     iter_preference_pairs,
+    pairs_within,
     pairs_within_prompts,
     preference_pairs,
     single_responses,
@@ -245,3 +247,27 @@ def test_a_record_that_is_checked_again_keeps_its_name():
     sets = candidate_sets([{"prompt": "a", "responses": ["b"]}], "rows.jsonl")
     assert candidate_sets(sets)[0].where == "rows.jsonl, row 1"
     assert candidate_sets([Candidates("a", ["b"])])[0].where == "candidates, row 1"
+
+
+def test_a_pool_is_pairs_or_prompts_with_several_responses_as_its_first_row_is():
+    pair = {"prompt": "a", "chosen": "b", "rejected": "c", "gold": 1}
+    sets = {"prompt": "a", "responses": ["b", "c", "d"]}
+    assert list(iter_pools([pair])) == [PreferencePair("a", "b", "c")]
+    assert list(iter_pools(iter([sets]))) == [Candidates("a", ["b", "c", "d"])]
+    assert list(iter_pools(pandas.DataFrame([sets, sets]))) == [Candidates("a", ["b", "c", "d"])] * 2
+    assert [pairs_within(one) for one in (*iter_pools([pair]), *iter_pools([sets]))] == [1, 3]
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([], "pool: there are no rows"),
+        ([5], "pool, row 1 must be an object with prompt, chosen, rejected, not int"),
+        ([{"prompt": "a", "chosen": "b"}], "pool, row 1 has no column 'rejected'"),
+        ([{"prompt": "a", "responses": ["b", "c"]}, {"prompt": "a", "chosen": "b"}], "pool, row 2 has no column 'resp"),
+        ([{"prompt": "a", "responses": ["b"]}], "pool, row 1: responses has one response, and a pair needs two"),
+    ],
+)
+def test_rows_of_a_pool_that_are_neither_are_named(rows, message):
+    with pytest.raises(InputError, match=f"^{message}"):
+        list(iter_pools(rows, "pool"))

@@ -1,4 +1,4 @@
-"""The compiled module, where there is one, and the one call that both operations are."""
+"""The compiled module, where there is one, what its calls share, and the one that both Kronecker operations are."""
 
 from functools import cache
 
@@ -34,10 +34,8 @@ def project(
     chip = chip_of(q.device)
     how = launch(r, d, k, count, chip, sm90=_has_sm90(chip))
     at = (q.device.index, torch.cuda.current_stream(q.device).cuda_stream)
-    p, p_low = _halves(p, *at)
-    q = q.contiguous()
-    q = q if _is_aligned(q) else q.clone()
-    held = [q, offsets.contiguous(), basis_p.float().contiguous(), basis_q.float().T.contiguous()]
+    p, p_low = halves(p, *at)
+    held = [aligned(q), offsets.contiguous(), basis_p.float().contiguous(), basis_q.float().T.contiguous()]
     constants = [x.float().contiguous() for x in (weight, residual) if x is not None]
     parts, clusters = None, 1
     if how.kernel == "sm80":
@@ -47,7 +45,7 @@ def project(
     inputs = [x.data_ptr() for x in held] + ([x.data_ptr() for x in constants] or [0, 0])
     results = [x.data_ptr() for x in outputs]
     results = [*results, 0, 0] if constants else [0, *results]
-    addresses = (p.data_ptr(), _address(p_low), *inputs, *results, _address(parts))
+    addresses = (p.data_ptr(), address(p_low), *inputs, *results, address(parts))
     compiled.project(*at, *addresses, tokens, count, r, p.shape[1], d, k, how.rows, how.basis, how.blocks, clusters)
 
 
@@ -64,26 +62,33 @@ def _has_sm90(chip: Chip) -> bool:
     return chip.capability == 90 and "90a" in compiled.architectures
 
 
-def _halves(p: Tensor, device: int, stream: int) -> tuple[Tensor, Tensor | None]:  # shape: (T, r)
+def halves(p: Tensor, device: int, stream: int) -> tuple[Tensor, Tensor | None]:  # shape: (T, r)
     """p in bfloat16 with its columns padded to eights, and what that leaves of a float32, of the same shape."""
     tokens, r = p.shape
     p = p.contiguous()
     is_float = p.dtype == torch.float32
-    if not is_float and r % 8 == 0 and _is_aligned(p):
+    if not is_float and r % 8 == 0 and is_aligned(p):
         return p, None
     stride = r + -r % 8
     high = torch.empty((tokens, stride), dtype=torch.bfloat16, device=p.device)
     low = torch.empty_like(high) if is_float else None
-    compiled.split_halves(device, stream, p.data_ptr(), is_float, high.data_ptr(), _address(low), tokens, r, stride)
+    compiled.split_halves(device, stream, p.data_ptr(), is_float, high.data_ptr(), address(low), tokens, r, stride)
     return high, low
 
 
-def _is_aligned(tensor: Tensor) -> bool:
+def is_aligned(tensor: Tensor) -> bool:
     """A GPU copies 16 bytes at a time."""
     return tensor.data_ptr() % 16 == 0
 
 
-def _address(tensor: Tensor | None) -> int:
+def aligned(tensor: Tensor) -> Tensor:
+    """The same numbers, contiguous, and where a GPU can copy them from."""
+    tensor = tensor.contiguous()
+    return tensor if is_aligned(tensor) else tensor.clone()
+
+
+def address(tensor: Tensor | None) -> int:
+    """Of its first element; 0 for None."""
     return 0 if tensor is None else tensor.data_ptr()
 
 

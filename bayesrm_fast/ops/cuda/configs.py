@@ -11,6 +11,12 @@ MOST_R, MOST_K = 64, 64
 TILE_COLUMNS = 256
 """As in csrc/cuda/tile.cuh."""
 
+BOX_COLUMNS = 64
+"""As `kColumnsPerBox` in csrc/cuda/tile.cuh: the tiles of `ggn_project`."""
+
+BLOCKS_A_MULTIPROCESSOR = 2
+"""Of `ggn_project`, as csrc/cuda/ggn.cuh bounds its registers."""
+
 MOST_BLOCKS_A_CLUSTER = 8
 """That every chip with clusters can hold."""
 
@@ -52,3 +58,15 @@ def launch(r: int, d: int, k: int, segments: int, chip: Chip, sm90: bool) -> Lau
         if 2 * segments * blocks >= chip.multiprocessors:
             return Launch("sm90", rows, basis, blocks)
     return Launch("sm80", rows, basis, -(-columns // tiles_per_program(segments, TILE_COLUMNS, d, chip)))
+
+
+def bases_of_block(d: int, k: int, segments: int, chip: Chip) -> int:
+    """How many bases a block of `ggn_project` multiplies with its tile of the gradient, which every block forms anew.
+
+    As many as leave each multiprocessor its blocks, in eights, which are its warps.
+    """
+    tiles = segments * -(-d // BOX_COLUMNS)
+    for bases in (64, 32, 16):
+        if tiles * -(-k // bases) >= BLOCKS_A_MULTIPROCESSOR * chip.multiprocessors:
+            return bases
+    return 8

@@ -24,8 +24,6 @@ def unavailable() -> str | None:
 
 def refuses(operation: str, tensors: tuple[Tensor, ...]) -> str | None:
     """Why this call is not served; None where it is."""
-    if operation == "ggn_project":
-        return "it serves kron_variance, kron_project and segment_outer"
     device = "cpu" if _INTERPRETED else "cuda"
     if any(tensor.device.type != device for tensor in tensors):
         return f"it serves {device} tensors here"
@@ -37,6 +35,8 @@ def refuses(operation: str, tensors: tuple[Tensor, ...]) -> str | None:
         return f"it serves r up to 256, not {p.shape[1]}"
     if any(constant.dtype == torch.float64 for constant in constants):
         return "it computes in float32, not float64"
+    if operation == "ggn_project":
+        return None  # its blocks fit every chip
     k = constants[1].shape[1] if len(constants) > 1 else 0
     try:
         tiles(p.shape[1], q.shape[1], k, largest_itemsize(p.dtype, q.dtype), chip_of(q.device))

@@ -8,7 +8,7 @@ from functools import cache
 
 import torch
 
-from bayesrm_fast.ops.chips import Chip, padded
+from bayesrm_fast.ops.chips import MOST_SEGMENTS_STREAMED, Chip, padded
 
 MOST_ROWS_A_PROGRAM = 64
 """Of a gradient; a site with more rows takes turns."""
@@ -21,8 +21,8 @@ def widens(p: torch.dtype, q: torch.dtype) -> bool:
     return p != q or q == torch.float32
 
 
-def needs_second_pass(q: torch.dtype) -> bool:
-    """Whether q can lie closer to span(U) than a difference of norms can tell."""
+def needs_digits(q: torch.dtype) -> bool:
+    """Whether q can lie closer to a subspace than a difference of float32 norms can tell."""
     return q != torch.bfloat16
 
 
@@ -81,3 +81,55 @@ def tiles(r: int, d: int, k: int, itemsize: int, chip: Chip, second_pass: bool =
         if refused is None:
             return found
     raise ValueError(refused)
+
+
+GGN_PROGRAMS_A_MULTIPROCESSOR = 2
+"""That its registers hold, of either kernel of `ggn_project`."""
+
+
+@dataclass(frozen=True)
+class GgnTiles:
+    """How a kernel of `ggn_project` is compiled."""
+
+    segments: int  # of a program
+    rows: int  # of the gradient
+    bases: int
+    chunks: int  # of so many bases, one after the other
+    tokens: int
+    columns: int  # of q
+    warps: int
+    stages: int  # blocks of tokens in flight
+
+
+def takes_groups(segments: int, q: torch.dtype) -> bool:
+    """Whether `ggn_project` multiplies sixteen segments at once."""
+    return segments > MOST_SEGMENTS_STREAMED and not needs_digits(q)
+
+
+def stream_tiles(d: int, k: int, itemsize: int) -> GgnTiles:
+    """One segment a program: two programs on each multiprocessor, with 16 KiB of the bases under way for each."""
+    return GgnTiles(1, 16, 8, _chunks(k, 8), 16 if itemsize == 4 else 32, min(32, padded(d)), 8, 3)
+
+
+def group_tiles(k: int) -> GgnTiles:
+    """Sixteen segments a program, which is what a matrix unit takes; wider tiles would not stay in registers.
+
+    Nor would a single chunk: tests/codegen has the compiler's word on it.
+    """
+    return GgnTiles(16, 16, 16, max(2, _chunks(k, 16)), 16, 16, 8, 1)
+
+
+def _chunks(k: int, bases: int) -> int:
+    """A power of two, and no more than eight: each program forms its tile of the gradient anew."""
+    return min(8, 1 << (max(1, -(-k // bases)) - 1).bit_length())
+
+
+def ggn_splits(programs: int, d: int, t: GgnTiles, chip: Chip) -> tuple[int, int]:
+    """Column tiles that one program of `ggn_project` walks, and how many programs share all of them.
+
+    So many are resident at once, unless each column tile has more than that: what is stored between the kernels,
+    a tile of products for each program, is no more than the chip holds in its registers.
+    """
+    columns = -(-d // t.columns)
+    per_program = -(-columns // max(1, GGN_PROGRAMS_A_MULTIPROCESSOR * chip.multiprocessors // programs))
+    return per_program, -(-columns // per_program)

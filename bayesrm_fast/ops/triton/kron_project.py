@@ -18,7 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from bayesrm_fast.ops.chips import chip_of, tiles_per_program
-from bayesrm_fast.ops.triton.configs import MOST_ROWS_A_PROGRAM, largest_itemsize, needs_second_pass, tiles, widens
+from bayesrm_fast.ops.triton.configs import MOST_ROWS_A_PROGRAM, largest_itemsize, needs_digits, tiles, widens
 from bayesrm_fast.ops.triton.primitives import basis_tile, dot, rotated_tile
 
 
@@ -133,7 +133,7 @@ class Projection:
         self.basis_p, self.basis_q_t = basis_p.float().contiguous(), basis_q.float().T.contiguous()
         self.count, self.r, (self.d, self.k) = offsets.shape[0] - 1, p.shape[1], basis_q.shape
         self.chip = chip_of(q.device)
-        self.second_pass = needs_second_pass(q.dtype)
+        self.second_pass = needs_digits(q.dtype)
         self.rotate = self.r <= MOST_ROWS_A_PROGRAM
         if not self.rotate:
             self.p = self._rotated()

@@ -21,6 +21,37 @@ def dot(a, b, accumulator, WIDEN: tl.constexpr):  # shapes: [m, k], [k, n], [m, 
 
 
 @triton.jit
+def thirds(x):
+    """x as the sum of three bfloat16 values: all digits of a float32."""
+    x = x.to(tl.float32)
+    first = rounded_to_bfloat16(x)
+    x -= first.to(tl.float32)
+    second = rounded_to_bfloat16(x)
+    return first, second, rounded_to_bfloat16(x - second.to(tl.float32))
+
+
+@triton.jit
+def rounded_to_bfloat16(x):
+    """To nearest; the interpreter would truncate."""
+    if INTERPRET:
+        return (((x.to(tl.int32, bitcast=True) + 0x8000) >> 16) << 16).to(tl.float32, bitcast=True).to(tl.bfloat16)
+    else:
+        return x.to(tl.bfloat16)
+
+
+@triton.jit
+def dot_thirds(a, b, accumulator, SPLIT_A: tl.constexpr):  # b in bfloat16
+    """`accumulator + a b` with all digits of a, which is in bfloat16 or is split; the smallest products come first."""
+    if SPLIT_A:
+        first, second, third = thirds(a)
+        accumulator = dot(third, b, accumulator, False)
+        accumulator = dot(second, b, accumulator, False)
+        return dot(first, b, accumulator, False)
+    else:
+        return dot(a, b, accumulator, False)
+
+
+@triton.jit
 def outer_tile(
     p, q, start, stop, rows, columns, r, d, R: tl.constexpr, BD: tl.constexpr, BT: tl.constexpr, WIDEN: tl.constexpr
 ):

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from bayesrm_fast.select.rules import StochasticRule
 from benchmarks.overoptimisation.__main__ import gains, summary
 from benchmarks.overoptimisation.rules import Rule, crossed, curve, rules
 from benchmarks.overoptimisation.steps import PRECISIONS
@@ -43,7 +44,12 @@ def test_of_one_candidate_every_rule_picks_that_one_and_the_oracle_bounds_all():
     for rule in ROWS.values():
         found, _ = crossed(rule, TASKS)
         np.testing.assert_allclose(found[:, 0], oracle[:, 0])
-        assert (found <= oracle + 1e-12).all()
+        # Gold of a rule that draws is an estimate over a few subsets, but for one candidate and for all.
+        is_drawn = (
+            any(isinstance(choice, StochasticRule) for choice in rule.choices.values()) or "HedgeTune" in rule.name
+        )
+        exact = [0, -1] if is_drawn else slice(None)
+        assert (found[:, exact] <= oracle[:, exact] + 1e-12).all()
 
 
 @pytest.mark.parametrize("structure", ["exact", "ggn", "kfac", "ekfac"])
