@@ -44,31 +44,14 @@ struct Block {
     }
 };
 
-// What is brought into the cache while a block is multiplied: of `bases` in `next`, which lie far apart, every group of
-// segments fetches its share.
-template <class B>
-struct Fetch {
-    Block<B> next;
-    int64_t bases, groups, group;
-    Fetch of(int64_t another) const { return {next, bases, groups, another}; }
-    void operator()(int64_t row, int64_t column) const {
-        for (int64_t j = group; j < bases; j += groups) __builtin_prefetch(next.from(j, row, column).at);
-    }
-};
-struct FetchNothing {
-    FetchNothing of(int64_t) const { return {}; }
-    void operator()(int64_t, int64_t) const {}
-};
-
 // sums[a, b] += g[a] b[b], lane by lane.
-template <int SEGMENTS, int BASES, class B, class Ahead>
-inline void add_products(Block<float> g, Block<B> b, int64_t rows, int64_t columns, Wide* sums, Ahead fetch) {
+template <int SEGMENTS, int BASES, class B>
+inline void add_products(Block<float> g, Block<B> b, int64_t rows, int64_t columns, Wide* sums) {
     Wide totals[SEGMENTS][BASES];
     for (int a = 0; a < SEGMENTS; ++a)
         for (int j = 0; j < BASES; ++j) totals[a][j] = sums[a * BASES + j];
     for (int64_t i = 0; i < rows; ++i)
         for (int64_t c = 0; c + kWideWidth <= columns; c += kWideWidth) {
-            fetch(i, c);
             Wide x[BASES];
             for (int j = 0; j < BASES; ++j) x[j] = load_wide(b.from(j, i, c).at);
             for (int a = 0; a < SEGMENTS; ++a) {
@@ -85,16 +68,16 @@ inline void add_products(Block<float> g, Block<B> b, int64_t rows, int64_t colum
                     sums[a * BASES + j][0] += double(*g.from(a, i, c).at) * widened(*b.from(j, i, c).at);
 }
 
-template <int BASES, class B, class Ahead, int SEGMENTS = kSegmentsAtOnce>
+template <int BASES, class B, int SEGMENTS = kSegmentsAtOnce>
 inline void add_products_of_segments(Block<float> g, int64_t segments, Block<B> b, int64_t rows, int64_t columns,
-                                     Wide* sums, Ahead fetch) {
+                                     Wide* sums) {
     int64_t a = 0;
     for (; a + SEGMENTS <= segments; a += SEGMENTS)
-        add_products<SEGMENTS, BASES>(g.from(a, 0, 0), b, rows, columns, sums + a * BASES, fetch.of(a / SEGMENTS));
+        add_products<SEGMENTS, BASES>(g.from(a, 0, 0), b, rows, columns, sums + a * BASES);
     if constexpr (SEGMENTS > 1)
         if (a < segments)
-            add_products_of_segments<BASES, B, Ahead, SEGMENTS - 1>(g.from(a, 0, 0), segments - a, b, rows, columns,
-                                                                    sums + a * BASES, fetch);
+            add_products_of_segments<BASES, B, SEGMENTS - 1>(g.from(a, 0, 0), segments - a, b, rows, columns,
+                                                             sums + a * BASES);
 }
 
 template <int BASES, class B>
@@ -122,22 +105,16 @@ inline void add_products_with(Block<float> g, int64_t segments, Block<B> b, int6
     std::fill(work.sums, work.sums + segments * BASES, Wide{});
     const int64_t step = keeps_widened ? std::min(columns, kBlockDoubles) : columns;
     const int64_t rows_at_once = keeps_widened ? std::max<int64_t>(kBlockDoubles / columns, 1) : rows;
-    const int64_t groups = (segments + kSegmentsAtOnce - 1) / kSegmentsAtOnce;
     for (int64_t i = 0; i < rows; i += rows_at_once)
         for (int64_t c = 0; c < columns; c += step) {
-            const int64_t height = std::min(rows_at_once, rows - i), width = std::min(step, columns - c);
+            int64_t height = std::min(rows_at_once, rows - i), width = std::min(step, columns - c);
             const Block<float> part = g.from(0, i, c);
-            const Block<B> stored = b.from(0, i, c);
             if (keeps_widened) {
-                widen<BASES>(stored, height, width, work.room);
+                widen<BASES>(b.from(0, i, c), height, width, work.room);
                 const Block<double> kept{work.room, height * width, width};
-                const Block<B> next = c + step < columns        ? stored.from(0, 0, step)
-                                      : i + rows_at_once < rows ? b.from(0, i + rows_at_once, 0)
-                                                                : b.from(BASES, 0, 0);
-                const Fetch<B> fetch{next, BASES, groups, 0};
-                add_products_of_segments<BASES>(part, segments, kept, height, width, work.sums, fetch);
+                add_products_of_segments<BASES>(part, segments, kept, height, width, work.sums);
             } else {
-                add_products_of_segments<BASES>(part, segments, stored, height, width, work.sums, FetchNothing{});
+                add_products_of_segments<BASES>(part, segments, b.from(0, i, c), height, width, work.sums);
             }
         }
     for (int64_t a = 0; a < segments; ++a)
