@@ -14,7 +14,7 @@ import os
 import re
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -67,11 +67,17 @@ GGN_SHAPES = ((FLOAT, HALF), (384, 768, 4096), (4, 8, 16), (32, 128), (1, 16, 64
 """dtype of the bases, then d, r, K and the number of segments, of 128 tokens each."""
 QUICK_GGN = (384, 8, 32)
 ROUNDS = 9
-PATIENCE = 0.05
+PATIENCE = 0.2
 """Seconds that one formulation of one row may take in all: the large ones' temporaries are made of fresh pages."""
 RANK, GGN_RANK = 64, 128
 
-MEASURES = {"ratio_to_best_torch": "ratio", "gflops": "GFLOP/s", "q_gb_per_s": "q GB/s", "of_copy": "of copy"}
+MEASURES = {
+    "ratio_to_best_torch": "ratio",
+    "gflops": "GFLOP/s",
+    "q_gb_per_s": "q GB/s",
+    "of_copy": "of copy",
+    "of_floor": "of floor",
+}
 
 Timed = Callable[[Mapping[str, Callable[[], Any]]], dict[str, float]]
 """Gives the median seconds of formulations."""
@@ -236,10 +242,17 @@ def print_row(row: dict[str, Any], console: Console) -> None:
     console.print(f"{shape}: {times} ms; {rates}", soft_wrap=True)
 
 
-def summary(rows: list[dict[str, Any]]) -> dict[str, float]:
-    """Of the first backend's ratios to the best in torch."""
-    ratios = [next(iter(row["ratio_to_best_torch"].values())) for row in rows]
-    return {"least": min(ratios), "median": statistics.median(ratios), "slower": sum(ratio < 1 for ratio in ratios)}
+def in_rows(measured: Iterable[dict[str, Any]], console: Console) -> dict[str, Any]:
+    """Rows, printed as they come, and of the first backend's ratios to the best in torch what they are in all."""
+    rows = []
+    for row in measured:
+        print_row(row, console)
+        rows.append(row)
+    ratios = [ratio for row in rows for ratio in list(row.get("ratio_to_best_torch", {}).values())[:1]]
+    if not ratios:
+        return {"rows": rows}
+    found = {"least": min(ratios), "median": statistics.median(ratios), "slower": sum(ratio < 1 for ratio in ratios)}
+    return {"over_best_torch": found, "rows": rows}
 
 
 def limit_instruction_set(name: str) -> None:
@@ -263,7 +276,7 @@ def main(
     ] = False,
     output: Annotated[Path, typer.Option(help="Folder for the JSON file.")] = RESULTS,
 ) -> None:
-    """Measure, print rows as they come and write the JSON file."""
+    """Measure, print rows as they come and write the JSON file; a part that is measured again replaces itself there."""
     first = PREFERENCE[device][0]
     reason = BACKENDS[first].unavailable()
     if reason is not None:
@@ -280,44 +293,35 @@ def main(
         medians, rounds=rounds, device=device, patience=PATIENCE if device == "cpu" else float("inf"), clock=clock
     )
     most = ceilings(rounds) if device == "cuda" else {}
-    options = {"device": device, "part": part, "instruction-set": instruction_set_name}
-    unset = {"device": "cpu", "part": "all", "instruction-set": ""}
-    given = [f" --{option} {value}" for option, value in options.items() if value != unset[option]]
-    results: dict[str, Any] = {
-        "command": "python -m benchmarks.kernels" + "".join(given) + " --processor-time" * processor_time,
+    circumstances: dict[str, Any] = {
         "machine": machine.describe(device),
-        "seconds": "processor seconds of one thread" if processor_time else "seconds",
+        "clock": "processor time of one thread" if processor_time else "wall time",
         "rounds": rounds,
         **most,
     }
     if device == "cuda":
         console.print({name: f"{rate:.4g}" for name, rate in most.items()})
-        results["ggn_project"] = streaming_rows(rounds, most["copy_bytes_per_s"])
-        for row in results["ggn_project"]:
-            console.print("ggn_project", {key: row[key] for key in ("d", "segments", "of_floor")})
-        name = re.sub(r"[^a-z0-9]+", "-", torch.cuda.get_device_name().lower())
+        name, on = re.sub(r"[^a-z0-9]+", "-", torch.cuda.get_device_name().lower()), ""
     else:
-        results["machine"]["instruction_set"] = instruction_set()
-        name = "cpu"
-    if device == "cpu" and part in ("all", "scoring"):
-        whole = partial(medians, rounds=3 if quick else 3 * ROUNDS, clock=clock)
-        results["scoring"] = scoring_share(whole, layers=1 if quick else 4)
-        console.print("share of the variance in scoring:", results["scoring"]["share"])
-    rows = {
-        "kron_variance": lambda: kron_rows(quick, device, timed, most.get("copy_bytes_per_s")),
-        "ggn_project": lambda: ggn_rows(quick, timed) if device == "cpu" else iter(()),
-    }
-    for operation, measured in rows.items():
-        if part in ("all", operation):
-            results[operation] = []
-            for row in measured():
-                print_row(row, console)
-                results[operation].append(row)
-            if results[operation]:
-                console.print(operation, "over the best in torch:", summary(results[operation]))
-    name = "-".join(filter(None, (name, instruction_set_name, part if part != "all" else "", "quick" if quick else "")))
-    path = output / f"kernels-{name}.json"
-    path.write_text(json.dumps(results, indent=1) + "\n")
+        circumstances["machine"]["instruction_set"] = instruction_set()
+        name, on = "cpu", f", {instruction_set()}"
+    path = output / f"kernels-{name}{'-quick' * quick}.json"
+    results = json.loads(path.read_text()) if path.exists() else {}
+
+    def measured() -> Iterator[tuple[str, dict[str, Any]]]:
+        if device == "cpu" and part in ("all", "scoring"):
+            whole = partial(medians, rounds=3 if quick else 3 * ROUNDS, clock=clock)
+            yield "scoring", scoring_share(whole, layers=1 if quick else 4)
+        if part in ("all", "kron_variance"):
+            yield "kron_variance", in_rows(kron_rows(quick, device, timed, most.get("copy_bytes_per_s")), console)
+        if part in ("all", "ggn_project"):
+            rows = ggn_rows(quick, timed) if device == "cpu" else streaming_rows(rounds, most["copy_bytes_per_s"])
+            yield "ggn_project", in_rows(rows, console)
+
+    for operation, found in measured():
+        console.print(operation, {key: found[key] for key in ("share", "over_best_torch") if key in found})
+        results[operation + on] = {**circumstances, **found}
+        path.write_text(json.dumps(results, indent=1) + "\n")
     console.print(f"wrote {path}")
 
 
