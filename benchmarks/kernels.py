@@ -67,7 +67,7 @@ GGN_SHAPES = ((FLOAT, HALF), (384, 768, 4096), (4, 8, 16), (32, 128), (1, 16, 64
 """dtype of the bases, then d, r, K and the number of segments, of 128 tokens each."""
 QUICK_GGN = (384, 8, 32)
 ROUNDS = 9
-PATIENCE = 0.2
+PATIENCE = 0.1
 """Seconds that one formulation of one row may take in all: the large ones' temporaries are made of fresh pages."""
 RANK, GGN_RANK = 64, 128
 
