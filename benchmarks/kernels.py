@@ -1,6 +1,6 @@
 """What the operations cost: every backend against the best plain-torch formulation, and their share of scoring.
 
-python -m benchmarks.kernels                           # six minutes on two cores
+python -m benchmarks.kernels                           # eight minutes on two cores
 python -m benchmarks.kernels --part ggn_project        # one operation, or scoring, alone
 python -m benchmarks.kernels --instruction-set avx2    # all of it as on a processor that has no wider one
 python -m benchmarks.kernels --processor-time          # where others use the machine: of one thread
