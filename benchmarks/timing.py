@@ -1,8 +1,9 @@
 """Medians of formulations that take turns, and what a device can do at most."""
 
+import contextlib
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -47,6 +48,17 @@ def in_turns(
         name: {"seconds": statistics.median(times), "rounds": len(times), "spread": max(times) / min(times)}
         for name, times in seconds.items()
     }
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Torch with one thread, whose processor time other processes hardly change."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def count_plain_forwards(timed: dict[str, dict[str, Any]], plain: str) -> None:

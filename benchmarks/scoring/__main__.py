@@ -26,6 +26,7 @@ from benchmarks.scoring.on_gpu import gpu_part
 from benchmarks.scoring.posteriors import dtypes_part, one_row_part, relative_part, structures_part, virtual_part
 from benchmarks.scoring.prompts import prompts_part
 from benchmarks.scoring.rejected import compile_part, packing_part
+from benchmarks.scoring.shared_backward import shared_backward_part
 from benchmarks.scoring.start import start_part
 from benchmarks.scoring.stream import memory_part
 
@@ -38,6 +39,7 @@ PARTS: dict[str, Callable[[bool], dict[str, Any]]] = {
     "relative": relative_part,
     "virtual": virtual_part,
     "prompts": prompts_part,
+    "shared_backward": shared_backward_part,
     "fit": fit_part,
     "memory": memory_part,
     "start": start_part,
@@ -47,6 +49,7 @@ PARTS: dict[str, Callable[[bool], dict[str, Any]]] = {
     "alpaca_virtual": alpaca_virtual_part,
 }
 OF_SEVERAL_JOBS = {"shapes", "best_batches", "structures", "one_row", "dtypes", "relative", "virtual", "prompts"} | {
+    "shared_backward",
     "packing",
     "gpu",
 }

@@ -1,8 +1,7 @@
 """Mean and variance under each structure of posterior, over LoRA and over virtual adapters, of many rows and of one."""
 
-import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -15,7 +14,7 @@ from bayesrm_fast.score.variances import score_examples
 from benchmarks.baselines import empty_pass, our_batches, plain_forward
 from benchmarks.scoring.llama import BATCH_TOKENS, LENGTH, OURS, PLAIN, ScoredLlama, shapes
 from benchmarks.shapes import LlamaShape, fitted, passes_of, random_ggn, random_pairs, random_rows, virtual_passes_of
-from benchmarks.timing import count_plain_forwards, in_turns
+from benchmarks.timing import count_plain_forwards, in_turns, one_thread
 
 GGN_RANK = 128
 
@@ -63,8 +62,8 @@ def one_row_part(quick: bool) -> dict[str, Any]:
             "ggn, bases in bfloat16": partial(score_examples, scored.passes, scored.rows, half),
             "reading ggn's bases": lambda bases=ggn.bases: [basis.sum() for basis in bases.values()],
         }
-        with _one_thread():
-            timed = in_turns(formulations, 2 if quick else 51, clock=time.process_time)
+        with one_thread():
+            timed = in_turns(formulations, 2 if quick else 21, clock=time.process_time)
         count_plain_forwards(timed, PLAIN)
         results[f"hidden {hidden}"] = {
             "layers": layers,
@@ -74,16 +73,6 @@ def one_row_part(quick: bool) -> dict[str, Any]:
             "formulations": timed,
         }
     return results
-
-
-@contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def dtypes_part(quick: bool) -> dict[str, Any]:
@@ -103,7 +92,7 @@ def dtypes_part(quick: bool) -> dict[str, Any]:
                     score_examples, passes, rows, random_ggn(kfac, GGN_RANK, dtype)
                 ),
             }
-        with _one_thread():
+        with one_thread():
             timed = in_turns(formulations, 2 if quick else 7, clock=time.process_time)
         count_plain_forwards(timed, "float32, plain forward")
         results[f"hidden {hidden}"] = {
