@@ -54,7 +54,7 @@ def shared_forward(model: Any, ids: Tensor, prompt: int) -> Tensor:  # (N, T) ->
     """Every candidate's cotangents of its embedded tokens, the first `prompt` of which are the same for all."""
     count, embed = len(ids), model.get_input_embeddings()
     beginning = embed(ids[:1, :prompt]).requires_grad_()
-    cache = DynamicCache()
+    cache: Any = DynamicCache()
     model.get_base_model().model(inputs_embeds=beginning, past_key_values=cache, use_cache=True)
     shared = [part for layer in cache.layers for part in (layer.keys, layer.values)]
     own = [part.detach().expand(count, *part.shape[1:]).clone().requires_grad_() for part in shared]
