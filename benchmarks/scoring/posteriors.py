@@ -63,7 +63,7 @@ def one_row_part(quick: bool) -> dict[str, Any]:
             "reading ggn's bases": lambda bases=ggn.bases: [basis.sum() for basis in bases.values()],
         }
         with one_thread():
-            timed = in_turns(formulations, 2 if quick else 21, clock=time.process_time)
+            timed = in_turns(formulations, 2 if quick else 41, clock=time.process_time)
         count_plain_forwards(timed, PLAIN)
         results[f"hidden {hidden}"] = {
             "layers": layers,
