@@ -1,4 +1,4 @@
-"""`kron_variance` as people would write it in plain torch, and the arguments that the benchmark gives it.
+"""`kron_variance` and `ggn_project` as people would write them in plain torch, and the arguments of the benchmark.
 
 They take rectangles, p [N, longest, r] and q [N, longest, d], padded with zeros; making those is part of the cost.
 """
@@ -66,3 +66,54 @@ def _weigh(rotated: Tensor, basis_q: Tensor, weight: Tensor, residual: Tensor) -
 PLAIN_TORCH = {"batched": batched, "batched_half": batched_half, "batched_norms": batched_norms}
 LOSES_DIGITS = {torch.float32: {"batched_norms"}, torch.bfloat16: set[str]()}
 """What is timed, but is no rival: its variance is off where a gradient is almost inside the basis."""
+
+
+def ggn_inputs(
+    segments: int, r: int, d: int, k: int, basis_dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Random arguments of `ggn_project`, segments of 128 tokens in float32; its time does not depend on the values."""
+    generator = torch.Generator().manual_seed(0)
+    tokens = 128 * segments
+    p, q = torch.randn(tokens, r, generator=generator), torch.randn(tokens, d, generator=generator)
+    bases = torch.randn(k, r, d, generator=generator) / (r * d) ** 0.5
+    return p, q, torch.arange(0, tokens + 1, 128), bases.to(basis_dtype)
+
+
+def converted(p: Tensor, q: Tensor, bases: Tensor) -> tuple[Tensor, Tensor]:
+    """One product in float64, to which everything is converted."""
+    gradients = _gradients(p, q).flatten(1).double()
+    return gradients @ bases.flatten(1).double().T, torch.linalg.vecdot(gradients, gradients)
+
+
+def converted_in_blocks(p: Tensor, q: Tensor, bases: Tensor) -> tuple[Tensor, Tensor]:
+    """The same, some columns at a time, so that what is converted stays in a cache."""
+    gradients = _gradients(p, q).flatten(1)
+    products = torch.zeros(len(p), len(bases), dtype=torch.float64)
+    squared_norm = torch.zeros(len(p), dtype=torch.float64)
+    for g, b in zip(gradients.split(2048, 1), bases.flatten(1).split(2048, 1), strict=True):
+        block = g.double()
+        products.addmm_(block, b.double().T)
+        squared_norm += torch.linalg.vecdot(block, block)
+    return products, squared_norm
+
+
+def held_in_float64(p: Tensor, q: Tensor, bases: Tensor) -> tuple[Tensor, Tensor]:
+    """The same without the bases' conversion: for those who keep them in float64."""
+    gradients = _gradients(p, q).flatten(1).double()
+    return gradients @ bases.flatten(1).T, torch.linalg.vecdot(gradients, gradients)
+
+
+def in_float32(p: Tensor, q: Tensor, bases: Tensor) -> tuple[Tensor, Tensor]:
+    """The cheapest. It has no digits left where a gradient lies almost in the span of the bases."""
+    gradients = _gradients(p, q).flatten(1)
+    return gradients @ bases.flatten(1).float().T, torch.linalg.vecdot(gradients, gradients)
+
+
+GGN_PLAIN_TORCH = {
+    "converted": converted,
+    "converted_in_blocks": converted_in_blocks,
+    "held_in_float64": held_in_float64,
+    "in_float32": in_float32,
+}
+GGN_NO_RIVALS = {"held_in_float64", "in_float32"}
+"""What is timed beside the rivals: one takes two to four times the posterior's memory, one loses the digits."""

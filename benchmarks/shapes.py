@@ -98,9 +98,9 @@ def random_pairs(count: int, length: int) -> list[TokenizedPair]:
     return [TokenizedPair(chosen, rejected) for chosen, rejected in zip(rows[0::2], rows[1::2], strict=True)]
 
 
-def random_ggn(like: Posterior, rank: int) -> GgnPosterior:
+def random_ggn(like: Posterior, rank: int, dtype: torch.dtype = torch.float32) -> GgnPosterior:
     """A ggn posterior over the same sites; what scoring by it takes does not depend on the values."""
-    bases = {site.name: torch.randn(rank, site.r, site.d) for site in like.sites}
+    bases = {site.name: torch.randn(rank, site.r, site.d).to(dtype) for site in like.sites}
     return GgnPosterior.from_factor(like.sites, bases, torch.eye(rank, dtype=torch.float64), like.record, 1.0)
 
 

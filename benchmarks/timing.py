@@ -1,20 +1,32 @@
 """Medians of formulations that take turns, and what a device can do at most."""
 
+import contextlib
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 
 
-def medians(formulations: Mapping[str, Callable[[], Any]], rounds: int, device: str = "cpu") -> dict[str, float]:
+def medians(
+    formulations: Mapping[str, Callable[[], Any]],
+    rounds: int,
+    device: str = "cpu",
+    patience: float = float("inf"),
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, float]:
     """Median seconds of each, one call of each in turn, so that a machine that slows down slows all of them."""
-    return {name: timed["seconds"] for name, timed in in_turns(formulations, rounds, device).items()}
+    timed = in_turns(formulations, rounds, device, patience, clock)
+    return {name: one["seconds"] for name, one in timed.items()}
 
 
 def in_turns(
-    formulations: Mapping[str, Callable[[], Any]], rounds: int, device: str = "cpu", patience: float = float("inf")
+    formulations: Mapping[str, Callable[[], Any]],
+    rounds: int,
+    device: str = "cpu",
+    patience: float = float("inf"),
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, dict[str, Any]]:
     """`seconds` (the median), `rounds` and `spread` (largest over smallest) of each, one call of each in turn.
 
@@ -23,19 +35,30 @@ def in_turns(
         rounds: calls of each, after one that does not count.
         device: cpu or cuda.
         patience: seconds that one formulation may take in all; one that is slower has fewer rounds, and says so.
+        clock: of a CPU.
     """
-    once = _seconds_on_gpu if device == "cuda" else _seconds_on_cpu
     for run in formulations.values():
         run()
     seconds: dict[str, list[float]] = {name: [] for name in formulations}
     for _ in range(rounds):
         for name, run in formulations.items():
             if sum(seconds[name]) <= patience:
-                seconds[name].append(once(run))
+                seconds[name].append(_seconds_on_gpu(run) if device == "cuda" else _seconds_by(clock, run))
     return {
         name: {"seconds": statistics.median(times), "rounds": len(times), "spread": max(times) / min(times)}
         for name, times in seconds.items()
     }
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Torch with one thread, whose processor time other processes hardly change."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def count_plain_forwards(timed: dict[str, dict[str, Any]], plain: str) -> None:
@@ -44,10 +67,10 @@ def count_plain_forwards(timed: dict[str, dict[str, Any]], plain: str) -> None:
         formulation["plain_forwards"] = formulation["seconds"] / timed[plain]["seconds"]
 
 
-def _seconds_on_cpu(run: Callable[[], Any]) -> float:
-    start = time.perf_counter()
+def _seconds_by(clock: Callable[[], float], run: Callable[[], Any]) -> float:
+    start = clock()
     run()
-    return time.perf_counter() - start
+    return clock() - start
 
 
 def _seconds_on_gpu(run: Callable[[], Any]) -> float:

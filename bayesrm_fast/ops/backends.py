@@ -66,10 +66,12 @@ def choose(operation: str, tensors: tuple[Tensor, ...]) -> str:
         return _forced
     device = tensors[0].device.type
     preference = PREFERENCE.get(device, ("reference",))
-    chosen = next(name for name in preference if refusal(name, operation, tensors) is None)
-    if chosen == "reference" and device == "cpu":
+    for name in preference:
+        if refusal(name, operation, tensors) is None:
+            break
+    if name == "reference" and device == "cpu":
         _tell_once()
-    return chosen
+    return name
 
 
 def refusal(name: str, operation: str, tensors: tuple[Tensor, ...]) -> str | None:
@@ -96,10 +98,9 @@ def describe_backends() -> dict[str, dict[str, str]]:
     }
 
 
-def serve(operation: str, *arguments: Any) -> Any:
+def serve(operation: str, *tensors: Tensor) -> Any:
     """Run an operation whose arguments have been checked."""
-    tensors = tuple(argument for argument in arguments if isinstance(argument, Tensor))
-    return _function(choose(operation, tensors), operation)(*arguments)
+    return _function(choose(operation, tensors), operation)(*tensors)
 
 
 @cache

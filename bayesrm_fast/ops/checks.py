@@ -10,12 +10,15 @@ def require_shape(name: str, tensor: Tensor, shape: tuple[int | None, ...]) -> N
     """Raise ValueError unless `tensor` is floating point and has `shape` (None matches any size)."""
     if tensor.dtype not in FLOATING:
         raise ValueError(f"{name} must be floating point, not {tensor.dtype}")
-    matches = tensor.dim() == len(shape) and all(
-        want is None or want == have for want, have in zip(shape, tensor.shape, strict=True)
-    )
-    if not matches:
-        wanted = ", ".join("*" if want is None else str(want) for want in shape)
-        raise ValueError(f"{name} must have shape [{wanted}], not {list(tensor.shape)}")
+    sizes = tensor.shape
+    if len(sizes) == len(shape):
+        for want, have in zip(shape, sizes, strict=True):
+            if want is not None and want != have:
+                break
+        else:
+            return
+    wanted = ", ".join("*" if want is None else str(want) for want in shape)
+    raise ValueError(f"{name} must have shape [{wanted}], not {list(sizes)}")
 
 
 def require_segments(p: Tensor, q: Tensor, offsets: Tensor) -> None:

@@ -23,9 +23,10 @@ from benchmarks.scoring.alpaca import alpaca_part, alpaca_virtual_part
 from benchmarks.scoring.beside_peers import best_batches_part, report_memory, shapes_part
 from benchmarks.scoring.fit import fit_part
 from benchmarks.scoring.on_gpu import gpu_part
-from benchmarks.scoring.posteriors import relative_part, structures_part, virtual_part
+from benchmarks.scoring.posteriors import dtypes_part, one_row_part, relative_part, structures_part, virtual_part
 from benchmarks.scoring.prompts import prompts_part
 from benchmarks.scoring.rejected import compile_part, packing_part
+from benchmarks.scoring.shared_backward import shared_backward_part
 from benchmarks.scoring.start import start_part
 from benchmarks.scoring.stream import memory_part
 
@@ -33,9 +34,12 @@ PARTS: dict[str, Callable[[bool], dict[str, Any]]] = {
     "shapes": shapes_part,
     "best_batches": best_batches_part,
     "structures": structures_part,
+    "one_row": one_row_part,
+    "dtypes": dtypes_part,
     "relative": relative_part,
     "virtual": virtual_part,
     "prompts": prompts_part,
+    "shared_backward": shared_backward_part,
     "fit": fit_part,
     "memory": memory_part,
     "start": start_part,
@@ -44,7 +48,11 @@ PARTS: dict[str, Callable[[bool], dict[str, Any]]] = {
     "alpaca": alpaca_part,
     "alpaca_virtual": alpaca_virtual_part,
 }
-OF_SEVERAL_JOBS = ("shapes", "best_batches", "structures", "relative", "virtual", "prompts", "packing", "gpu")
+OF_SEVERAL_JOBS = {"shapes", "best_batches", "structures", "one_row", "dtypes", "relative", "virtual", "prompts"} | {
+    "shared_backward",
+    "packing",
+    "gpu",
+}
 
 
 def print_part(name: str, part: dict[str, Any], console: Console) -> None:

@@ -1,17 +1,20 @@
-"""Mean and variance under each structure of posterior, over LoRA and over virtual adapters."""
+"""Mean and variance under each structure of posterior, over LoRA and over virtual adapters, of many rows and of one."""
 
+import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
+
+import torch
 
 from bayesrm_fast.score import relative
 from bayesrm_fast.score.means import rewards_of
 from bayesrm_fast.score.relative import Comparison, Differences, score_differences
 from bayesrm_fast.score.variances import score_examples
-from benchmarks.baselines import our_batches, plain_forward
+from benchmarks.baselines import empty_pass, our_batches, plain_forward
 from benchmarks.scoring.llama import BATCH_TOKENS, LENGTH, OURS, PLAIN, ScoredLlama, shapes
-from benchmarks.shapes import LlamaShape, fitted, random_ggn, random_pairs, random_rows, virtual_passes_of
-from benchmarks.timing import count_plain_forwards, in_turns
+from benchmarks.shapes import LlamaShape, fitted, passes_of, random_ggn, random_pairs, random_rows, virtual_passes_of
+from benchmarks.timing import count_plain_forwards, in_turns, one_thread
 
 GGN_RANK = 128
 
@@ -35,6 +38,69 @@ def structures_part(quick: bool) -> dict[str, Any]:
             "length": LENGTH,
             "formulations": timed,
             "ggn_over_kfac": timed["ggn"]["seconds"] / timed["kfac"]["seconds"],
+        }
+    return results
+
+
+def one_row_part(quick: bool) -> dict[str, Any]:
+    """One row alone, as a server gets it; processor time of one thread.
+
+    Beside ggn what it cannot be less than: the pass that feeds no posterior, and reading the bases once.
+    """
+    results = {}
+    for hidden, layers, _ in shapes(quick):
+        scored = ScoredLlama(hidden, layers, rows=1)
+        over_lora = scored.formulations()
+        ggn = random_ggn(scored.posterior, GGN_RANK)
+        half = random_ggn(scored.posterior, GGN_RANK, torch.bfloat16)
+        formulations: dict[str, Callable[[], Any]] = {
+            name: over_lora[name] for name in (PLAIN, "forward and backward by autograd", "ours, empty consumer")
+        }
+        formulations |= {
+            "kfac": over_lora[OURS],
+            "ggn": partial(score_examples, scored.passes, scored.rows, ggn),
+            "ggn, bases in bfloat16": partial(score_examples, scored.passes, scored.rows, half),
+            "reading ggn's bases": lambda bases=ggn.bases: [basis.sum() for basis in bases.values()],
+        }
+        with one_thread():
+            timed = in_turns(formulations, 2 if quick else 41, clock=time.process_time)
+        count_plain_forwards(timed, PLAIN)
+        results[f"hidden {hidden}"] = {
+            "layers": layers,
+            "length": LENGTH,
+            "clock": "processor time of one thread",
+            "bases_bytes": sum(basis.nbytes for basis in ggn.bases.values()),
+            "formulations": timed,
+        }
+    return results
+
+
+def dtypes_part(quick: bool) -> dict[str, Any]:
+    """A model in bfloat16 beside the same in float32: forward, backward and taps; processor time of one thread."""
+    results = {}
+    for hidden, layers, count in shapes(quick):
+        formulations: dict[str, Callable[[], Any]] = {}
+        for dtype in (torch.float32, torch.bfloat16):
+            model = LlamaShape(hidden, layers).model(dtype=dtype)
+            passes, rows = passes_of(model, BATCH_TOKENS), random_rows([LENGTH] * min(count, 16))
+            kfac = fitted(passes, random_pairs(4, LENGTH))
+            name = str(dtype).removeprefix("torch.")
+            formulations |= {
+                f"{name}, plain forward": partial(plain_forward, model, our_batches(passes, rows)),
+                f"{name}, forward, backward and taps": partial(empty_pass, passes, rows),
+                f"{name}, mean and variance, ggn": partial(
+                    score_examples, passes, rows, random_ggn(kfac, GGN_RANK, dtype)
+                ),
+            }
+        with one_thread():
+            timed = in_turns(formulations, 2 if quick else 7, clock=time.process_time)
+        count_plain_forwards(timed, "float32, plain forward")
+        results[f"hidden {hidden}"] = {
+            "layers": layers,
+            "rows": len(rows),
+            "length": LENGTH,
+            "clock": "processor time of one thread",
+            "formulations": timed,
         }
     return results
 

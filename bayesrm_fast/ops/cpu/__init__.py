@@ -13,17 +13,18 @@ def unavailable() -> str | None:
 
 def refuses(operation: str, tensors: tuple[Tensor, ...]) -> str | None:
     """Why this call is not served; None where it is."""
-    if any(tensor.device.type != "cpu" for tensor in tensors):
-        return "it serves CPU tensors"
+    for tensor in tensors:
+        if tensor.device.type != "cpu":
+            return "it serves CPU tensors"
     p, q, _, *constants = tensors
     for tensor in (p, q):
         if tensor.dtype not in DTYPES:
             return f"it serves float32 and bfloat16, not {tensor.dtype}"
-    if operation == "ggn_project":
-        if any(bases.dtype not in DTYPES for bases in constants):
-            return f"it reads bases in float32 and bfloat16, not {constants[0].dtype}"
-    elif any(constant.dtype == torch.float64 for constant in constants):
-        return "it computes in float32, not float64"
+    for constant in constants:
+        if operation == "ggn_project" and constant.dtype not in DTYPES:
+            return f"it reads bases in float32 and bfloat16, not {constant.dtype}"
+        if constant.dtype == torch.float64:
+            return "it computes in float32, not float64"
     return None
 
 

@@ -8,7 +8,9 @@ from quick_run import quick_run
 OURS = "ours, batch of 8"
 
 
-@pytest.mark.parametrize("part", ["shapes", "structures", "virtual", "prompts", "fit"])
+@pytest.mark.parametrize(
+    "part", ["shapes", "structures", "one_row", "dtypes", "virtual", "prompts", "shared_backward", "fit"]
+)
 def test_scoring_quick(tmp_path, part):
     quick_run("scoring", tmp_path, "--part", part)
     results = json.loads((tmp_path / "scoring-quick.json").read_text())["parts"][part]
