@@ -4,6 +4,7 @@ import contextlib
 import os
 import shutil
 import threading
+import time
 
 import pytest
 import uvicorn
@@ -20,6 +21,7 @@ def served_at(scorers, options=None):
     try:
         while not server.started:
             assert thread.is_alive()
+            time.sleep(0.01)
         yield "http://127.0.0.1:{}/".format(server.servers[0].sockets[0].getsockname()[1])
     finally:
         server.should_exit = True
