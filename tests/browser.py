@@ -22,7 +22,7 @@ def served_at(scorers, options=None):
         while not server.started:
             assert thread.is_alive()
             time.sleep(0.01)
-        yield "http://127.0.0.1:{}/".format(server.servers[0].sockets[0].getsockname()[1])
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/"
     finally:
         server.should_exit = True
         thread.join(30)
