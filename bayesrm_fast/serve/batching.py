@@ -1,7 +1,6 @@
 """Which of the parts that wait run next."""
 
-import itertools
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -46,20 +45,14 @@ class Together:
     Attributes:
         positions: in the window, in its order.
         rows: of all of them.
+        length: tokens of the longest row.
+        tokens: of all rows.
     """
 
     positions: list[int]
     rows: list[TokenizedRow]
-
-    @property
-    def length(self) -> int:
-        """Tokens of the longest row."""
-        return max(row.length for row in self.rows)
-
-    @property
-    def tokens(self) -> int:
-        """Of all rows."""
-        return sum(row.length for row in self.rows)
+    length: int
+    tokens: int
 
 
 def next_batch(window: Sequence[Waiting], max_tokens: int, pad_token_id: int | None, shares: bool) -> list[int]:
@@ -74,22 +67,21 @@ def next_batch(window: Sequence[Waiting], max_tokens: int, pad_token_id: int | N
         pad_token_id: of the model.
         shares: whether the model can share beginnings.
     """
-    batches = sorted((sorted(batch) for batch in _plan(window, max_tokens, pad_token_id, shares)), key=lambda b: b[0])
-    if window[0].passed_over < MOST_PASSED_OVER:
-        for batch in batches:
-            if sum(len(row.input_ids) for i in batch for row in window[i].part.rows) >= WELL_FILLED * max_tokens:
-                return batch
-    return batches[0]
-
-
-def _plan(window: Sequence[Waiting], max_tokens: int, pad_token_id: int | None, shares: bool) -> Iterable[list[int]]:
     by_key: dict[Hashable, list[int]] = {}
     for position, waiting in enumerate(window):
         by_key.setdefault(waiting.key, []).append(position)
+    batches: list[tuple[list[int], int]] = []
     for own in by_key.values():
         pieces = _together(window, own, pad_token_id, shares and window[own[0]].shares_beginnings)
-        for batch in plan_batches(pieces, max_tokens):
-            yield list(itertools.chain.from_iterable(pieces[i].positions for i in batch))
+        for plan in plan_batches(pieces, max_tokens):
+            positions = sorted(i for piece in plan for i in pieces[piece].positions)
+            batches.append((positions, sum(pieces[piece].tokens for piece in plan)))
+    batches.sort()
+    if window[0].passed_over < MOST_PASSED_OVER:
+        for positions, tokens in batches:
+            if tokens >= WELL_FILLED * max_tokens:
+                return positions
+    return batches[0][0]
 
 
 def _together(
@@ -103,6 +95,10 @@ def _together(
         owners = [numbers.setdefault(prompt, len(numbers)) for prompt in prompts]
         rows = [window[i].part.rows[0] for i in positions]
         grouped = [[positions[i] for i in one.rows] for one in shared_beginnings(rows, owners, pad_token_id)]
-    together = {i for own in grouped for i in own}
-    alone = [[i] for i in positions if i not in together]
-    return [Together(own, [row for i in own for row in window[i].part.rows]) for own in grouped + alone]
+    in_groups = {i for own in grouped for i in own}
+    found = []
+    for own in [*grouped, *([i] for i in positions if i not in in_groups)]:
+        rows = [row for i in own for row in window[i].part.rows]
+        lengths = [len(row.input_ids) for row in rows]
+        found.append(Together(own, rows, max(lengths), sum(lengths)))
+    return found

@@ -39,8 +39,15 @@ class RewardChoice:
             raise InputError(f"k must be a finite number of at least 0, not {self.k}")
 
     def of(self, mean: float, std: float) -> float:
-        """The reward of one sample, in units of the reward."""
-        return mean if self.kind == "mean" else mean - self.k * std
+        """The reward of one sample, in units of the reward.
+
+        Raises:
+            InputError: a k for which it is not finite.
+        """
+        reward = mean if self.kind == "mean" else mean - self.k * std
+        if not math.isfinite(reward):
+            raise InputError(f"k is {self.k}, and the reward less k times its std is not a finite number")
+        return reward
 
 
 @dataclass(frozen=True)

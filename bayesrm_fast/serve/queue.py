@@ -70,7 +70,7 @@ class Unit:
     passed_over: int = 0
 
     def __post_init__(self) -> None:
-        self.tokens = sum(row.length for row in self.part.rows)
+        self.tokens = sum(len(row.input_ids) for row in self.part.rows)
 
     @property
     def key(self) -> Hashable:

@@ -9,6 +9,7 @@ from typing import Annotated, Literal, TypeVar
 from fastapi import Depends, Request
 
 from bayesrm_fast.errors import InputError, named
+from bayesrm_fast.model.token_budget import is_out_of_memory
 from bayesrm_fast.reward_model import BayesianRewardModel
 from bayesrm_fast.score.joint import JointRewards
 from bayesrm_fast.score.variances import RewardScores
@@ -181,6 +182,10 @@ class Call:
                 found, tokens = await both
         except TimeoutError as error:
             raise busy(f"no answer within {self.options.patience:g} s: the queue is too long", 5) from error
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise busy("a row of the request needs more memory than there is", 5) from error
+            raise
         self.record.rows += len(tokens)
         self.record.tokens += sum(tokens)
         self.served.metrics.scored(self.model, len(tokens), sum(tokens), has_variance)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from safetensors.torch import load_file, save_file
 
 from bayesrm_fast import BayesianRewardModel
 from bayesrm_fast.cli import serve
@@ -196,6 +197,15 @@ def test_sigterm_finishes_what_was_accepted_and_refuses_the_rest(server):
 )
 def test_what_cannot_be_served_is_told_before_a_model_is_loaded(refused, no_model, arguments, sentence):
     assert sentence in refused("serve", *arguments)
+
+
+def test_a_posterior_with_nan_is_refused_by_its_file(refused, model_folder, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(model_folder, folder)
+    tensors = load_file(folder / "posterior.safetensors")
+    next(iter(tensors.values())).fill_(float("nan"))
+    save_file(tensors, folder / "posterior.safetensors")
+    assert "posterior.safetensors" in refused("serve", folder, "--port", 0)
 
 
 def test_a_missing_extra_is_named(refused, no_model, monkeypatch):

@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 
 import pytest
-from serving import FakeScorer
+from fake_scorer import FakeScorer
 from starlette.testclient import TestClient
 
 from bayesrm_fast.serve.app import create_app

@@ -1,7 +1,10 @@
 """The app as a whole: health, its document, and whatever may be sent to it."""
 
 import asyncio
+import json
 import os
+import re
+from pathlib import Path
 
 import httpx
 import hypothesis
@@ -105,6 +108,18 @@ def test_every_field_that_is_no_plain_figure_is_described(document):
                 assert of.keys() & {"description", "examples", "anyOf", "title"}, (name, field)
 
 
+PAGE = (Path(__file__).resolve().parents[2] / "docs" / "server.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(("path", "body"), re.findall(r"^curl localhost:8000(\S+) .*? -d '(.*?)'$", PAGE, re.M | re.S))
+def test_the_requests_of_the_page_are_answered(client, path, body):
+    assert client.post(path, json=json.loads(body)).status_code == 200
+
+
+def test_the_page_names_every_route(document):
+    assert [path for path in document["paths"] if f"{path}`" not in PAGE] == []
+
+
 def without_lifespan(app):
     """The same app, which the client would start and end around each request."""
 
@@ -152,7 +167,7 @@ def test_whatever_is_sent_gets_a_documented_answer(app, mode):
             for fields in (case.query, case.body):  # a name that is made up is 404
                 if not mode.is_negative and isinstance(fields, dict):
                     fields.pop("model", None)
-            tried.append(case.call_and_validate(checks=CHECKS).status_code)
+            tried.append(case.call_and_validate(checks=CHECKS, timeout=60).status_code)
 
         is_answered()
     assert tried.count(200) > len(tried) / 3 or mode.is_negative

@@ -62,5 +62,5 @@ def test_a_fault_is_answered_and_logged_by_its_place(client, scorer, lines):
     assert answer.json()["error"]["message"] == "a fault of the server; its log has it as request mine"
     fault, request = lines()[-2:]
     assert (fault["exception"], fault["request_id"]) == ("ZeroDivisionError", "mine")
-    assert any("serving.py" in frame for frame in fault["frames"])
+    assert any("fake_scorer.py" in frame for frame in fault["frames"])
     assert (request["level"], request["status"]) == ("warning", 500)

@@ -1,7 +1,7 @@
 """The server's own routes."""
 
 import pytest
-from serving import STD, reward
+from fake_scorer import STD, reward
 
 from bayesrm_fast.score.joint import DRAWS
 

@@ -13,6 +13,11 @@ def test_the_reward_is_the_mean_or_a_lower_bound():
     assert RewardChoice("lcb", 2.0).of(1.0, 0.25) == 0.5
 
 
+def test_a_bound_that_no_number_can_hold_is_refused():
+    with pytest.raises(InputError, match="not a finite number"):
+        RewardChoice("lcb", 1e308).of(0.0, 1e3)
+
+
 @pytest.mark.parametrize(
     ("make", "sentence"),
     [

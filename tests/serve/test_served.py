@@ -4,7 +4,7 @@ import asyncio
 
 import httpx
 import pytest
-from serving import FakeScorer
+from fake_scorer import FakeScorer
 
 from bayesrm_fast import InputError
 from bayesrm_fast.serve.app import create_app

@@ -76,7 +76,7 @@ class RerankBody(Activated):
 
 def _form(body: Any) -> str:
     """Which of the forms of `/classify` a body is in."""
-    fields = body if isinstance(body, dict) else vars(body)
+    fields = body if isinstance(body, dict) else {}
     found = next((name for name in ("messages", "text") if name in fields and "input" not in fields), "input")
     return f"({found})"  # no field's name, so that errors do not show it as one
 

@@ -3,7 +3,7 @@
 import math
 
 import pytest
-from serving import FakeScorer
+from fake_scorer import FakeScorer
 
 from bayesrm_fast.serve.options import RewardChoice
 from bayesrm_fast.serve.protocols.fields import RewardFields, rewards_of, sigmoid

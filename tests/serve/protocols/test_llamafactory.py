@@ -1,6 +1,6 @@
 """LlamaFactory's score route."""
 
-from serving import FakeScorer, reward
+from fake_scorer import FakeScorer, reward
 
 
 def test_the_bytes_are_the_trainers(golden):

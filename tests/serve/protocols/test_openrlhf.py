@@ -3,7 +3,7 @@
 import math
 
 import pytest
-from serving import STD, reward
+from fake_scorer import STD, reward
 
 from bayesrm_fast.serve.options import RewardChoice, ServerOptions
 from bayesrm_fast.serve.protocols.openrlhf import probability_above

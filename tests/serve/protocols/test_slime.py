@@ -1,7 +1,7 @@
 """slime's remote reward model."""
 
 import pytest
-from serving import STD, reward
+from fake_scorer import STD, reward
 
 SAMPLE = {"prompt": "able ", "response": "act", "label": {"answer": 4}}
 

@@ -3,7 +3,7 @@
 import math
 
 import pytest
-from serving import STD, reward
+from fake_scorer import STD, reward
 
 TALK = [{"role": "user", "content": "able"}, {"role": "assistant", "content": "act"}]
 
@@ -50,6 +50,12 @@ def test_messages_end_with_the_response(client, messages):
     answer = client.post("/classify", json={"messages": messages})
     assert answer.status_code == 422
     assert "end with the assistant's response" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("path", ["/classify", "/pooling"])
+@pytest.mark.parametrize("body", [None, [], "input", 1])
+def test_what_is_no_object_is_refused(client, path, body):
+    assert client.post(path, json=body).status_code == 422
 
 
 def test_another_task_is_refused_by_name(client):
