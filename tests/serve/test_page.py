@@ -10,7 +10,7 @@ import httpx
 import pytest
 import torch
 from browser import chromium, served_at
-from serving import FakeScorer
+from fake_scorer import FakeScorer
 
 from bayesrm_fast import BayesianRewardModel
 from bayesrm_fast.serve.engine import AsyncScorer
