@@ -343,7 +343,7 @@ def test_a_token_is_asked_for_and_kept_nowhere(opened, scorer):
     assert page.at("token").get_property("value") == ""
 
 
-def test_one_of_several_models_is_asked(opened, scorer):
+def test_one_of_several_models_is_asked_and_has_its_penalty(opened, scorer):
     other = FakeScorer()
     other.rm.fitted.penalty = SimpleNamespace(k=2.5)
     page = opened({"first": scorer, "second": other})
@@ -356,6 +356,10 @@ def test_one_of_several_models_is_asked(opened, scorer):
     assert page.at("k").get_property("value") == page.text("k-value") == "2.5"  # of what is shown
     page.compare()
     assert page.at("k").get_property("value") == "1"
+    page.driver.execute_script("arguments[0].focus()", page.at("k"))
+    page.press("ARROW_RIGHT")
+    page.compare()
+    assert page.text("k-value") == "1.1"  # of one model it stays
 
 
 CONTRASTS = Path(__file__).with_name("contrasts.js").read_text()
