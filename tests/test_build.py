@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 
-pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="there is no g++ here")
+needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="there is no g++ here")
 
 
 def build(tmp_path, **variables):
@@ -22,6 +22,7 @@ def build(tmp_path, **variables):
     return done.returncode, done.stdout + done.stderr, names
 
 
+@needs_compiler
 @pytest.mark.parametrize(
     ("wanted", "ends_well", "said"),
     [
@@ -37,9 +38,17 @@ def test_a_broken_nvcc_ends_a_build_only_where_it_is_insisted_on(wanted, ends_we
     assert built == (set() if wanted == "yes" else {"_cpu"})
 
 
+@needs_compiler
 @pytest.mark.parametrize("compiler", ["/no/such/compiler", None])
 def test_building_with_and_without_a_compiler(compiler, tmp_path):
     code, output, built = build(tmp_path, BAYESRM_CUDA="0", **({} if compiler is None else {"CXX": compiler}))
     assert code == 0, output
     assert built == ({"_cpu"} if compiler is None else set())
     assert ("built without its C++ part" in output) == (compiler is not None)
+
+
+def test_what_is_no_python_is_packed(tmp_path):
+    command = [sys.executable, "setup.py", "-q", "build_py", "--build-lib", tmp_path]
+    subprocess.run(command, cwd=ROOT, capture_output=True, check=True)
+    for name in ("py.typed", "serve/page.html"):
+        assert (tmp_path / "bayesrm_fast" / name).is_file()

@@ -9,7 +9,7 @@ from typing import Literal
 from fastapi import FastAPI, Response
 from pydantic import BaseModel
 
-from bayesrm_fast.serve import native
+from bayesrm_fast.serve import native, page
 from bayesrm_fast.serve.answers import OF_A_GET, answer_errors, busy, documented
 from bayesrm_fast.serve.engine import AsyncScorer
 from bayesrm_fast.serve.limits import Limits
@@ -21,7 +21,7 @@ from bayesrm_fast.versions import library_versions
 
 logger = logging.getLogger(__name__)
 
-ROUTERS = (native.router, openrlhf.router, vllm.router, sglang.router, slime.router, llamafactory.router)
+ROUTERS = (page.router, native.router, openrlhf.router, vllm.router, sglang.router, slime.router, llamafactory.router)
 
 DESCRIPTION = """\
 Rewards with their uncertainty. Every reward is the mean of a Gaussian posterior, and `std` its standard deviation.
