@@ -1,5 +1,6 @@
 """What the pages show runs as it stands there."""
 
+import contextlib
 import os
 import re
 import shlex
@@ -9,15 +10,20 @@ from pathlib import Path
 
 import pytest
 import typer
+from browser import served_at
 from tiny import tiny_pairs, tiny_policy, tiny_tokenizer, words
 
 from bayesrm_fast import BayesianRewardModel
 from bayesrm_fast.cli.main import app
+from bayesrm_fast.serve.engine import AsyncScorer
 from bayesrm_fast.text.files import write_rows
 from benchmarks.data import embedded_encoder
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted((ROOT / "docs").glob("*.md"))
+
+SERVER = "http://127.0.0.1:8000"
+"""Of the pages; here it listens elsewhere."""
 
 COMMANDED = [page for page in PAGES if "\nbayesrm " in page.read_text(encoding="utf-8")]
 
@@ -51,8 +57,14 @@ def folder(tmp_path_factory, adapter_folder):
 def test_the_python_of_a_page_runs(page, folder, monkeypatch):
     monkeypatch.chdir(folder)
     names: dict = {}
-    for block in shown(page, "python"):
-        exec(compile(block, str(page), "exec"), names)
+    blocks = shown(page, "python")
+    with contextlib.ExitStack() as stack:
+        url = SERVER
+        if any(SERVER in block for block in blocks):
+            scorer = AsyncScorer(BayesianRewardModel.from_pretrained("my-rm", device="cpu"))
+            url = stack.enter_context(served_at({"my-rm": scorer})).rstrip("/")
+        for block in blocks:
+            exec(compile(block.replace(SERVER, url), str(page), "exec"), names)
 
 
 @pytest.mark.parametrize("page", COMMANDED, ids=lambda page: page.stem)
