@@ -25,10 +25,11 @@ from bayesrm_fast.text.prefetching import prefetched
 from bayesrm_fast.text.records import (
     Candidates,
     candidate_sets,
+    checked_references,
     checked_rows,
     single_responses,
 )
-from bayesrm_fast.text.texts import Text, as_list, checked_text, is_list, key_of
+from bayesrm_fast.text.texts import Text, key_of
 
 STREAM_WINDOW = 256
 """Rows of a stream that are sorted by length together."""
@@ -134,7 +135,7 @@ class FittedRewardModel(RewardModel):
         if isinstance(relative_to, str) and relative_to == "prompt":
             return rows, within_prompts(positions_of_equals(keys))
         names = [f"reference {i + 1}" for i in range(len(rows))]
-        relative_to = _checked_references(relative_to, names)
+        relative_to = checked_references(relative_to, names)
         references = self.tokenize(prompts, relative_to, names)
         keys = [f"{key}\0{key_of(reference)}" for key, reference in zip(keys, relative_to, strict=True)]
         return [*rows, *references], [Comparison(own, [len(rows) + own[0]]) for own in positions_of_equals(keys)]
@@ -270,16 +271,6 @@ class FittedRewardModel(RewardModel):
                 f"the posterior is on {where}, the model on {self.collator.device}: give the model posterior.to(device)"
             )
         return self.passes_over(self.taps(self.virtual, fitted.record.include_head))
-
-
-def _checked_references(references: Any, where: Sequence[str]) -> list[Text]:
-    references = as_list(references)
-    if not is_list(references):
-        what = repr(references) if isinstance(references, str) else f"a {type(references).__name__}"
-        raise InputError(f"relative_to must be 'prompt', a reference for each row or None, not {what}")
-    if len(references) != len(where):
-        raise InputError(f"there are {len(where)} prompts but {len(references)} references")
-    return [checked_text(reference, name) for name, reference in zip(where, references, strict=True)]
 
 
 def _refuse_nothing(examples: Sequence[TokenizedRow] | Sequence[TokenizedPair]) -> None:

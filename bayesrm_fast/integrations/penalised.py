@@ -152,6 +152,8 @@ class PenalisedReward:
             scores: RewardScores | None = self._scored(prompts, responses, relative_to, rows)
         except InputError as error:
             unreadable = self._unreadable(prompts, responses, rows)
+            if relative_to is not None and relative_to != GROUP:
+                unreadable |= self._unreadable(prompts, relative_to, rows)
             rows = [i for i in rows if i not in unreadable]
             if not unreadable or not rows:
                 raise

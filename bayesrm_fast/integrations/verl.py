@@ -1,6 +1,7 @@
 """A reward manager and a reward function for verl, which asks for one sample at a time."""
 
 import asyncio
+import threading
 from collections.abc import Mapping
 from functools import cache
 from typing import Any
@@ -17,10 +18,17 @@ from bayesrm_fast.text.texts import Text
 OPTIONS = "bayesrm"
 """Block of `reward` in verl's configuration that the manager reads."""
 
+_loading = threading.Lock()
+
+
+def _scorer(model: str) -> AsyncScorer | AsyncClient:
+    """Of a folder or of a server's URL; one for each in a process, also where the first samples come together."""
+    with _loading:
+        return _loaded(model)
+
 
 @cache
-def _scorer(model: str) -> AsyncScorer | AsyncClient:
-    """Of a folder or of a server's URL; one for each in a process."""
+def _loaded(model: str) -> AsyncScorer | AsyncClient:
     if model.startswith(("http://", "https://")):
         return AsyncClient(model)
     rm = BayesianRewardModel.from_pretrained(model)

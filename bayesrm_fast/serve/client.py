@@ -1,24 +1,27 @@
 """Clients of the server, for programs that have no model: the same scores as the model's own, and picklable."""
 
 import asyncio
+import json
 import math
+import os
 import random
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property, partial
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import httpx
 import torch
 from torch import Tensor
 
 from bayesrm_fast.errors import InputError
+from bayesrm_fast.schema import typed
 from bayesrm_fast.score.variances import RewardScores
 from bayesrm_fast.select.choice import BestOfN
-from bayesrm_fast.select.rules import Rule
-from bayesrm_fast.text.texts import Text, checked_text, key_of
+from bayesrm_fast.text.records import Candidates, candidate_sets, checked_references, checked_rows
+from bayesrm_fast.text.texts import Text, as_list, key_of
 
 FIRST_WAIT = 0.25
 LONGEST_WAIT = 30.0
@@ -28,6 +31,9 @@ MOST_AT_ONCE = 64
 """Requests of one call that are on their way together: the server puts them into shared batches."""
 
 Json = dict[str, Any]
+
+
+_OF_ANOTHER = "; is this a server of bayesrm?"
 
 
 class ServerError(Exception):
@@ -53,15 +59,17 @@ class _Address:
     patience: float = 300.0
 
     def __post_init__(self) -> None:
-        if not self.url.startswith(("http://", "https://")):
+        if not _is_of_a_server(self.url):
             raise InputError(f"url must be that of a server, such as http://127.0.0.1:8000, not {self.url!r}")
+        if self.token is not None and (not self.token.isprintable() or not self.token.strip(" ") == self.token != ""):
+            raise InputError("the token is empty, or has spaces or ends of lines around it")
         for name in ("timeout", "patience"):
             value = getattr(self, name)
             if not isinstance(value, int | float) or not math.isfinite(value) or value <= 0:
                 raise InputError(f"{name} must be a finite number of seconds above 0, not {value!r}")
 
     def _options(self) -> Json:
-        headers = {} if self.token is None else {"Authorization": f"Bearer {self.token}"}
+        headers = {} if self.token is None else {"Authorization": f"Bearer {self.token}".encode()}
         limits = httpx.Limits(max_connections=MOST_AT_ONCE)
         return {"base_url": self.url, "headers": headers, "timeout": self.timeout, "limits": limits}
 
@@ -74,15 +82,10 @@ class _Address:
         self, prompts: Sequence[Text], responses: Sequence[Text], relative_to: Any
     ) -> list[tuple[list[int], Json]]:
         """A request for each distinct prompt, with the places of its responses."""
-        if len(prompts) != len(responses):
-            raise InputError(f"there are {len(prompts)} prompts but {len(responses)} responses")
-        if not prompts:
-            raise InputError("there is nothing to score: the list is empty")
-        is_each = relative_to is not None and not isinstance(relative_to, str)
-        if is_each and len(relative_to) != len(prompts):
-            raise InputError(f"there are {len(prompts)} prompts but {len(relative_to)} references")
-        texts = [checked_text(prompt, f"row {i + 1}: prompt") for i, prompt in enumerate(prompts)]
-        answers = [checked_text(response, f"row {i + 1}: response") for i, response in enumerate(responses)]
+        texts, answers = checked_rows(prompts, responses)
+        is_each = relative_to is not None and not (isinstance(relative_to, str) and relative_to == "prompt")
+        if is_each:
+            relative_to = checked_references(relative_to, [f"reference {i + 1}" for i in range(len(texts))])
         places: dict[str, list[int]] = {}
         for i, text in enumerate(texts):
             places.setdefault(key_of(text), []).append(i)
@@ -94,12 +97,15 @@ class _Address:
         return asked
 
     def _choice_asked(
-        self, prompt: Text, responses: Sequence[Text], rule: str | Mapping[str, Any] | Rule, **further: Any
-    ) -> Json:
-        if isinstance(rule, Rule):
+        self, candidates: Candidates, rule: str | Mapping[str, Any], **further: Any
+    ) -> tuple[Candidates, Json]:
+        """The checked candidates, and the request."""
+        if not isinstance(rule, str | Mapping):
             raise InputError("a server takes a rule by its name or its description (description_of(rule))")
+        (one,) = candidate_sets([candidates])
+        further |= {"log_probabilities": one.log_probabilities, "similarities": one.similarities}
         given = {name: value for name, value in further.items() if value is not None}
-        return self._asked(prompt, responses, rule=rule if isinstance(rule, str) else dict(rule), **given)
+        return one, self._asked(one.prompt, one.responses, rule=rule, **given)
 
 
 @dataclass
@@ -111,7 +117,7 @@ class _Tries:
     began: float = field(default_factory=time.monotonic)
     count: int = 0
 
-    def wait(self, outcome: httpx.Response | httpx.TransportError) -> float | None:
+    def wait(self, outcome: httpx.Response | httpx.RequestError) -> float | None:
         """Seconds until the next try; None where the outcome is an answer.
 
         Raises:
@@ -123,6 +129,8 @@ class _Tries:
             if outcome.is_success:
                 return None
             message = _message(outcome)
+            if outcome.has_redirect_location:
+                raise InputError(f"{told}: {message} to {outcome.headers['Location']}: give the url that it leads to")
             if 400 <= outcome.status_code < 500 and outcome.status_code not in (408, 429):
                 raise InputError(f"{told}: {message}")
             if outcome.status_code == 500:
@@ -153,11 +161,19 @@ class Client(_Address):
     """
 
     @cached_property
+    def _connections(self) -> dict[int, httpx.Client]:
+        """By process: a forked child that took its parent's would take its answers too."""
+        return {}
+
+    @property
     def _http(self) -> httpx.Client:
-        return httpx.Client(**self._options())
+        process = os.getpid()
+        if process not in self._connections:
+            self._connections[process] = httpx.Client(**self._options())
+        return self._connections[process]
 
     def __getstate__(self) -> Json:
-        return {name: held for name, held in vars(self).items() if name != "_http"}  # connections are a process's own
+        return {name: held for name, held in vars(self).items() if name != "_connections"}
 
     def score(
         self,
@@ -197,13 +213,13 @@ class Client(_Address):
         similarities: Sequence[Sequence[float]] | None = None,
     ) -> BestOfN:
         """The best response by a rule, as `BayesianRewardModel.best_of_n` gives it; raises what `score` does."""
-        given = {"log_probabilities": log_probabilities, "similarities": similarities}
-        asked = self._choice_asked(prompt, responses, rule, k=k, relative=relative, **given)
-        return _best(self._post("/v1/best_of_n", asked), responses)
+        candidates = Candidates(prompt, responses, log_probabilities, similarities)
+        one, asked = self._choice_asked(candidates, rule, k=k, relative=relative)
+        return _best(self._post("/v1/best_of_n", asked), one.responses)
 
     def models(self) -> list[str]:
         """Names of the server's models, the one that is asked by default first; raises what `score` does."""
-        return [one["id"] for one in self._request("GET", "/v1/models")["data"]]
+        return [one.id for one in _entries(_Model, self._request("GET", "/v1/models"), "data")]
 
     def _post(self, path: str, body: Json) -> Json:
         return self._request("POST", path, body)
@@ -211,10 +227,10 @@ class Client(_Address):
     def _request(self, method: str, path: str, body: Json | None = None) -> Json:
         tries = _Tries(self, path)
         while True:
-            outcome: httpx.Response | httpx.TransportError
+            outcome: httpx.Response | httpx.RequestError
             try:
-                outcome = self._http.request(method, path, json=body)
-            except httpx.TransportError as error:
+                outcome = self._http.request(method, path, **_written(body))
+            except httpx.RequestError as error:
                 outcome = error
             seconds = tries.wait(outcome)
             if seconds is None:
@@ -255,23 +271,24 @@ class AsyncClient(_Address):
         similarities: Sequence[Sequence[float]] | None = None,
     ) -> BestOfN:
         """See `Client.best_of_n`."""
-        given = {"log_probabilities": log_probabilities, "similarities": similarities}
-        asked = self._choice_asked(prompt, responses, rule, k=k, relative=relative, **given)
+        candidates = Candidates(prompt, responses, log_probabilities, similarities)
+        one, asked = self._choice_asked(candidates, rule, k=k, relative=relative)
         async with httpx.AsyncClient(**self._options()) as http:
-            return _best(await self._request(http, "POST", "/v1/best_of_n", asked), responses)
+            return _best(await self._request(http, "POST", "/v1/best_of_n", asked), one.responses)
 
     async def models(self) -> list[str]:
         """See `Client.models`."""
         async with httpx.AsyncClient(**self._options()) as http:
-            return [one["id"] for one in (await self._request(http, "GET", "/v1/models"))["data"]]
+            answer = await self._request(http, "GET", "/v1/models")
+        return [one.id for one in _entries(_Model, answer, "data")]
 
     async def _request(self, http: httpx.AsyncClient, method: str, path: str, body: Json | None = None) -> Json:
         tries = _Tries(self, path)
         while True:
-            outcome: httpx.Response | httpx.TransportError
+            outcome: httpx.Response | httpx.RequestError
             try:
-                outcome = await http.request(method, path, json=body)
-            except httpx.TransportError as error:
+                outcome = await http.request(method, path, **_written(body))
+            except httpx.RequestError as error:
                 outcome = error
             seconds = tries.wait(outcome)
             if seconds is None:
@@ -279,13 +296,40 @@ class AsyncClient(_Address):
             await asyncio.sleep(seconds)
 
 
+def _is_of_a_server(url: Any) -> bool:
+    try:
+        parsed = httpx.URL(url)
+    except (TypeError, httpx.InvalidURL):
+        return False
+    return parsed.scheme in ("http", "https") and bool(parsed.host) and not (parsed.query or parsed.fragment)
+
+
+def _written(body: Json | None) -> Json:
+    """Options of a request; raises InputError for what JSON does not hold."""
+    if body is None:
+        return {}
+    try:
+        content = json.dumps(body, ensure_ascii=False, allow_nan=False, default=_plain).encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InputError(f"the request cannot be written as JSON: {error}") from error
+    return {"content": content, "headers": {"Content-Type": "application/json"}}
+
+
+def _plain(value: Any) -> Any:
+    """An array, or a number out of one; a mapping that is no dict."""
+    found = dict(value) if isinstance(value, Mapping) else as_list(value)
+    if found is value:
+        raise TypeError(f"it has a {type(value).__name__}")
+    return found
+
+
 def _json(answer: Any) -> Json:
     try:
         found = answer.json()
     except ValueError as error:
-        raise ServerError(f"{answer.url}: the answer is no JSON; is this a server of bayesrm?") from error
+        raise ServerError(f"{answer.url}: the answer is no JSON{_OF_ANOTHER}") from error
     if not isinstance(found, dict):
-        raise ServerError(f"{answer.url}: the answer is no object; is this a server of bayesrm?")
+        raise ServerError(f"{answer.url}: the answer is no object{_OF_ANOTHER}")
     return found
 
 
@@ -304,23 +348,69 @@ def _retry_after(answer: httpx.Response) -> float | None:
     return seconds if math.isfinite(seconds) and seconds >= 0 else None
 
 
+@dataclass(frozen=True)
+class _Reward:
+    """What is read of a response's entry in an answer."""
+
+    mean: float
+    std: float
+    truncated: bool
+    baseline: float | None
+
+
+@dataclass(frozen=True)
+class _Candidate(_Reward):
+    """The same of a choice, which may have had no need of a std."""
+
+    std: float | None  # type: ignore[assignment]
+    score: float | None
+
+
+@dataclass(frozen=True)
+class _Model:
+    id: str
+
+
+T = TypeVar("T", bound=_Reward | _Model)
+
+
+def _entries(kind: type[T], answer: Json, name: str, count: int | None = None) -> list[T]:
+    """A list of an answer; raises ServerError where it is not what was asked for, or has a NaN."""
+    listed = answer.get(name)
+    if not isinstance(listed, list) or count not in (None, len(listed)):
+        expected = "a list" if count is None else f"a list of {count}"
+        raise ServerError(f"the answer's {name} must be {expected}{_OF_ANOTHER}")
+    names = {one.name for one in fields(kind)}
+    try:
+        return [
+            typed(kind, {key: held for key, held in dict(one).items() if key in names}, f"{name}[{i}]")
+            for i, one in enumerate(listed)
+        ]
+    except (InputError, TypeError, ValueError) as error:
+        raise ServerError(f"the answer's {error}{_OF_ANOTHER}") from error
+
+
 def _scores(places: Sequence[Sequence[int]], answers: Sequence[Json]) -> RewardScores:
     """In the order of the rows."""
     order = torch.tensor([i for own in places for i in own], device="cpu").argsort()
-    rows = [row for answer in answers for row in answer["rewards"]]
-    mean, std = (_column([row[name] for row in rows])[order] for name in ("mean", "std"))
-    truncated = torch.tensor([row["truncated"] for row in rows], dtype=torch.bool, device="cpu")[order]
-    is_relative = rows[0]["baseline"] is not None
-    baseline = _column([row["baseline"] for row in rows])[order] if is_relative else None
+    pairs = zip(places, answers, strict=True)
+    rows = [row for own, answer in pairs for row in _entries(_Reward, answer, "rewards", len(own))]
+    mean, std = _column([row.mean for row in rows])[order], _column([row.std for row in rows])[order]
+    truncated = torch.tensor([row.truncated for row in rows], dtype=torch.bool, device="cpu")[order]
+    is_relative = rows[0].baseline is not None
+    baseline = _column([row.baseline for row in rows])[order] if is_relative else None
     return RewardScores(mean, std.square(), truncated, baseline)
 
 
 def _best(answer: Json, responses: Sequence[Text]) -> BestOfN:
-    rows, index = answer["candidates"], answer["index"]
-    score, mean, std = (_column([row[name] for row in rows]) for name in ("score", "mean", "std"))
-    truncated = torch.tensor([row["truncated"] for row in rows], dtype=torch.bool, device="cpu")
-    computed = sum(row["std"] is not None for row in rows)
-    return BestOfN(index, responses[index], score, mean, std.square(), truncated, computed, rows[0]["baseline"])
+    rows, index = _entries(_Candidate, answer, "candidates", len(responses)), answer.get("index")
+    if type(index) is not int or not 0 <= index < len(rows):
+        raise ServerError(f"the answer's index must be that of a response{_OF_ANOTHER}")
+    score, std = _column([row.score for row in rows]), _column([row.std for row in rows])
+    mean = _column([row.mean for row in rows])
+    truncated = torch.tensor([row.truncated for row in rows], dtype=torch.bool, device="cpu")
+    computed = sum(row.std is not None for row in rows)
+    return BestOfN(index, responses[index], score, mean, std.square(), truncated, computed, rows[0].baseline)
 
 
 def _column(values: Sequence[float | None]) -> Tensor:  # shape: (N,)

@@ -362,6 +362,17 @@ def single_responses(rows: Iterable[tuple[int, Any]]) -> list[Candidates]:
     return found
 
 
+def checked_references(references: Any, where: Sequence[str]) -> list[Text]:
+    """A reference for each row; raises InputError for anything else, by the rows' names in `where`."""
+    references = as_list(references)
+    if not is_list(references):
+        what = repr(references) if isinstance(references, str) else f"a {type(references).__name__}"
+        raise InputError(f"relative_to must be 'prompt', a reference for each row or None, not {what}")
+    if len(references) != len(where):
+        raise InputError(f"there are {len(where)} prompts but {len(references)} references")
+    return [checked_text(reference, name) for name, reference in zip(where, references, strict=True)]
+
+
 def checked_rows(prompts: Sequence[Any], responses: Sequence[Any]) -> tuple[list[Text], list[Text]]:
     """Two lists of as many texts each, no response of which repeats its prompt's messages.
 

@@ -98,3 +98,12 @@ def test_a_model_without_a_posterior_is_refused_before_training_begins(adapter_f
     rm = BayesianRewardModel.from_pretrained(adapter_folder, device="cpu")
     with pytest.raises(InputError, match="there is no posterior"):
         PenalisedReward(rm)
+
+
+@pytest.mark.parametrize("unreadable", [None, "any\0"])
+def test_a_row_whose_reference_cannot_be_read_has_no_reward_and_the_others_have_theirs(rm, unreadable):
+    prompts, responses = ["a", "about"], ["all", "are"]
+    with pytest.warns(UserWarning, match="no reward for row 1.*reference 1"):
+        found = PenalisedReward(rm).of(prompts, responses, [unreadable, "art"]).as_list()
+    alone = PenalisedReward(rm).of(prompts[1:], responses[1:], ["art"]).as_list()
+    assert found == [None, pytest.approx(alone[0], abs=1e-5)]

@@ -3,6 +3,7 @@
 import asyncio
 import importlib.util
 import sys
+import time
 from types import ModuleType, SimpleNamespace
 
 import numpy as np
@@ -97,3 +98,23 @@ def test_a_function_finds_the_prompt_in_the_rows_extra_info(verl, rm, model_fold
 def test_a_configuration_that_means_nothing_is_refused(verl, options, message):
     with pytest.raises(InputError, match=message):
         verl.BayesianRewardManager(config(**options), None, None)
+
+
+def test_samples_that_come_together_load_one_model(verl, rm, monkeypatch):
+    loaded = []
+
+    def load(folder):
+        loaded.append(folder)
+        time.sleep(0.2)
+        return rm
+
+    monkeypatch.setattr(verl.BayesianRewardModel, "from_pretrained", load)
+    extra_info = {"prompt": PROMPT}
+
+    async def together():
+        return await asyncio.gather(
+            *(verl.compute_score("", RESPONSE, None, extra_info, model="together") for _ in range(4))
+        )
+
+    asyncio.run(together())
+    assert loaded == ["together"]

@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import json
+import os
 import pickle
 import socket
 import threading
@@ -9,10 +11,11 @@ import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 import uvicorn
-from serving import FakeScorer
+from fake_scorer import FakeScorer
 from tiny import words
 
 from bayesrm_fast import BayesianRewardModel, InputError
@@ -112,7 +115,7 @@ def test_what_no_server_could_serve_is_refused_here(url, make):
         make(url).score([], [])
     with pytest.raises(InputError, match="2 prompts but 1 responses"):
         make(url).score(["a", "b"], ["c"])
-    with pytest.raises(InputError, match="row 1: response must be a string"):
+    with pytest.raises(InputError, match=r"responses\[0\] must be a string"):
         make(url).score(["a"], [None])
     with pytest.raises(InputError, match="url must be that of a server"):
         make("127.0.0.1:8000")
@@ -143,6 +146,10 @@ class Sequence(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
+
+    def do_POST(self):
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.do_GET()
 
     def log_message(self, *_):
         pass
@@ -194,3 +201,93 @@ def test_patience_ends_and_faults_are_told(answering, make, answers, message):
     url, _ = answering(*answers)
     with pytest.raises(ServerError, match=message):
         make(url, patience=10).models()
+
+
+def reward(**other):
+    return {"mean": 1.0, "std": 0.5, "tokens": 3, "truncated": False, "baseline": None} | other
+
+
+@KINDS
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        ({"rewards": [reward(mean=float("nan")), reward()]}, r"rewards\[0\]: mean must be a finite number"),
+        ({"rewards": [reward(), reward(mean=None)]}, r"rewards\[1\]: mean must be a finite number"),
+        ({"rewards": [reward(), reward(std=None)]}, r"rewards\[1\]: std must be"),
+        ({"rewards": [reward()]}, "rewards must be a list of 2"),
+        ({"rewards": [reward()] * 3}, "rewards must be a list of 2"),
+        ({"rewards": [reward(), {"mean": 1.0}]}, r"rewards\[1\] lacks 'std'"),
+        ({"rewards": [reward(), 5]}, "not iterable"),
+        ({"something": "else"}, "rewards must be a list"),
+    ],
+)
+def test_an_answer_that_is_none_gives_no_numbers(answering, make, answer, message):
+    url, _ = answering((200, {}, json.dumps(answer).encode()))
+    with pytest.raises(ServerError, match=f"{message}.*; is this a server of bayesrm"):
+        make(url).score(["a", "a"], ["b", "c"])
+
+
+@KINDS
+@pytest.mark.parametrize("index", [2, -1, None, 0.0])
+def test_a_choice_of_no_candidate_is_none(answering, make, index):
+    candidates = [reward(score=1.0), reward(score=2.0, std=None)]
+    url, _ = answering(
+        *[(200, {}, json.dumps({"index": one, "candidates": candidates}).encode()) for one in (1, index)]
+    )
+    assert make(url).best_of_n("a", ["b", "c"]).response == "c"
+    with pytest.raises(ServerError, match="index must be that of a response"):
+        make(url).best_of_n("a", ["b", "c"])
+
+
+@KINDS
+def test_a_redirect_is_told_at_once(answering, make):
+    url, waited = answering((307, {"Location": "https://elsewhere"}, b""))
+    with pytest.raises(InputError, match="307 Temporary Redirect to https://elsewhere: give the url"):
+        make(url).models()
+    assert waited == []
+
+
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+@pytest.mark.parametrize("url", [5, "http://", "http://[::1", "http://host:8000\n", "http://host?model=rm"])
+def test_an_address_of_no_server_is_refused(kind, url):
+    with pytest.raises(InputError, match="url must be that of a server"):
+        kind(url)
+
+
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+@pytest.mark.parametrize("token", ["", "secret\n", " secret"])
+def test_a_token_as_a_file_has_it_is_refused_and_not_shown(kind, token):
+    with pytest.raises(InputError, match=r"^the token is empty, or has spaces or ends of lines around it$"):
+        kind("http://host", token=token)
+
+
+@KINDS
+def test_texts_and_numbers_are_read_as_the_model_reads_them(rm, url, make):
+    with pytest.raises(InputError, match="prompts must be a list, not str"):
+        make(url).score("ab", "cd")
+    with pytest.raises(InputError, match="responses must be a list"):
+        make(url).best_of_n("a", "bc")
+    with pytest.raises(InputError, match="reference 2 must be a string"):
+        make(url).score(["a", "a"], ["b", "c"], relative_to=["d", None])
+    with pytest.raises(InputError, match="cannot be written as JSON"):
+        make(url).best_of_n("a", ["b", "c"], k=float("nan"))
+    with pytest.raises(InputError, match="cannot be written as JSON: it has a object"):
+        make(url).score([[{"role": "user", "content": "a", "at": object()}]], ["b"])
+    expected = rm.best_of_n("a", ["all", "any"], "log_probability", log_probabilities=[-2.0, -1.0])
+    for given in (np.array([-2.0, -1.0]), torch.tensor([-2.0, -1.0])):
+        found = make(url).best_of_n("a", np.array(["all", "any"]), "log_probability", log_probabilities=given)
+        assert (found.index, found.scores.tolist()) == (expected.index, expected.scores.tolist())
+
+
+def test_a_forked_child_has_connections_of_its_own(url):
+    client = Client(url)
+    client.models()
+    (parents,) = client._connections.values()
+    child = os.fork()
+    if child == 0:
+        try:
+            os._exit(0 if client._http is not parents and client.models() == ["rm"] else 1)
+        finally:
+            os._exit(2)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert client._http is parents
