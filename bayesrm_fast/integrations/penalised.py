@@ -62,7 +62,7 @@ class PenalisedRewards:
         }
 
     def _above_their_mean(self, values: Tensor) -> Tensor:  # shape: (N,), bool
-        numbers = torch.tensor(self.prompts, device="cpu")
+        numbers = torch.tensor(self.prompts, dtype=torch.int64, device="cpu")
         means = torch.stack([values[numbers == prompt].nanmean() for prompt in range(max(self.prompts) + 1)])
         return values > means[numbers]
 

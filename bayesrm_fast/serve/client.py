@@ -392,7 +392,7 @@ def _entries(kind: type[T], answer: Json, name: str, count: int | None = None) -
 
 def _scores(places: Sequence[Sequence[int]], answers: Sequence[Json]) -> RewardScores:
     """In the order of the rows."""
-    order = torch.tensor([i for own in places for i in own], device="cpu").argsort()
+    order = torch.tensor([i for own in places for i in own], dtype=torch.int64, device="cpu").argsort()
     pairs = zip(places, answers, strict=True)
     rows = [row for own, answer in pairs for row in _entries(_Reward, answer, "rewards", len(own))]
     mean, std = _column([row.mean for row in rows])[order], _column([row.std for row in rows])[order]

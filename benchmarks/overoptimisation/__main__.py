@@ -2,6 +2,8 @@
 
     python -m benchmarks.overoptimisation                       # HumanEval, five seeds, 20 minutes each on two cores
     python -m benchmarks.overoptimisation --part qa_feedback    # answers that people compared
+    python -m benchmarks.overoptimisation --part all_linear     # LoRA on all linear layers
+    python -m benchmarks.overoptimisation --part synthetic      # gold that a model gives, as Gao et al. do
     python -m benchmarks.overoptimisation --part gemma --seeds 1
     python -m benchmarks.overoptimisation --quick               # three minutes; shows that everything runs
 

@@ -43,7 +43,7 @@ def test_parts_of_several_requests_in_any_order_give_each_its_answer(rm, kind):
 
 
 def test_works_share_a_call_where_they_ask_the_same():
-    def prepared(rule, k=1.0, relative=True):
+    def prepared(rule, k=None, relative=True):
         work = Choice(Candidates("a", ["a", "able"]), rule, k, relative)
         work.prepare(model)
         return work.key
