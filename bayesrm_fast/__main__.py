@@ -2,4 +2,5 @@
 
 from bayesrm_fast.cli.main import main
 
-main()
+if __name__ == "__main__":
+    main()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import typer
-from browser import served_at
+from listening import served_at
 from tiny import tiny_pairs, tiny_policy, tiny_tokenizer, words
 
 from bayesrm_fast import BayesianRewardModel
@@ -62,7 +62,7 @@ def test_the_python_of_a_page_runs(page, folder, monkeypatch):
         url = SERVER
         if any(SERVER in block for block in blocks):
             scorer = AsyncScorer(BayesianRewardModel.from_pretrained("my-rm", device="cpu"))
-            url = stack.enter_context(served_at({"my-rm": scorer})).rstrip("/")
+            url = stack.enter_context(served_at({"my-rm": scorer}))
         for block in blocks:
             exec(compile(block.replace(SERVER, url), str(page), "exec"), names)
 

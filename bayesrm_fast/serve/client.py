@@ -5,11 +5,12 @@ import json
 import math
 import os
 import random
+import ssl
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from typing import Any, Literal, TypeVar
 
 import httpx
@@ -71,7 +72,7 @@ class _Address:
     def _options(self) -> Json:
         headers = {} if self.token is None else {"Authorization": f"Bearer {self.token}".encode()}
         limits = httpx.Limits(max_connections=MOST_AT_ONCE)
-        return {"base_url": self.url, "headers": headers, "timeout": self.timeout, "limits": limits}
+        return {"base_url": self.url, "headers": headers, "timeout": self.timeout, "limits": limits, "verify": _tls()}
 
     def _asked(self, prompt: Text, responses: Sequence[Text], **further: Any) -> Json:
         named = {"prompt": prompt} if isinstance(prompt, str) else {"messages": prompt}
@@ -294,6 +295,12 @@ class AsyncClient(_Address):
             if seconds is None:
                 return _json(outcome)
             await asyncio.sleep(seconds)
+
+
+@cache
+def _tls() -> ssl.SSLContext:
+    """Made once: every asynchronous call has a client of its own, and reading the certificates takes a while."""
+    return httpx.create_ssl_context()
 
 
 def _is_of_a_server(url: Any) -> bool:

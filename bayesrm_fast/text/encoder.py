@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from bayesrm_fast.errors import InputError
 from bayesrm_fast.locks import lock_of
 from bayesrm_fast.text.examples import TokenizedPair, TokenizedRow
-from bayesrm_fast.text.joining import Joined, Joiner, Joining, as_plain
+from bayesrm_fast.text.joining import Joined, Joiner, Joining, as_plain, is_plain_text
 from bayesrm_fast.text.records import PreferencePair, Tools
 from bayesrm_fast.text.texts import Text
 
@@ -82,11 +82,7 @@ class TextEncoder:
             )
         given = zip(prompts, responses, where, tools or [None] * len(prompts), strict=True)
         joined = [self.joiner.join(*one) for one in given]
-        are_plain = [
-            isinstance(response, str) and isinstance(prompt, str | None)
-            for prompt, response in zip(prompts, responses, strict=True)
-        ]
-        self.joiner.warn_of_another(are_plain, stacklevel=3)
+        self.joiner.warn_of_another(list(map(is_plain_text, prompts, responses)), stacklevel=3)
         self.joiner.warn_of_rendered(prompts, where, stacklevel=3)
         encoded = self._tokenize(joined)
         return [self._cut(encoded[i], joined[i].boundary, where[i]) for i in range(len(joined))]

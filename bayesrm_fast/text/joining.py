@@ -133,7 +133,7 @@ class Joiner:
         Raises:
             InputError: messages or tools that cannot be written so, or a function that gives no text.
         """
-        is_plain = isinstance(response, str) and isinstance(prompt, str | None)
+        is_plain = is_plain_text(prompt, response)
         joining = self.of(is_plain)
         if (needed := self._absent(joining)) is not None:
             raise InputError(f"joining={joining!r} needs a tokenizer with {needed}")
@@ -204,6 +204,11 @@ class Joiner:
                     stacklevel=stacklevel + 1,
                 )
                 return
+
+
+def is_plain_text(prompt: Text | None, response: Text) -> bool:
+    """Whether neither is a conversation."""
+    return isinstance(response, str) and isinstance(prompt, str | None)
 
 
 def as_plain(text: Text, where: str) -> str:

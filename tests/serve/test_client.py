@@ -1,11 +1,9 @@
 """Clients of a server, over a socket of this machine."""
 
 import asyncio
-import contextlib
 import json
 import os
 import pickle
-import socket
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -14,33 +12,18 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-import uvicorn
 from fake_scorer import FakeScorer
+from listening import served_at
 from tiny import words
 
 from bayesrm_fast import BayesianRewardModel, InputError
 from bayesrm_fast.serve import client as client_module
-from bayesrm_fast.serve.app import create_app
 from bayesrm_fast.serve.client import AsyncClient, Client, ServerError
 from bayesrm_fast.serve.engine import AsyncScorer
 from bayesrm_fast.serve.options import ServerOptions
 
 PROMPTS = [words(3), words(4, 7), words(3), words(4, 7), words(3)]
 RESPONSES = [words(2 + i, 3 * i) for i in range(5)]
-
-
-@contextlib.contextmanager
-def running(app):
-    """The URL of an app that listens."""
-    server = uvicorn.Server(uvicorn.Config(app, log_level="error"))
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        thread = threading.Thread(target=server.run, args=([listening],))
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{listening.getsockname()[1]}"
-        finally:
-            server.should_exit = True
-            thread.join()
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +33,7 @@ def rm(model_folder):
 
 @pytest.fixture(scope="module")
 def url(rm):
-    with running(create_app({"rm": AsyncScorer(rm)})) as url:
+    with served_at({"rm": AsyncScorer(rm)}) as url:
         yield url
 
 
@@ -124,7 +107,7 @@ def test_what_no_server_could_serve_is_refused_here(url, make):
 
 
 def test_a_token_is_sent_and_never_shown():
-    with running(create_app({"rm": FakeScorer()}, ServerOptions(token="secret"))) as url:
+    with served_at({"rm": FakeScorer()}, ServerOptions(token="secret")) as url:
         with pytest.raises(InputError, match="401"):
             Client(url).score(["a"], ["b"])
         client = Client(url, token="secret")

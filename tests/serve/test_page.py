@@ -9,8 +9,9 @@ from types import SimpleNamespace
 import httpx
 import pytest
 import torch
-from browser import chromium, served_at
+from browser import chromium
 from fake_scorer import FakeScorer
+from listening import served_at
 
 from bayesrm_fast import BayesianRewardModel
 from bayesrm_fast.serve.engine import AsyncScorer
