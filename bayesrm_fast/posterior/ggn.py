@@ -62,7 +62,9 @@ class GgnPosterior(Posterior):
             scale: `[K', K]`, float64.
             record, prior, temperature: as for `Posterior`.
         """
-        eigenvalues, transform = eigenpairs_of_factor(torch.stack([basis.gram() for basis in bases.values()]).sum(0), scale)
+        eigenvalues, transform = eigenpairs_of_factor(
+            torch.stack([basis.gram() for basis in bases.values()]).sum(0), scale
+        )
         return cls(sites, bases, transform, eigenvalues, record, prior, temperature)
 
     def conditional(self, sites: Sequence[Site]) -> "GgnPosterior":

@@ -162,7 +162,7 @@ def virtual_part(quick: bool) -> dict[str, Any]:
         kfac = fitted(passes, pairs)
         formulations: dict[str, Callable[[], Any]] = {
             PLAIN: partial(plain_forward, model, our_batches(passes, rows)),
-            "ours, means": partial(rewards_of, passes, rows, range(count)),
+            "ours, means": partial(rewards_of, passes, rows),
             "ours, mean and variance, kfac": partial(score_examples, passes, rows, kfac),
             "ours, mean and variance, ggn": partial(score_examples, passes, rows, random_ggn(kfac, GGN_RANK)),
         }

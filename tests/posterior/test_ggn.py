@@ -60,7 +60,9 @@ def test_rounding_the_bases_errs_by_no_more_than_their_rounding(precision, dtype
     bound = 2**-8 * (float(rows.square().sum()) / precision) ** 0.5
     if dtype == torch.int8:
         factor, stored = (
-            torch.cat([basis.combined(torch.eye(PAIRS).double()) for basis in posterior_of(rows, 1.0, one).bases.values()], 1)
+            torch.cat(
+                [basis.combined(torch.eye(PAIRS).double()) for basis in posterior_of(rows, 1.0, one).bases.values()], 1
+            )
             for one in (torch.float64, dtype)
         )
         error = (torch.linalg.svdvals(rows)[:, None] * (stored - factor)).norm() / precision**0.5
