@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from bayesrm_fast.model.calls import Call, by_row
+from bayesrm_fast.model.calls import Call, joined
 from bayesrm_fast.model.exclusive import exclusively
 from bayesrm_fast.model.forward import cache_of, held_in
 from bayesrm_fast.model.passes import (
@@ -28,7 +28,7 @@ from bayesrm_fast.model.passes import (
 )
 from bayesrm_fast.model.shared_beginnings import LEAST_SAVED, Group, groups_that_save
 from bayesrm_fast.model.shortcut_trials import ERRORS
-from bayesrm_fast.model.tap_pass import Seen, TapPass
+from bayesrm_fast.model.tap_pass import Seen, TapPass, feed_gradients, sides
 from bayesrm_fast.model.taps import TappedModel
 from bayesrm_fast.model.token_budget import is_out_of_memory
 from bayesrm_fast.sites import Consumer
@@ -37,9 +37,13 @@ from bayesrm_fast.text.examples import Example, TokenizedRow
 
 C = TypeVar("C", bound=Consumer)
 
-WORTH_SHARING = 1 / 2
+WORTH_SHARING = 0.4
 """Of a group's tokens: what sharing must save at least. A backward pass costs what a forward pass costs, and is not
-saved; joining what both parts' taps saw costs, too."""
+saved; attention's, which autograd cannot batch, costs more."""
+
+WEIGHT_OF_A_BEGINNING = 1 / 4
+"""Of its tokens, what they count for every row of a batch: of these the graph is held once, but keys and values, their
+cotangents and those of one layer at a time for each row."""
 
 logger = logging.getLogger("bayesrm_fast")
 
@@ -80,6 +84,7 @@ def _all(
         rows = [row for i in group.rows for row in examples[i].rows]
         beginning = passes.collate([rows[0].part(0, group.shared)])
         rest = [row.part(group.shared, None) for row in rows]
+        before = int(WEIGHT_OF_A_BEGINNING * group.shared)
 
         def run(
             positions: list[int], rows: Any = rows, beginning: Any = beginning, rest: Any = rest
@@ -87,14 +92,14 @@ def _all(
             if passes.budget.checkpoints:  # memory is short, and the beginning's graph would have to be held
                 return passes.run(rows, positions, cotangent, make_consumer)
             chosen = [rows[i] for i in positions]
-            following, whole = passes.collate([rest[i] for i in positions]), passes.collate(chosen)
+            following = passes.collate([rest[i] for i in positions])
             scalars, consumers = run_after(
-                passes.tapped, beginning, following, whole, of_finite(cotangent, chosen), make_consumer
+                passes.tapped, beginning, following, of_finite(cotangent, chosen), make_consumer
             )
             check_finite(scalars, chosen)
             return scalars, consumers
 
-        for positions, (scalars, consumers) in passes.in_batches(rest, run, has_backward=True, before=group.shared):
+        for positions, (scalars, consumers) in passes.in_batches(rest, run, has_backward=True, before=before):
             yield BatchResult([group.rows[i] for i in positions], scalars, consumers)
 
 
@@ -127,11 +132,11 @@ def _refusal(passes: Passes, rows: Sequence[TokenizedRow], shared: int) -> str |
     dtypes = {parameter.dtype for parameter in passes.forward.model.parameters()}
     if torch.float16 in dtypes:
         return "in float16 the whole pass has to be repeated where its gradients overflow"
-    parts = [passes.collate([row.part(shared, None) for row in rows]), passes.collate(rows)]
     beginning = passes.collate([rows[0].part(0, shared)])
+    following = passes.collate([row.part(shared, None) for row in rows])
     try:
-        _, (found,) = run_after(passes.tapped, beginning, *parts, unit_cotangent, KeptGradients)
-        _, (expected,) = passes.tapped.run(parts[1], unit_cotangent, KeptGradients)
+        _, (found,) = run_after(passes.tapped, beginning, following, unit_cotangent, KeptGradients)
+        _, (expected,) = passes.tapped.run(passes.collate(rows), unit_cotangent, KeptGradients)
     except ERRORS as failure:
         if is_out_of_memory(failure):
             raise
@@ -150,7 +155,6 @@ def run_after(
     tapped: TappedModel,
     beginning: TokenBatch,
     following: TokenBatch,
-    whole: TokenBatch,
     cotangent: Callable[[Tensor], Tensor],
     make_consumer: Callable[[], C],
 ) -> tuple[Tensor, list[C]]:  # shape: (N, S)
@@ -159,7 +163,7 @@ def run_after(
     Args:
         tapped: a model whose rows may share keys and values.
         beginning: one row.
-        following, whole: of N rows what follows the beginning, and both.
+        following: of N rows what follows the beginning.
         cotangent, make_consumer: as for `TappedModel.run`.
     """
     forward, count = tapped.forward, following.input_ids.shape[0]
@@ -190,7 +194,7 @@ def run_after(
                         retain_graph=not is_last,
                         allow_unused=True,
                     )
-                join = _Join(first, second, TapPass(whole, [_one_call(whole)], drops_padding=False), consumer, later)
+                join = _Join(length, following, consumer, later)
                 reached = [part for part, copy in zip(shared, own, strict=True) if copy.requires_grad]
                 used = [(part, g[:, None]) for part, g in zip(reached, cotangents, strict=True) if g is not None]
                 if used:
@@ -218,40 +222,48 @@ def _one_call(batch: TokenBatch) -> Call:
 
 
 class _Join:
-    """Feeds a consumer with what a tap saw in both parts, as soon as the beginning's has come."""
+    """Feeds a consumer with the gradients of what a tap saw in both parts, as soon as the beginning's has come."""
 
-    def __init__(
-        self, first: TapPass, second: TapPass, whole: TapPass, consumer: Consumer, later: Sequence[Seen]
-    ) -> None:
-        self.first, self.second, self.whole, self.consumer = first, second, whole, consumer
+    def __init__(self, length: int, following: TokenBatch, consumer: Consumer, later: Sequence[Seen]) -> None:
+        self.length, self.following, self.consumer = length, following, consumer
         self.later = {seen.tap.name: seen for seen in later}
 
     def receive(self, seen: Seen) -> None:
         """What a tap saw in the beginning, its cotangents those of all rows side by side."""
-        later = self.later.pop(seen.tap.name)
-        joined = replace(
-            later,
-            a=self._both(seen.a[None], later.a),
-            g=self._both(unbatched(seen.g), later.g),
-            down=None if later.down is None or seen.down is None else self._both(seen.down[None], later.down),
-            down_cotangent=None
-            if later.down_cotangent is None or seen.down_cotangent is None
-            else self._both(unbatched(seen.down_cotangent), later.down_cotangent),
-        )
-        self.whole.feed(self.consumer, joined, 1.0)
-
-    def _both(self, beginning: Tensor, following: Tensor) -> Tensor:  # (N or 1, …), (N, …) -> (N, T, d)
-        parts = [by_row(one, self.first.batch) for one in beginning]
-        after = by_row(following, self.second.batch)
-        assert after is not None
-        before = torch.cat([part for part in parts if part is not None]).detach()
-        return torch.cat([before.expand(len(after), -1, -1), after.detach()], 1)
+        cotangent = None if seen.down_cotangent is None else unbatched(seen.down_cotangent)
+        side_by_side = replace(seen, g=unbatched(seen.g), down_cotangent=cotangent)
+        begun = _each(side_by_side, lambda x: x.reshape(-1, self.length, x.shape[-1]))
+        self._feed(self.later.pop(seen.tap.name), [_outer(p, q) for _, p, q in sides(begun)])
 
     def finish(self) -> None:
         """Taps through which nothing of the beginning reaches the reward."""
         with torch.no_grad():
             for seen in self.later.values():
-                self.second.feed(self.consumer, seen, 1.0)
+                self._feed(seen, [0.0] * len(seen.tap.sites))
+
+    def _feed(self, later: Seen, before: Sequence[Tensor | float]) -> None:
+        call = _one_call(self.following)
+
+        def tokens(x: Tensor) -> Tensor:  # shape: (N, T, …), where T = 1 for one vector a row
+            found = joined([call], [x], self.following, later.tap.name)
+            return found[:, None] if found.dim() == 2 else found
+
+        for (site, p, q), shared in zip(sides(_each(later, tokens)), before, strict=True):
+            feed_gradients(self.consumer, site, _outer(p, q) + shared)
+
+
+def _each(seen: Seen, change: Callable[[Tensor], Tensor]) -> Seen:
+    """With every tensor changed."""
+    held: dict[str, Any] = {name: getattr(seen, name) for name in ("a", "g", "down", "down_cotangent")}
+    return replace(seen, **{name: change(x) for name, x in held.items() if x is not None})
+
+
+def _outer(p: Tensor, q: Tensor) -> Tensor:  # (N or 1, T, r), (N or 1, T, d) -> (N, r, d)
+    """`Σ_t p_t q_tᵀ`; what one row has goes with all of the other's."""
+    q = q.to(p.dtype)
+    if q.shape[0] == 1:
+        return (p.transpose(1, 2).flatten(0, 1) @ q[0]).view(p.shape[0], p.shape[2], -1)
+    return p.transpose(1, 2).expand(q.shape[0], -1, -1) @ q
 
 
 def unbatched(x: Tensor) -> Tensor:  # shape: (N, …)

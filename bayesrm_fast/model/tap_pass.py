@@ -14,7 +14,7 @@ from bayesrm_fast.model.head import HeadTap
 from bayesrm_fast.model.layers import refuse
 from bayesrm_fast.model.lora import LoraTap
 from bayesrm_fast.model.virtual import VirtualTap
-from bayesrm_fast.sites import Consumer
+from bayesrm_fast.sites import Consumer, Site
 from bayesrm_fast.text.batches import TokenBatch
 
 Tap = LoraTap | VirtualTap | HeadTap
@@ -195,23 +195,16 @@ class TapPass:
             raise InputError(f"cannot serve {tap.name}: the reward reads it beyond the batch's tokens")
         a, offsets = self._tokens(tap, [one.a for one in seen_in_order])
         g = self._tokens(tap, [one.g for one in seen_in_order], scale)[0]
+        down = down_cotangent = None
         if isinstance(tap, LoraTap):
             downs = [one.down for one in seen_in_order if one.down is not None]
             cotangents = [one.down_cotangent for one in seen_in_order if one.down_cotangent is not None]
-            down = _at_least_float32(self._tokens(tap, downs)[0])
-            down_cotangent = _at_least_float32(self._tokens(tap, cotangents, scale)[0])
-            if "forward" in vars(tap.layer):
-                _check_replaced_forward(tap, g, down_cotangent)
-            site_a, site_b = tap.sites
-            consumer.consume(site_a, down_cotangent, a, offsets)
-            consumer.consume(site_b, down * tap.scaling, g, offsets)
-        elif isinstance(tap, VirtualTap):
-            consumer.consume(tap.sites[0], _at_least_float32(a), g, offsets)
-        else:
-            if self.drops_padding and offsets is self.token_offsets:
-                a, g = self._scored_tokens(a, g)
-                offsets = self.row_offsets
-            consumer.consume(tap.sites[0], _at_least_float32(g), a, offsets)
+            down, down_cotangent = self._tokens(tap, downs)[0], self._tokens(tap, cotangents, scale)[0]
+        elif isinstance(tap, HeadTap) and self.drops_padding and offsets is self.token_offsets:
+            a, g = self._scored_tokens(a, g)
+            offsets = self.row_offsets
+        for site, p, q in sides(Seen(tap, 0, a, g, down, down_cotangent)):
+            consumer.consume(site, p, q, offsets)
 
     def _tokens(self, tap: Tap, seen: Sequence[Tensor], scale: float = 1.0) -> tuple[Tensor, Tensor]:
         """The tokens `[T, features]` of a layer's input or of a scaled cotangent, and their segments `[N + 1]`."""
@@ -240,6 +233,36 @@ class TapPass:
         at_peak = torch.where(size == peak[row], position, len(row))
         chosen = torch.full_like(starts, len(row)).scatter_reduce(0, row, at_peak, "amin")
         return a[chosen], g[chosen]
+
+
+def sides(seen: Seen) -> Iterator[tuple[Site, Tensor, Tensor]]:
+    """Of each of a tap's sites p `[…, r]` and q `[…, d]`, by token.
+
+    Raises:
+        InputError: a layer whose replaced forward does other than add its adapter's output.
+    """
+    tap, a, g = seen.tap, seen.a, seen.g
+    if isinstance(tap, LoraTap):
+        assert seen.down is not None
+        assert seen.down_cotangent is not None
+        down_cotangent = _at_least_float32(seen.down_cotangent)
+        if "forward" in vars(tap.layer):
+            _check_replaced_forward(tap, g, down_cotangent)
+        site_a, site_b = tap.sites
+        yield site_a, down_cotangent, a
+        yield site_b, _at_least_float32(seen.down) * tap.scaling, g
+    elif isinstance(tap, VirtualTap):
+        yield tap.sites[0], _at_least_float32(a), g
+    else:
+        yield tap.sites[0], _at_least_float32(g), a
+
+
+def feed_gradients(consumer: Consumer, site: Site, gradients: Tensor) -> None:  # shape: (N, r, d)
+    """Gradients as r tokens each, `G = Σ_k e_k G_kᵀ`: what a consumer takes."""
+    count = gradients.shape[0]
+    p = torch.eye(site.r, dtype=gradients.dtype, device=gradients.device).repeat(count, 1)
+    offsets = torch.arange(0, (count + 1) * site.r, site.r, dtype=torch.int64, device=gradients.device)
+    consumer.consume(site, p, gradients.reshape(-1, site.d), offsets)
 
 
 class _DownTap(torch.autograd.Function):
