@@ -254,8 +254,9 @@ class _Join:
 
 def _each(seen: Seen, change: Callable[[Tensor], Tensor]) -> Seen:
     """With every tensor changed."""
-    held: dict[str, Any] = {name: getattr(seen, name) for name in ("a", "g", "down", "down_cotangent")}
-    return replace(seen, **{name: change(x) for name, x in held.items() if x is not None})
+    down = None if seen.down is None else change(seen.down)
+    cotangent = None if seen.down_cotangent is None else change(seen.down_cotangent)
+    return replace(seen, a=change(seen.a), g=change(seen.g), down=down, down_cotangent=cotangent)
 
 
 def _outer(p: Tensor, q: Tensor) -> Tensor:  # (N or 1, T, r), (N or 1, T, d) -> (N, r, d)
