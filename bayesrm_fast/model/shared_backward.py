@@ -5,6 +5,7 @@ graph side by side, as autograd's batched gradients.
 """
 
 import logging
+import math
 import warnings
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -115,14 +116,17 @@ def _groups(passes: Passes, examples: Sequence[Example]) -> list[Group]:
 
 
 def _serves(passes: Passes, rows: Sequence[TokenizedRow], shared: int) -> bool:
-    """Whether sharing gives a model's gradients: tried once, on the first two rows that would share."""
+    """Whether sharing gives a model's gradients: tried once, on the first two rows that would share and fit."""
     model = passes.forward.model
     if model not in _served:
-        refusal = _refusal(passes, rows, shared)
+        try:
+            refusal = _refusal(passes, rows, shared)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            return False
         if refusal is not None:
-            logger.info(
-                "rows do not share the forward pass of their beginning where they have a backward pass: %s", refusal
-            )
+            logger.info("rows with a backward pass do not share the forward pass of their beginning: %s", refusal)
         _served[model] = refusal is None
     return _served[model]
 
@@ -143,12 +147,10 @@ def _refusal(passes: Passes, rows: Sequence[TokenizedRow], shared: int) -> str |
         return f"{type(failure).__name__}: {str(failure).splitlines()[0] if str(failure) else ''}"
     error = norm = 0.0
     for site, gradient in expected.by_site.items():
-        error += float((found.by_site[site] - gradient).double().square().sum())
-        norm += float(gradient.double().square().sum())
+        error = math.hypot(error, float((found.by_site[site] - gradient).double().norm()))
+        norm = math.hypot(norm, float(gradient.double().norm()))
     rounding = max(torch.finfo(dtype).eps for dtype in {*dtypes, torch.float32} if dtype.is_floating_point) ** 0.5
-    return (
-        None if error**0.5 <= rounding * norm**0.5 else f"its gradients differ by {error**0.5:.1e} of {norm**0.5:.1e}"
-    )
+    return None if error <= rounding * norm else f"its gradients differ by {error:.1e} of {norm:.1e}"
 
 
 def run_after(

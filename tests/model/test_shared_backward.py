@@ -159,6 +159,19 @@ def test_a_batch_that_does_not_fit_is_run_again_in_parts(shares, monkeypatch):
     assert sizes[-1] <= 2
 
 
+def test_a_trial_that_does_not_fit_is_made_again_another_time(shares, monkeypatch):
+    rm = fitted("llama")
+
+    def failing(*_):
+        raise torch.OutOfMemoryError("no memory")
+
+    monkeypatch.setattr(shared_backward, "run_after", failing)
+    expected = rm.score([PROMPT] * 6, RESPONSES).variance
+    monkeypatch.setattr(shared_backward, "run_after", run_after)
+    torch.testing.assert_close(rm.score([PROMPT] * 6, RESPONSES).variance, expected, rtol=1e-9, atol=0)
+    assert shared_backward._served[rm.model]
+
+
 def test_a_row_whose_reward_is_nan_has_its_own_number(shares):
     rm = fitted("llama", dtype=torch.float32)
     rows = rm.tokenize([PROMPT.replace("art", "a")] * 4, ["able", "about", "above art", "act"])
