@@ -195,7 +195,7 @@ def _scores_of(
         return member.score(prompts, responses, relative_to=relative_to)
     prompts, responses = checked_rows(prompts, responses)
     rows = member.encoder.encode(prompts, responses)
-    rewards = member.rewards_tokenized(rows, prompts)
+    rewards = member.rewards_tokenized(rows)
     baseline = torch.zeros_like(rewards)
     if relative_to is not None:
         for own in positions_of_equals([key_of(prompt) for prompt in prompts]):

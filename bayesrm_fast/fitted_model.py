@@ -79,14 +79,12 @@ class FittedRewardModel(RewardModel):
         Raises:
             InputError: no rows, lists of different lengths, text that cannot be read, or a reward that is NaN.
         """
-        return self.rewards_tokenized(self.tokenize(prompts, responses), prompts)
+        return self.rewards_tokenized(self.tokenize(prompts, responses))
 
     @exclusive
-    def rewards_tokenized(self, rows: Sequence[TokenizedRow], prompts: Sequence[Text]) -> Tensor:
-        """`rewards` of tokenized rows; rows of equal prompts may share their beginning."""
-        numbers: dict[str, int] = {}
-        owners = [numbers.setdefault(str(prompt), len(numbers)) for prompt in prompts]
-        return rewards_of(self.reward_passes(), rows, owners)
+    def rewards_tokenized(self, rows: Sequence[TokenizedRow]) -> Tensor:
+        """`rewards` of tokenized rows."""
+        return rewards_of(self.reward_passes(), rows)
 
     def score(
         self,

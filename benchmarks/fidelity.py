@@ -33,6 +33,7 @@ from bayesrm_fast.ops import segment_outer
 from bayesrm_fast.posterior.base import Posterior
 from bayesrm_fast.posterior.ggn import GgnPosterior
 from bayesrm_fast.posterior.kronecker import KroneckerPosterior
+from bayesrm_fast.posterior.stored_basis import StoredBasis
 from bayesrm_fast.sites import Site
 from bayesrm_fast.text.examples import Example, TokenizedPair, TokenizedRow
 from bayesrm_fast.train.adapter import TrainOptions, train_adapter
@@ -190,9 +191,9 @@ def without_tail(posterior: Posterior) -> KroneckerPosterior:
     return KroneckerPosterior(posterior.sites, blocks, posterior.record, posterior.prior)
 
 
-def in_bfloat16(posterior: GgnPosterior) -> GgnPosterior:
-    """As a fit with `basis_dtype=torch.bfloat16` gives it."""
-    bases = {name: basis.bfloat16() for name, basis in posterior.bases.items()}
+def rounded(posterior: GgnPosterior, dtype: torch.dtype) -> GgnPosterior:
+    """As a fit with `basis_dtype` gives it."""
+    bases = {name: StoredBasis.of(basis.values, dtype) for name, basis in posterior.bases.items()}
     scale = posterior.eigenvalues.sqrt()[:, None] * posterior.transform
     return GgnPosterior.from_factor(posterior.sites, bases, scale, posterior.record, posterior.prior)
 
@@ -261,12 +262,13 @@ def measured(case: Case, scale: Scale, folder: Path) -> dict[str, Any]:
             }
         if name == "ggn, 128":
             assert isinstance(posterior, GgnPosterior)
-            rounded = in_bfloat16(posterior)
-            methods["ggn, 128, bfloat16"] = {
-                **methods[name],
-                "figures": compared(ours(passes, rows, rounded, scale.precisions), exact, scale.precisions),
-                "stored_bytes": stored_bytes(rounded),
-            }
+            for dtype in (torch.bfloat16, torch.int8):
+                stored = rounded(posterior, dtype)
+                methods[f"ggn, 128, {str(dtype).removeprefix('torch.')}"] = {
+                    **methods[name],
+                    "figures": compared(ours(passes, rows, stored, scale.precisions), exact, scale.precisions),
+                    "stored_bytes": stored_bytes(stored),
+                }
         if case.is_timed and name in TIMED:
             fits[name] = lambda choice=choice: rm.fit(pairs[: scale.timed_pairs], prior_precision=1.0, **choice).fitted
             scores[name] = _scoring(rm, rows[:64], posterior)

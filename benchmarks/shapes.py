@@ -22,6 +22,7 @@ from bayesrm_fast.model.virtual import VirtualOptions
 from bayesrm_fast.posterior.base import ModelRecord, Posterior
 from bayesrm_fast.posterior.ggn import GgnPosterior
 from bayesrm_fast.posterior.kronecker import KroneckerPosterior
+from bayesrm_fast.posterior.stored_basis import StoredBasis
 from bayesrm_fast.text.batches import Collator
 from bayesrm_fast.text.examples import TokenizedPair, TokenizedRow
 
@@ -100,7 +101,7 @@ def random_pairs(count: int, length: int) -> list[TokenizedPair]:
 
 def random_ggn(like: Posterior, rank: int, dtype: torch.dtype = torch.float32) -> GgnPosterior:
     """A ggn posterior over the same sites; what scoring by it takes does not depend on the values."""
-    bases = {site.name: torch.randn(rank, site.r, site.d).to(dtype) for site in like.sites}
+    bases = {site.name: StoredBasis.of(torch.randn(rank, site.r, site.d), dtype) for site in like.sites}
     return GgnPosterior.from_factor(like.sites, bases, torch.eye(rank, dtype=torch.float64), like.record, 1.0)
 
 

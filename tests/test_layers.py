@@ -141,8 +141,10 @@ def test_the_package_tells_its_names():
 
 
 WITHOUT_LOGIC = {"sites.py", "versions.py", "__main__.py", "cli/__main__.py", "serve/requests.py"}
-TESTED_WITH = dict.fromkeys(("fitted_model.py", "choosing_model.py"), "test_reward_model.py")
-"""The face is one thing to its user, whichever of its files a method stands in."""
+TESTED_WITH = dict.fromkeys(("fitted_model.py", "choosing_model.py"), "test_reward_model.py") | {
+    "model/tap_pass.py": "test_taps.py"
+}
+"""The face is one thing to its user, whichever of its files a method stands in; so is a pass of the taps."""
 
 
 def test_the_tests_mirror_the_tree():

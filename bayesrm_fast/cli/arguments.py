@@ -53,10 +53,10 @@ def precision(text: str) -> "Precision":
 
 
 def dtype(option: str, text: str) -> "torch.dtype":
-    """float32 or bfloat16; raises InputError where it is neither."""
+    """float32, bfloat16 or int8; raises InputError where it is none of them."""
     import torch
 
-    dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+    dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}
     if text not in dtypes:
-        raise InputError(f"--{option} must be float32 or bfloat16, not {text!r}")
+        raise InputError(f"--{option} must be float32, bfloat16 or int8, not {text!r}")
     return dtypes[text]

@@ -43,7 +43,7 @@ def fit(
         str, typer.Option(help="Eigenvectors kept (kfac, ekfac: of each large side), a number or full.")
     ] = "default",
     second_pass: Annotated[bool, typer.Option(help="For ggn: sharpen the eigenvectors by a second pass.")] = False,
-    basis_dtype: Annotated[str | None, typer.Option(help="For ggn: float32 or bfloat16.")] = None,
+    basis_dtype: Annotated[str | None, typer.Option(help="For ggn: float32, bfloat16 or int8.")] = None,
     prior_precision: Annotated[
         str | None,
         typer.Option(

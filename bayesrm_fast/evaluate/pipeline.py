@@ -46,7 +46,7 @@ class BayesianPipeline:
         model, where = self.reward_model, [f"sample {i}" for i in range(1, len(samples) + 1)]
         texts = [checked_text(sample, name) for sample, name in zip(samples, where, strict=True)]
         rows = model.encoder.encode(*_prompts_and_responses(texts), where)
-        logits = model.rewards_tokenized(rows, where)[:, None]
+        logits = model.rewards_tokenized(rows)[:, None]
         return (logits, model.collator(rows).model_inputs()) if return_inputs else logits
 
 

@@ -10,6 +10,7 @@ from bayesrm_fast.fit.options import FitOptions
 from bayesrm_fast.fit.progress import PassCounter
 from bayesrm_fast.fit.sketches import GgnSketch
 from bayesrm_fast.model.passes import Passes, likelihood_cotangent, rewards_in
+from bayesrm_fast.posterior.stored_basis import StoredBasis
 from bayesrm_fast.text.examples import TokenizedPair
 
 logger = logging.getLogger("bayesrm_fast")
@@ -17,7 +18,7 @@ logger = logging.getLogger("bayesrm_fast")
 
 def gather_eigenpairs(
     passes: Passes, pairs: Sequence[TokenizedPair], options: FitOptions, counter: PassCounter
-) -> tuple[Tensor, dict[str, Tensor], Tensor]:  # shapes: (M,), [(K, r, d)], (K,)
+) -> tuple[Tensor, dict[str, StoredBasis], Tensor]:  # shapes: (M,), [(K, r, d)], (K,)
     """The pairs' reward differences; eigenvectors, a part for each site; and eigenvalues, float64.
 
     Raises:
@@ -39,5 +40,5 @@ def gather_eigenpairs(
         _, latest = passes.gather(pairs, likelihood_cotangent, lambda: sketch(omega), counter.next_pass())
     rows, eigenvalues = latest.eigenpairs(options.kept)
     stored = dtype if options.basis_dtype is None else options.basis_dtype
-    bases = {site.name: rows.pop(site.name).view(-1, site.r, site.d).to(stored) for site in sites}
+    bases = {site.name: StoredBasis.of(rows.pop(site.name).view(-1, site.r, site.d), stored) for site in sites}
     return rewards_in(scalars), bases, eigenvalues

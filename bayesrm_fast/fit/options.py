@@ -11,7 +11,7 @@ from bayesrm_fast.fit.sketches import keeps_every_pair
 from bayesrm_fast.posterior.base import check_prior_precision
 
 DEFAULT_RANK = {"kfac": 64, "ekfac": 64, "ggn": 128}
-BASIS_DTYPES = (None, torch.float32, torch.bfloat16)
+BASIS_DTYPES = (None, torch.float32, torch.bfloat16, torch.int8)
 CHOICES = ("evidence", "validation", "margins")
 
 Precision = float | Literal["evidence", "validation", "margins"]
@@ -34,8 +34,8 @@ class FitOptions:
             and for candidates without labels.
         include_head: put the score head's weight into the posterior too.
         second_pass: for ggn: sharpen the eigenvectors by a second pass over the pairs.
-        basis_dtype: for ggn: what its eigenvectors are kept in, float32 or bfloat16, which halves what is stored; None
-            for the model's.
+        basis_dtype: for ggn: what its eigenvectors are kept in, float32, bfloat16 or int8, which take a half and a
+            quarter of it; None for the model's.
 
     Raises:
         InputError: an unknown structure, a rank below 1, a λ that is not positive, or what is for ggn alone.
@@ -78,7 +78,7 @@ class FitOptions:
         if self.structure != "ggn" and (self.second_pass or self.basis_dtype is not None):
             raise InputError("second_pass and basis_dtype are for structure='ggn' alone")
         if self.basis_dtype not in BASIS_DTYPES:
-            raise InputError(f"basis_dtype must be torch.float32 or torch.bfloat16, not {self.basis_dtype}")
+            raise InputError(f"basis_dtype must be torch.float32, torch.bfloat16 or torch.int8, not {self.basis_dtype}")
 
 
 def check_precision(precision: Precision) -> None:

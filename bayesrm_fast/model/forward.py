@@ -1,7 +1,7 @@
 """A reward model as a function from token batches to scalars, and the model left as it was found."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, cast
 
 import torch
@@ -67,8 +67,12 @@ class Forward:
 
     def prefill(self, batch: TokenBatch) -> DynamicCache:
         """Keys and values of B beginnings, padded on the right; without autograd."""
-        with exclusively(self.model), _undisturbed(self.model, batch.pad_token_id), torch.no_grad():
-            cache = self.model(**batch.model_inputs(), use_cache=True).past_key_values
+        with self.prepared(batch, every_token=True), torch.no_grad():
+            return self.keys_and_values(batch)
+
+    def keys_and_values(self, batch: TokenBatch) -> DynamicCache:
+        """The same as autograd sees them; to be called inside `prepared`, for every token."""
+        cache = self.model(**batch.model_inputs(), use_cache=True).past_key_values
         if not isinstance(cache, DynamicCache):
             raise TypeError(f"the model keeps its keys and values in {type(cache).__name__}, not in a DynamicCache")
         return cache
@@ -81,21 +85,35 @@ class Forward:
         batch: TokenBatch,
     ) -> Tensor:  # shape: (B, S)
         """Of rows of which `batch` holds what follows a beginning; without autograd."""
-        cache = _rows_of(beginnings, owners)
-        before = lengths[owners]
-        longest = int(lengths.max())
-        present = torch.arange(longest, dtype=torch.int64, device=before.device) < before[:, None]
-        mask = torch.cat([present.to(batch.attention_mask.dtype), batch.attention_mask], 1)
-        positions = before[:, None] + torch.arange(batch.input_ids.shape[1], dtype=torch.int64, device=before.device)
+        cache = cache_of((keys[owners], values[owners]) for keys, values in held_in(beginnings))
         with self.prepared(batch), torch.no_grad():
-            return self._read(
-                batch,
-                input_ids=batch.input_ids,
-                attention_mask=mask,
-                position_ids=positions,
-                past_key_values=cache,
-                use_cache=True,
-            )
+            return self.after(cache, lengths[owners], int(lengths.max()), batch)
+
+    def after(
+        self,
+        cache: DynamicCache,
+        before: Tensor,  # shape: (B,)
+        longest: int,
+        batch: TokenBatch,
+    ) -> Tensor:  # shape: (B, S)
+        """The same as autograd sees them; to be called inside `prepared`.
+
+        Args:
+            cache: keys and values of each row's beginning; more are appended.
+            before: how many of them are real.
+            longest: how many there are.
+            batch: what follows.
+        """
+        present = torch.arange(longest, dtype=torch.int64, device=before.device) < before[:, None]
+        return self._read(
+            batch,
+            input_ids=batch.input_ids,
+            attention_mask=torch.cat([present.to(batch.attention_mask.dtype), batch.attention_mask], 1),
+            position_ids=before[:, None]
+            + torch.arange(batch.input_ids.shape[1], dtype=torch.int64, device=before.device),
+            past_key_values=cache,
+            use_cache=True,
+        )
 
     def _read(self, batch: TokenBatch, use_cache: bool, **inputs: Any) -> Tensor:
         if self._takes_cache:
@@ -136,15 +154,21 @@ def text_config(model: nn.Module) -> Any:
     return None if get_text_config is None else get_text_config()
 
 
-def _rows_of(beginnings: DynamicCache, owners: Tensor) -> DynamicCache:
-    """A cache with a row for each of `owners`; `beginnings` stays as it is."""
-    selected = DynamicCache()
-    for index, layer in enumerate(beginnings.layers):
+def held_in(cache: DynamicCache) -> Iterator[tuple[Tensor, Tensor]]:
+    """Each layer's keys and values."""
+    for layer in cache.layers:
         keys, values = cast(DynamicLayer, layer).keys, cast(DynamicLayer, layer).values
         assert keys is not None
         assert values is not None
-        selected.update(keys[owners], values[owners], index)
-    return selected
+        yield keys, values
+
+
+def cache_of(layers: Iterable[tuple[Tensor, Tensor]]) -> DynamicCache:
+    """A cache of each layer's keys and values."""
+    cache = DynamicCache()
+    for index, (keys, values) in enumerate(layers):
+        cache.update(keys, values, index)
+    return cache
 
 
 def _checkpoint_in_evaluation(layer: nn.Module) -> Callable[..., Any]:

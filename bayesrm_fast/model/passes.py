@@ -12,6 +12,7 @@ from bayesrm_fast.model.forward import Forward
 from bayesrm_fast.model.shortcut_trials import RowFrame, random_rows
 from bayesrm_fast.model.taps import TappedModel
 from bayesrm_fast.model.token_budget import TokenBudget, is_out_of_memory, release_memory, tokens_that_fit
+from bayesrm_fast.ops import segment_outer
 from bayesrm_fast.sites import Consumer, Site
 from bayesrm_fast.text.batches import Collator, plan_batches
 from bayesrm_fast.text.examples import Example
@@ -96,7 +97,7 @@ class Passes:
         """
         done = 0
         for positions, (scalars, consumers) in self.in_batches(
-            examples, lambda positions: self._run(examples, positions, cotangent, make_consumer), has_backward=True
+            examples, lambda positions: self.run(examples, positions, cotangent, make_consumer), has_backward=True
         ):
             yield BatchResult(positions, scalars, consumers)
             done += len(positions)
@@ -141,7 +142,7 @@ class Passes:
         found: dict[int, Tensor] = {}
         for positions in plan_batches(examples, self.budget.batch_tokens):
             try:
-                scalars, _ = self._run(examples, positions, cotangent, lambda: consumer)
+                scalars, _ = self.run(examples, positions, cotangent, lambda: consumer)
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
@@ -152,13 +153,18 @@ class Passes:
                 progress(len(found), len(examples))
         return torch.stack([found[i] for i in range(len(examples))])
 
-    def _run(
+    def run(
         self,
         examples: Sequence[Example],
         positions: Sequence[int],
         cotangent: Callable[[Tensor], Tensor],
         make_consumer: Callable[[], C],
-    ) -> tuple[Tensor, list[C]]:
+    ) -> tuple[Tensor, list[C]]:  # shape: (N, S)
+        """`TappedModel.run` of some examples as one batch.
+
+        Raises:
+            InputError: a reward that is NaN or infinite, by its example.
+        """
         chosen = [examples[i] for i in positions]
         scalars, consumers = self.tapped.run(
             self.collate(chosen), of_finite(cotangent, chosen), make_consumer, checkpoints=self.budget.checkpoints
@@ -218,6 +224,23 @@ class _Nothing:
 
     def consume(self, site: Site, p: Tensor, q: Tensor, offsets: Tensor) -> None:
         pass
+
+
+class KeptGradients:
+    """Consumer that keeps a batch's gradients by site.
+
+    Attributes:
+        by_site: `[N, r, d]` of each.
+    """
+
+    gradients_alone = True
+
+    def __init__(self) -> None:
+        self.by_site: dict[Site, Tensor] = {}
+
+    def consume(self, site: Site, p: Tensor, q: Tensor, offsets: Tensor) -> None:
+        """Keep one site's."""
+        self.by_site[site] = segment_outer(p, q, offsets)
 
 
 def measured_budget(tapped: TappedModel, max_length: int, collate: Collator, frame: RowFrame) -> TokenBudget:

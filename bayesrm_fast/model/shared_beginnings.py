@@ -1,7 +1,9 @@
-"""Rows of one prompt that begin alike: their beginning's keys and values once."""
+"""Rows that begin alike: their beginning's keys and values once."""
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,26 +26,73 @@ class Group:
     shared: int
 
 
-def shared_beginnings(rows: Sequence[TokenizedRow], prompts: Sequence[int], pad_token_id: int | None) -> list[Group]:
-    """The prompts whose rows should share their beginning, by counted tokens.
+def shared_beginnings(rows: Sequence[TokenizedRow], pad_token_id: int | None) -> list[Group]:
+    """The rows that should share their beginning in a forward pass; see `groups_that_save`."""
+    return groups_that_save(rows, pad_token_id, WORTH_SHARING, LEAST_SAVED)
+
+
+def groups_that_save(
+    rows: Sequence[TokenizedRow], pad_token_id: int | None, worth: float, least_saved: float
+) -> list[Group]:
+    """The groups of rows that save the most tokens by sharing their beginning.
 
     A row keeps at least the last token that is no padding token, because its reward is read there.
+
+    Args:
+        rows: of whatever prompts; rows of several may share what these have in common, too.
+        pad_token_id: None for none.
+        worth: of a group's tokens, what sharing must save at least.
+        least_saved: tokens that it must save at least.
     """
-    by_prompt: dict[int, list[int]] = {}
-    for row, prompt in enumerate(prompts):
-        by_prompt.setdefault(prompt, []).append(row)
-    groups = []
-    for members in by_prompt.values():
-        if len(members) == 1:
-            continue
-        ids = [rows[i].input_ids for i in members]
-        shared = min(_last_real(row, pad_token_id) for row in ids)
-        least, greatest = min(ids), max(ids)  # what these two share in lexicographic order, all share
-        shared = next((i for i in range(shared) if least[i] != greatest[i]), shared)
-        saved = (len(members) - 1) * shared
-        if saved >= max(LEAST_SAVED, WORTH_SHARING * sum(map(len, ids))):
-            groups.append(Group(members, shared))
-    return groups
+    inputs = [_inputs(row) for row in rows]
+    order = sorted(range(len(rows)), key=lambda i: inputs[i])
+    kept = [_last_real(rows[i].input_ids, pad_token_id) for i in order]
+    lengths = [len(rows[i].input_ids) for i in order]
+    chosen: list[tuple[int, int, int, float]] = []  # start, stop, shared and saved tokens, in their order
+    for depth, start, stop in _alike([_common(inputs[a], inputs[b]) for a, b in itertools.pairwise(order)]):
+        inside = []
+        while chosen and chosen[-1][0] >= start:
+            inside.append(chosen.pop())
+        shared = min(depth, *kept[start:stop])
+        saved = (stop - start - 1) * shared
+        is_worth = saved >= max(least_saved, worth * sum(lengths[start:stop]))
+        if is_worth and saved > sum(one[-1] for one in inside):
+            chosen.append((start, stop, shared, saved))
+        else:
+            chosen += reversed(inside)
+    return [Group(sorted(order[start:stop]), shared) for start, stop, shared, _ in chosen]
+
+
+def _alike(common: Sequence[int]) -> Iterator[tuple[int, int, int]]:
+    """Runs of sorted rows that begin alike, the longest for each beginning: its length, the first row and the one past
+    the last; shorter runs before the longer ones that they are in.
+
+    Args:
+        common: how many tokens each row shares with the one after it.
+    """
+    opened: list[tuple[int, int]] = []
+    for row, depth in enumerate([*common, 0]):
+        start = row
+        while opened and opened[-1][0] > depth:
+            length, start = opened.pop()
+            yield length, start, row + 1
+        if depth > 0 and (not opened or opened[-1][0] < depth):
+            opened.append((depth, start))
+
+
+def _inputs(row: TokenizedRow) -> list[Any]:
+    """What a model sees of each token."""
+    types = row.token_type_ids
+    return row.input_ids if types is None else list(zip(row.input_ids, types, strict=True))
+
+
+def _common(a: Sequence[Any], b: Sequence[Any]) -> int:
+    """How many tokens two rows begin with alike; by halves, since comparing lists is quick."""
+    low, high = 0, min(len(a), len(b))
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if a[low:middle] == b[low:middle] else (low, middle - 1)
+    return low
 
 
 def scalars_after_beginnings(

@@ -6,10 +6,13 @@ from torch import Tensor
 FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
-def require_shape(name: str, tensor: Tensor, shape: tuple[int | None, ...]) -> None:
-    """Raise ValueError unless `tensor` is floating point and has `shape` (None matches any size)."""
-    if tensor.dtype not in FLOATING:
-        raise ValueError(f"{name} must be floating point, not {tensor.dtype}")
+def require_shape(
+    name: str, tensor: Tensor, shape: tuple[int | None, ...], dtypes: tuple[torch.dtype, ...] = FLOATING
+) -> None:
+    """Raise ValueError unless `tensor` is floating point, or of `dtypes`, and has `shape` (None matches any size)."""
+    if tensor.dtype not in dtypes:
+        others = "".join(f" or {dtype}" for dtype in dtypes if dtype not in FLOATING)
+        raise ValueError(f"{name} must be floating point{others}, not {tensor.dtype}")
     sizes = tensor.shape
     if len(sizes) == len(shape):
         for want, have in zip(shape, sizes, strict=True):

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from bayesrm_fast.ops.backends import serve
-from bayesrm_fast.ops.checks import require_device, require_increasing, require_segments, require_shape
+from bayesrm_fast.ops.checks import FLOATING, require_device, require_increasing, require_segments, require_shape
 from bayesrm_fast.ops.library import define
 
 
@@ -32,7 +32,7 @@ def ggn_project(
 
     Args:
         p, q, offsets: as in `segment_outer`.
-        bases: b_k at this site, any floating dtype; orthonormal over all sites together, not at one.
+        bases: b_k at this site, any floating dtype or int8; orthonormal over all sites together, not at one.
 
     Returns:
         The products and the squared norms, float64.
@@ -41,7 +41,7 @@ def ggn_project(
         ValueError: a shape, dtype or device does not fit, by the argument's name.
     """
     require_segments(p, q, offsets)
-    require_shape("bases", bases, (None, p.shape[1], q.shape[1]))
+    require_shape("bases", bases, (None, p.shape[1], q.shape[1]), (*FLOATING, torch.int8))
     require_device(p, bases=bases)
     result: tuple[Tensor, Tensor] = _operator(p, q, offsets, bases)
     return result

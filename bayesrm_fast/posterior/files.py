@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import torch
 from torch import Tensor
 
 from bayesrm_fast.errors import InputError
@@ -131,8 +132,9 @@ def load_posterior(folder: Path) -> Posterior:
     tensors = FILES.read_tensors(folder, record)
     path = folder / FILES.tensors
     for name, tensor in tensors.items():
-        if not tensor.is_floating_point() or not tensor.isfinite().all():
-            site, _, part = name.rpartition("/")
+        site, _, part = name.rpartition("/")
+        is_number = tensor.is_floating_point() or (part == "basis" and tensor.dtype == torch.int8)
+        if not is_number or not tensor.isfinite().all():
             raise InputError(f"{path}: {part} of {site} is NaN or infinite, or no number")
     fit = FitRecord(**{field.name: getattr(record, field.name) for field in fields(FitRecord)})
     prior = PriorChoice(record.prior_precision, **vars(record.prior))

@@ -5,10 +5,11 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from bayesrm_fast.ops import ggn_project, segment_outer
+from bayesrm_fast.ops import segment_outer
 from bayesrm_fast.ops.checks import result_dtype
 from bayesrm_fast.posterior.base import FitRecord, Posterior, PriorChoice
-from bayesrm_fast.posterior.linear_algebra import eigenpairs_of_factor, gram, random_signs
+from bayesrm_fast.posterior.linear_algebra import eigenpairs_of_factor, random_signs
+from bayesrm_fast.posterior.stored_basis import StoredBasis
 from bayesrm_fast.sites import Site
 
 ROUNDING = 1e-2
@@ -18,11 +19,11 @@ ROUNDING = 1e-2
 class GgnPosterior(Posterior):
     """Gaussian posterior whose GGN is `Σ_k s_k e_k e_kᵀ`, `e = T B` with B the stored bases of all sites side by side.
 
-    B may be rounded, to bfloat16 as well: T makes its rows orthonormal, whatever they are (docs/maths.md, section 7).
+    B may be rounded, to bfloat16 or int8: T makes its rows orthonormal, whatever they are (docs/maths.md, section 7).
 
     Args:
         sites: what it is over.
-        bases: B of each site `[K, r, d]`, any floating dtype.
+        bases: B of each site `[K, r, d]`.
         transform: T `[K', K]`, float64.
         eigenvalues: s `[K']`, float64, descending.
         record, prior, temperature: as for `Posterior`.
@@ -31,7 +32,7 @@ class GgnPosterior(Posterior):
     def __init__(
         self,
         sites: Sequence[Site],
-        bases: Mapping[str, Tensor],
+        bases: Mapping[str, StoredBasis],
         transform: Tensor,
         eigenvalues: Tensor,
         record: FitRecord,
@@ -47,7 +48,7 @@ class GgnPosterior(Posterior):
     def from_factor(
         cls,
         sites: Sequence[Site],
-        bases: Mapping[str, Tensor],
+        bases: Mapping[str, StoredBasis],
         scale: Tensor,
         record: FitRecord,
         prior: PriorChoice | float,
@@ -61,7 +62,9 @@ class GgnPosterior(Posterior):
             scale: `[K', K]`, float64.
             record, prior, temperature: as for `Posterior`.
         """
-        eigenvalues, transform = eigenpairs_of_factor(gram(bases.values()), scale)
+        eigenvalues, transform = eigenpairs_of_factor(
+            torch.stack([basis.gram() for basis in bases.values()]).sum(0), scale
+        )
         return cls(sites, bases, transform, eigenvalues, record, prior, temperature)
 
     def conditional(self, sites: Sequence[Site]) -> "GgnPosterior":
@@ -88,8 +91,10 @@ class GgnPosterior(Posterior):
 
     def tensors(self) -> dict[str, Tensor]:
         """See `Posterior`."""
-        bases = {f"{name}/basis": basis for name, basis in self.bases.items()}
-        return bases | {"all/transform": self.transform, "all/eigenvalues": self.eigenvalues}
+        found = {"all/transform": self.transform, "all/eigenvalues": self.eigenvalues}
+        for name, basis in self.bases.items():
+            found |= basis.tensors(name)
+        return found
 
     @classmethod
     def from_tensors(
@@ -101,7 +106,7 @@ class GgnPosterior(Posterior):
         temperature: float,
     ) -> "GgnPosterior":
         """See `Posterior`."""
-        bases = {site.name: tensors[f"{site.name}/basis"] for site in sites}
+        bases = {site.name: StoredBasis.from_tensors(site.name, tensors) for site in sites}
         return cls(sites, bases, tensors["all/transform"], tensors["all/eigenvalues"], record, prior, temperature)
 
     def fault(self) -> str | None:
@@ -111,14 +116,15 @@ class GgnPosterior(Posterior):
             return f"the transform and the eigenvalues do not fit each other, with shapes {shapes}"
         kept = self.transform.shape[1]
         for site in self.sites:
-            if self.bases[site.name].shape != (kept, site.r, site.d):
-                return f"basis of {site.name} is {list(self.bases[site.name].shape)}, not {[kept, site.r, site.d]}"
+            fault = self.bases[site.name].fault((kept, site.r, site.d))
+            if fault is not None:
+                return f"basis of {site.name} {fault}"
         if bool((self.eigenvalues < 0).any()):
             return "the eigenvalues have numbers below zero"
         signs = random_signs(len(self.eigenvalues)).to(self.transform)
-        inside = self.transform.T @ signs
-        mapped = [basis.flatten(1).T.double() @ inside for basis in self.bases.values()]
-        products = torch.stack([part.T @ part for part in mapped]).sum(0)
+        inside = signs.T @ self.transform
+        mapped = [basis.combined(inside) for basis in self.bases.values()]
+        products = torch.stack([part @ part.T for part in mapped]).sum(0)
         if not (products - signs.T @ signs).abs().max() <= ROUNDING * max(len(signs), 1):
             return "the eigenvectors are not orthonormal"
         return None
@@ -138,7 +144,7 @@ class _Coordinates:
     def consume(self, site: Site, p: Tensor, q: Tensor, offsets: Tensor) -> None:
         """Add one site's part."""
         self.dtype = result_dtype(p, q)
-        products, squared_norm = ggn_project(p, q, offsets, self.posterior.bases[site.name])
+        products, squared_norm = self.posterior.bases[site.name].products(p, q, offsets)
         if self._products is None or self._squared_norm is None:
             self._products, self._squared_norm = products, squared_norm
         else:
@@ -210,6 +216,6 @@ class GgnFeatures(_Coordinates):
         outside = {}
         for name in list(self._gradients):
             gradient = self._gradients.pop(name)
-            basis = posterior.bases[name].flatten(1).double()
-            outside[name] = ((gradient.double() - projection @ basis) / precision**0.5).to(gradient.dtype)
+            inside_here = posterior.bases[name].combined(projection)
+            outside[name] = ((gradient.double() - inside_here) / precision**0.5).to(gradient.dtype)
         return {"all": inside / (posterior.eigenvalues + precision).sqrt()}, outside

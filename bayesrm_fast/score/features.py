@@ -9,6 +9,7 @@ from torch import Tensor
 
 from bayesrm_fast.errors import InputError
 from bayesrm_fast.model.passes import Passes, Progress, unit_cotangent
+from bayesrm_fast.model.shared_backward import over_examples
 from bayesrm_fast.model.token_budget import free_bytes
 from bayesrm_fast.posterior.base import Posterior
 from bayesrm_fast.score.sketch import WIDTH, feature_sketch
@@ -128,7 +129,7 @@ def whitened_gradients(
     kept: list[dict[str, Tensor]] = []
     sketches: list[Tensor] = []
     squared_norms: list[Tensor] = []
-    for batch in passes.over(rows, unit_cotangent, posterior.feature_consumer, progress):
+    for batch in over_examples(passes, rows, unit_cotangent, posterior.feature_consumer, progress):
         order += batch.positions
         means.append(batch.rewards.cpu())
         few, many = batch.consumer.features()

@@ -22,27 +22,23 @@ SURE_OF_A_FLOOR = 15 / 16
 """Of a variance's computed lower bound: what rounding, coarse in bfloat16, cannot push above the variance itself."""
 
 
-def rewards_of(
-    passes: Passes, rows: Sequence[TokenizedRow], prompts: Sequence[int], progress: Progress | None = None
-) -> Tensor:  # shape: (N,)
+def rewards_of(passes: Passes, rows: Sequence[TokenizedRow], progress: Progress | None = None) -> Tensor:  # shape: (N,)
     """Rewards of rows by forward passes without autograd, on the CPU.
 
     Args:
         passes: the model.
         rows: N rows.
-        prompts: a number for each row's prompt; rows of one prompt may share their beginning.
         progress: told the distinct rows done and their total.
 
     Raises:
         InputError: a reward that is NaN or infinite, by its row.
     """
-    return bounded_rewards(passes, rows, prompts, None, progress)[0]
+    return bounded_rewards(passes, rows, None, progress)[0]
 
 
 def bounded_rewards(
     passes: Passes,
     rows: Sequence[TokenizedRow],
-    prompts: Sequence[int],
     posterior: Posterior | None,
     progress: Progress | None = None,
 ) -> tuple[Tensor, Tensor]:  # shapes: (N,), (N,)
@@ -59,7 +55,7 @@ def bounded_rewards(
     unique = [rows[i] for i in positions]
     groups: list[Group] = []
     if passes.forward.shortcuts.shared_prefix:
-        groups = shared_beginnings(unique, [prompts[i] for i in positions], passes.collate.pad_token_id)
+        groups = shared_beginnings(unique, passes.collate.pad_token_id)
     grouped = {row for group in groups for row in group.rows}
     alone = [i for i in range(len(unique)) if i not in grouped]
 

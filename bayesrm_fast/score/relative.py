@@ -12,7 +12,15 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor
 
-from bayesrm_fast.model.passes import Passes, Progress, check_finite_variances, unit_cotangent
+from bayesrm_fast.model.passes import (
+    KeptGradients,
+    Passes,
+    Progress,
+    check_finite_variances,
+    unit_cotangent,
+)
+from bayesrm_fast.model.shared_backward import over_examples
+from bayesrm_fast.model.tap_pass import feed_gradients
 from bayesrm_fast.model.token_budget import free_bytes, is_out_of_memory, release_memory
 from bayesrm_fast.ops import segment_outer
 from bayesrm_fast.posterior.base import Posterior
@@ -193,18 +201,6 @@ def _if_it_fits(
     return None
 
 
-class _Gradients:
-    """Keeps the gradients of a batch's rows `[N, r, d]`."""
-
-    gradients_alone = True
-
-    def __init__(self) -> None:
-        self.by_site: dict[Site, Tensor] = {}
-
-    def consume(self, site: Site, p: Tensor, q: Tensor, offsets: Tensor) -> None:
-        self.by_site[site] = segment_outer(p, q, offsets)
-
-
 def _by_kept_gradients(
     passes: Passes, rows: Sequence[TokenizedRow], window: Sequence[Comparison], consumer: C
 ) -> DifferenceBatch[C]:
@@ -215,7 +211,7 @@ def _by_kept_gradients(
     order: list[int] = []
     rewards: list[Tensor] = []
     kept: list[dict[Site, Tensor]] = []
-    for batch in passes.over(unique, unit_cotangent, _Gradients):
+    for batch in over_examples(passes, unique, unit_cotangent, KeptGradients):
         order += batch.positions
         rewards.append(batch.rewards)
         kept.append(batch.consumer.by_site)
@@ -238,7 +234,7 @@ def _by_kept_gradients(
     for site in list(kept[0]):
         gradients = torch.cat([batch.pop(site) for batch in kept])  # in the order of the batches
         at = gradients.device
-        _feed(consumer, site, gradients[compared.to(at)] - mean_of(gradients)[owner.to(at)])
+        feed_gradients(consumer, site, gradients[compared.to(at)] - mean_of(gradients)[owner.to(at)])
     reward = torch.cat(rewards).cpu()
     baseline = mean_of(reward.double())[owner]
     mean = reward.double()[compared] - baseline
@@ -272,7 +268,7 @@ def _by_two_passes(
         scalars, mean_gradient = passes.gather([rows[i] for i in one.baseline], unit_cotangent, _MeanGradient)
         baseline = scalars.double().mean()
     compared = [rows[i] for i in one.rows]
-    for batch in passes.over(compared, unit_cotangent, lambda: _Shifted(make_consumer(), mean_gradient)):
+    for batch in over_examples(passes, compared, unit_cotangent, lambda: _Shifted(make_consumer(), mean_gradient)):
         reward = batch.rewards.cpu()
         mean = (reward.double() - baseline).to(reward)
         at = torch.tensor(batch.positions, dtype=torch.int64, device="cpu")
@@ -307,12 +303,4 @@ class _Shifted(Generic[C]):
         self.inner, self.mean = inner, mean
 
     def consume(self, site: Site, p: Tensor, q: Tensor, offsets: Tensor) -> None:
-        _feed(self.inner, site, segment_outer(p, q, offsets) - self.mean.of(site))
-
-
-def _feed(consumer: Consumer, site: Site, gradients: Tensor) -> None:  # shape: (N, r, d)
-    """Gradients as r tokens each, `G = Σ_k e_k G_kᵀ`: what a consumer takes."""
-    count = gradients.shape[0]
-    p = torch.eye(site.r, dtype=gradients.dtype, device=gradients.device).repeat(count, 1)
-    offsets = torch.arange(0, (count + 1) * site.r, site.r, dtype=torch.int64, device=gradients.device)
-    consumer.consume(site, p, gradients.reshape(-1, site.d), offsets)
+        feed_gradients(self.inner, site, segment_outer(p, q, offsets) - self.mean.of(site))

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from bayesrm_fast.model.passes import Passes, Progress, check_finite_variances, unit_cotangent
+from bayesrm_fast.model.shared_backward import over_examples
 from bayesrm_fast.posterior.base import Posterior
 from bayesrm_fast.posterior.probit import probit_probability
 from bayesrm_fast.text.examples import Example, distinct
@@ -83,7 +84,7 @@ def score_examples(
     means: list[Tensor] = []
     variances: list[Tensor] = []
     order: list[int] = []
-    for batch in passes.over(unique, unit_cotangent, posterior.variance_consumer, progress):
+    for batch in over_examples(passes, unique, unit_cotangent, posterior.variance_consumer, progress):
         order += batch.positions
         means.append(batch.rewards.cpu())
         variances.append(batch.consumer.variance.cpu().expand(len(batch.positions)))

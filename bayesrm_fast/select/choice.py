@@ -175,8 +175,7 @@ def know_each(
     elif Need.VARIANCE in needs:
         means, variances = _by_sets(sets, *score_examples(passes, rows, posterior, progress))
     else:
-        owners = [number for number, own in enumerate(sets) for _ in own]
-        (means,) = _by_sets(sets, rewards_of(passes, rows, owners, progress))
+        (means,) = _by_sets(sets, rewards_of(passes, rows, progress))
     known = [
         KnownCandidates(
             mean,
@@ -212,8 +211,7 @@ def _lazily(
 ) -> tuple[list[Tensor], list[Tensor]]:  # shapes of each: (n,), (n,)
     """Means of every prompt's candidates, and their variances, NaN where one was not needed."""
     rows = [row for own in sets for row in own]
-    owners = [number for number, own in enumerate(sets) for _ in own]
-    means, floors = _by_sets(sets, *bounded_rewards(passes, rows, owners, posterior, progress))
+    means, floors = _by_sets(sets, *bounded_rewards(passes, rows, posterior, progress))
     wave_tokens = passes.budget.batch_tokens
     if passes.device.type == "cpu":
         wave_tokens = int(CPU_WAVE * wave_tokens)

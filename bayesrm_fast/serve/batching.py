@@ -90,11 +90,8 @@ def _together(
     """Parts that share a beginning, where that is worth it; every other part by itself."""
     grouped: list[list[int]] = []
     if shares:
-        numbers: dict[str | int, int] = {}
-        prompts = [i if (prompt := window[i].part.prompt) is None else prompt for i in positions]
-        owners = [numbers.setdefault(prompt, len(numbers)) for prompt in prompts]
         rows = [window[i].part.rows[0] for i in positions]
-        grouped = [[positions[i] for i in one.rows] for one in shared_beginnings(rows, owners, pad_token_id)]
+        grouped = [[positions[i] for i in one.rows] for one in shared_beginnings(rows, pad_token_id)]
     in_groups = {i for own in grouped for i in own}
     found = []
     for own in [*grouped, *([i] for i in positions if i not in in_groups)]:

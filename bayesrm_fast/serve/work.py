@@ -104,9 +104,7 @@ class Means(Work[Part, RewardScores]):
 
     def run(self, rm: BayesianRewardModel, passes: Passes, parts: Sequence[Part]) -> list[Tensor]:
         """See `Work`."""
-        numbers: dict[str | int, int] = {}
-        prompts = [i if part.prompt is None else part.prompt for i, part in enumerate(parts)]
-        return list(rewards_of(passes, _rows(parts), [numbers.setdefault(one, len(numbers)) for one in prompts]))
+        return list(rewards_of(passes, _rows(parts)))
 
     def answer(self, parts: Sequence[Part], results: Sequence[Tensor]) -> RewardScores:
         """See `Work`."""

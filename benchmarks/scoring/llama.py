@@ -64,7 +64,7 @@ class ScoredLlama:
             PLAIN: partial(plain_forward, self.model, batches),
             "forward and backward by autograd": autograd,
             "ours, empty consumer": partial(empty_pass, self.passes, self.rows),
-            "ours, means": lambda: rewards_of(self.passes, self.rows, range(len(self.rows))),
+            "ours, means": lambda: rewards_of(self.passes, self.rows),
             OURS: lambda: score_examples(self.passes, self.rows, self.posterior),
             "a loop over rows": lambda: peers.loop_scores(self.model, self.ids, self._weigh),
             **{f"an ensemble of {n}": self._ensemble(n) for n in (3, 5)},

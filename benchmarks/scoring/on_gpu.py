@@ -65,7 +65,7 @@ def measured(shape: LlamaShape, count: int, prompt: int, batch_tokens: int, roun
     timed = in_turns(
         {
             WHOLE_ROWS: partial(plain_forward, model, our_batches(passes, rows)),
-            "ours, means": partial(rewards_of, passes, rows, [0] * len(rows)),
+            "ours, means": partial(rewards_of, passes, rows),
             "ours, mean and variance": everything,
             "ours, lazy best of n": lazy,
         },

@@ -52,15 +52,20 @@ def one_row_part(quick: bool) -> dict[str, Any]:
         scored = ScoredLlama(hidden, layers, rows=1)
         over_lora = scored.formulations()
         ggn = random_ggn(scored.posterior, GGN_RANK)
-        half = random_ggn(scored.posterior, GGN_RANK, torch.bfloat16)
+        narrow = {
+            f"ggn, bases in {name}": partial(
+                score_examples, scored.passes, scored.rows, random_ggn(scored.posterior, GGN_RANK, dtype)
+            )
+            for name, dtype in (("bfloat16", torch.bfloat16), ("int8", torch.int8))
+        }
         formulations: dict[str, Callable[[], Any]] = {
             name: over_lora[name] for name in (PLAIN, "forward and backward by autograd", "ours, empty consumer")
         }
         formulations |= {
             "kfac": over_lora[OURS],
             "ggn": partial(score_examples, scored.passes, scored.rows, ggn),
-            "ggn, bases in bfloat16": partial(score_examples, scored.passes, scored.rows, half),
-            "reading ggn's bases": lambda bases=ggn.bases: [basis.sum() for basis in bases.values()],
+            **narrow,
+            "reading ggn's bases": lambda bases=ggn.bases: [basis.values.sum() for basis in bases.values()],
         }
         with one_thread():
             timed = in_turns(formulations, 2 if quick else 41, clock=time.process_time)
@@ -69,7 +74,7 @@ def one_row_part(quick: bool) -> dict[str, Any]:
             "layers": layers,
             "length": LENGTH,
             "clock": "processor time of one thread",
-            "bases_bytes": sum(basis.nbytes for basis in ggn.bases.values()),
+            "bases_bytes": sum(basis.values.nbytes for basis in ggn.bases.values()),
             "formulations": timed,
         }
     return results
@@ -157,7 +162,7 @@ def virtual_part(quick: bool) -> dict[str, Any]:
         kfac = fitted(passes, pairs)
         formulations: dict[str, Callable[[], Any]] = {
             PLAIN: partial(plain_forward, model, our_batches(passes, rows)),
-            "ours, means": partial(rewards_of, passes, rows, range(count)),
+            "ours, means": partial(rewards_of, passes, rows),
             "ours, mean and variance, kfac": partial(score_examples, passes, rows, kfac),
             "ours, mean and variance, ggn": partial(score_examples, passes, rows, random_ggn(kfac, GGN_RANK)),
         }

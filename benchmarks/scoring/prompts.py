@@ -24,7 +24,7 @@ def prompts_part(quick: bool) -> dict[str, Any]:
         rows = random_rows([prompt + 64] * count, prompt=prompt)
         formulations = {
             WHOLE_ROWS: partial(plain_forward, model, our_batches(passes, rows)),
-            MEANS: partial(rewards_of, passes, rows, [0] * count),
+            MEANS: partial(rewards_of, passes, rows),
         }
         timed = in_turns(formulations, 2 if quick else 5)
         order = [i for batch in plan_batches(rows, BATCH_TOKENS) for i in batch]

@@ -180,8 +180,10 @@ void ggn_project_with(const Segments& s, const void* bases, DType dtype, int64_t
                       double* squared_norms, int threads) {
     if (dtype == DType::float32)
         ggn_project_of<Q>(s, static_cast<const float*>(bases), k, products, squared_norms, threads);
-    else
+    else if (dtype == DType::bfloat16)
         ggn_project_of<Q>(s, static_cast<const BFloat16*>(bases), k, products, squared_norms, threads);
+    else
+        ggn_project_of<Q>(s, static_cast<const int8_t*>(bases), k, products, squared_norms, threads);
 }
 
 void ggn_project(const Segments& s, const void* bases, DType dtype, int64_t k, double* products, double* squared_norms,

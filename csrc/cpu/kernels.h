@@ -5,7 +5,7 @@
 
 namespace bayesrm {
 
-enum class DType : int { float32 = 0, bfloat16 = 1 };
+enum class DType : int { float32 = 0, bfloat16 = 1, int8 = 2 };  // int8: of ggn_project's bases alone
 
 // Tokens of all sequences, row-major: p [tokens, r], q [tokens, d]; segment n is offsets[n] <= t < offsets[n + 1].
 // `order` is the order in which threads take the segments: the longest first, so that none is left over at the end.

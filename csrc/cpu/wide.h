@@ -15,6 +15,7 @@ typedef double Wide __attribute__((vector_size(kWidth * 4)));
 typedef double UnalignedWide __attribute__((vector_size(kWidth * 4), aligned(8), may_alias));
 
 inline double widened(double x) { return x; }
+inline double widened(int8_t x) { return x; }
 
 inline Wide load_wide(const double* from) { return *reinterpret_cast<const UnalignedWide*>(from); }
 
@@ -28,12 +29,23 @@ inline Wide load_wide(const BFloat16* from) {
     const __m256i bits = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
     return widened(_mm256_castsi256_ps(_mm256_slli_epi32(bits, 16)));
 }
+
+inline Wide load_wide(const int8_t* from) {
+    const __m256i whole = _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from)));
+    return _mm512_maskz_cvtepi32_pd(0xff, whole);
+}
 #elif defined(__AVX2__)
 inline Wide load_wide(const float* from) { return _mm256_cvtps_pd(_mm_loadu_ps(from)); }
 
 inline Wide load_wide(const BFloat16* from) {
     const __m128i bits = _mm_cvtepu16_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from)));
     return _mm256_cvtps_pd(_mm_castsi128_ps(_mm_slli_epi32(bits, 16)));
+}
+
+inline Wide load_wide(const int8_t* from) {
+    int32_t four;
+    std::memcpy(&four, from, sizeof four);
+    return _mm256_cvtepi32_pd(_mm_cvtepi8_epi32(_mm_cvtsi32_si128(four)));
 }
 #else
 template <class T>

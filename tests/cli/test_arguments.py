@@ -36,5 +36,5 @@ def test_other_prior_precisions_are_refused():
 def test_dtypes():
     assert dtype("basis-dtype", "float32") == torch.float32
     assert dtype("basis-dtype", "bfloat16") == torch.bfloat16
-    with pytest.raises(InputError, match=r"^--basis-dtype must be float32 or bfloat16, not 'int8'$"):
-        dtype("basis-dtype", "int8")
+    with pytest.raises(InputError, match=r"^--basis-dtype must be float32, bfloat16 or int8, not 'int4'$"):
+        dtype("basis-dtype", "int4")

@@ -64,7 +64,9 @@ def launched(kernel_name: str, r: int, d: int, k: int, itemsize: int, chip: Chip
     return blocks | flags, t, t.shared_memory(itemsize, second_pass)
 
 
-def compiled(kernel_name: str, r: int, d: int, k: int, dtype: str, chip: Chip) -> dict[str, Any]:
+def compiled(
+    kernel_name: str, r: int, d: int, k: int, dtype: str, chip: Chip, bases: str = POINTERS["bases"]
+) -> dict[str, Any]:
     """Resources of one kernel, as it would be launched at this shape."""
     kernel = KERNELS[kernel_name]
     float_p = r > MOST_ROWS_A_PROGRAM and kernel_name in FLOAT_ROTATIONS
@@ -78,7 +80,7 @@ def compiled(kernel_name: str, r: int, d: int, k: int, dtype: str, chip: Chip) -
         elif name in SIZES:
             signature[name] = "i32"
         else:
-            signature[name] = POINTERS.get(name, "*fp32") or f"*{dtype}"
+            signature[name] = bases if name == "bases" else POINTERS.get(name, "*fp32") or f"*{dtype}"
             if name == "p" and float_p:
                 signature[name] = "*fp32"
         if signature[name].startswith("*") or (name == "d" and d % 16 == 0):
@@ -117,6 +119,10 @@ def main() -> None:
                         json.dumps({"kernel": name, "shape": [r, d, k], "dtype": dtype, "sm": chip.capability, **row}),
                         flush=True,
                     )
+        if name in ("stream_bases", "multiply_groups"):
+            row = compiled(name, 16, 4096, 64, "bf16", H100, "*i8")
+            named = {"kernel": name, "shape": [16, 4096, 64], "dtype": "bf16", "sm": H100.capability}
+            print(json.dumps(named | row), flush=True)
 
 
 if __name__ == "__main__":

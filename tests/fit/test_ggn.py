@@ -39,11 +39,12 @@ def test_a_second_pass_is_made_where_the_first_was_not_exact(rm, pairs, passes):
     assert told[-1] == (passes * pairs, passes * pairs)
 
 
-@pytest.mark.parametrize("dtype", [None, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [None, torch.float32, torch.bfloat16, torch.int8])
 def test_eigenvectors_are_kept_in_what_is_asked_for(rm, dtype):
     """With the bound of `tests/posterior/test_ggn.py` for what the rounding does."""
     expected = rm.fit(tiny_pairs(), prior_precision=10.0).score(*TEXTS).variance
     posterior = rm.fit(tiny_pairs(), prior_precision=10.0, basis_dtype=dtype).posterior
-    assert {basis.dtype for basis in posterior.bases.values()} == {dtype or torch.float32}
-    bound = 2**-8 * float(posterior.eigenvalues.sum() / 10.0) ** 0.5 if dtype == torch.bfloat16 else 1e-5
+    assert {basis.values.dtype for basis in posterior.bases.values()} == {dtype or torch.float32}
+    rounding = {torch.bfloat16: 2**-8, torch.int8: 2 / 127}  # of a number; of a row's largest, which is no smaller
+    bound = rounding[dtype] * float(posterior.eigenvalues.sum() / 10.0) ** 0.5 if dtype in rounding else 1e-5
     torch.testing.assert_close(rm.score(*TEXTS).variance, expected, rtol=bound, atol=0)

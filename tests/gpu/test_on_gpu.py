@@ -17,6 +17,7 @@ from formulas import (
     ggn_close,
     ggn_formulas,
     ggn_made,
+    ggn_of_unit_bases,
     ggn_outside,
     made,
 )
@@ -87,7 +88,7 @@ def test_operations_against_their_formulas(backend, case, dtype):
         assert (found >= 0).all()
 
 
-@pytest.mark.parametrize("basis_dtype", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("basis_dtype", [torch.bfloat16, torch.float32, torch.int8], ids=str)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
 @pytest.mark.parametrize("case", LENGTHS_AND_SIZES)
 def test_ggn_project_against_its_formulas(backend, case, dtype, basis_dtype):
@@ -95,7 +96,9 @@ def test_ggn_project_against_its_formulas(backend, case, dtype, basis_dtype):
     tensors = on_gpu(arguments)
     if served(backend, "ggn_project", tensors):
         # A matrix unit truncates as it sums a gradient's tokens.
-        ggn_close([x.cpu() for x in ops.ggn_project(*tensors)], ggn_formulas(*arguments), dtype, BUDGET[dtype])
+        found = [x.cpu() for x in ops.ggn_project(*tensors)]
+        unit_found, unit_expected = (ggn_of_unit_bases(one, arguments[-1]) for one in (found, ggn_formulas(*arguments)))
+        ggn_close(unit_found, unit_expected, dtype, BUDGET[dtype])
 
 
 @pytest.mark.parametrize("segments", [1, 3, 4, 70])

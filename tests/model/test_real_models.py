@@ -165,7 +165,7 @@ def test_a_token_beyond_the_embeddings_is_refused_by_its_row():
     rm = BayesianRewardModel(adapter("llama"), tiny_tokenizer("llama"))
     rows = [TokenizedRow([1, 5], None, False, "row 1"), TokenizedRow([1, 41], None, False, "row 2")]
     with pytest.raises(InputError, match=r"row 2: .*token 41.* 41 embeddings"):
-        rm.rewards_tokenized(rows, ["a", "b"])
+        rm.rewards_tokenized(rows)
 
 
 def falcon():

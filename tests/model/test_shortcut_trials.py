@@ -63,8 +63,8 @@ def test_rows_that_end_in_padding_tokens_are_scored_where_transformers_scores_th
     rm = fitted("llama")
     rows = rm.tokenize([PROMPTS[0]] * 24, CANDIDATES[0]["responses"])
     ended = [type(row)([*row.input_ids, *[0] * (i % 3)], None, False) for i, row in enumerate(rows)]
-    expected = rewards_of(without_shortcuts(rm).passes(), rows, [0] * 24)
-    torch.testing.assert_close(rewards_of(rm.passes(), ended, [0] * 24), expected, rtol=1e-5, atol=1e-5)
+    expected = rewards_of(without_shortcuts(rm).passes(), rows)
+    torch.testing.assert_close(rewards_of(rm.passes(), ended), expected, rtol=1e-5, atol=1e-5)
 
 
 def replaced(model, change):

@@ -72,12 +72,17 @@ def almost_inside(dtype):
 
 
 def ggn_made(lengths, r, d, k, dtype, basis_dtype=None):
-    """p, q, offsets, and k directions `[k, r, d]` that are orthonormal before they are rounded to `basis_dtype`."""
+    """p, q, offsets, and k directions `[k, r, d]` that are orthonormal before they are rounded to `basis_dtype`.
+
+    In int8 each is as many times longer as it takes for its largest number to be 127.
+    """
     p, q, offsets, *_ = made(lengths, r, d, 0, dtype)
     normal = torch.randn(r * d, k, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     wide = torch.float64 if dtype == torch.float64 else torch.float32
-    bases = torch.linalg.qr(normal).Q.T.reshape(k, r, d).contiguous().to(basis_dtype or wide)
-    return p, q, offsets, bases
+    bases = torch.linalg.qr(normal).Q.T.reshape(k, r, d).contiguous()
+    if basis_dtype == torch.int8:
+        bases = (bases / bases.abs().amax((1, 2), keepdim=True) * 127).round()
+    return p, q, offsets, bases.to(basis_dtype or wide)
 
 
 def ggn_inputs(case, dtype, basis_dtype=None):
@@ -89,6 +94,12 @@ def ggn_formulas(p, q, offsets, bases):
     _, r, d = bases.shape
     g = formulas(p, q, offsets, torch.eye(r), torch.zeros(d, 0), torch.zeros(r, 0), torch.zeros(r))[0]
     return torch.einsum("nij,kij->nk", g, bases.double()), g.square().sum((1, 2))
+
+
+def ggn_of_unit_bases(results, bases):
+    """Those of the bases as vectors of norm 1, which they are but for their rounding where they are floating."""
+    products, squared_norm = results
+    return (products / bases.flatten(1).double().norm(dim=1) if bases.dtype == torch.int8 else products), squared_norm
 
 
 def ggn_close(found, expected, dtype, budget=None):

@@ -18,6 +18,7 @@ from formulas import (
     ggn_formulas,
     ggn_inputs,
     ggn_made,
+    ggn_of_unit_bases,
     ggn_outside,
     inputs,
     made,
@@ -100,7 +101,7 @@ def test_kron_variance(backend, case, dtype):
         assert (found >= 0).all()
 
 
-@pytest.mark.parametrize("basis_dtype", [None, torch.bfloat16], ids=["as computed", "bfloat16"])
+@pytest.mark.parametrize("basis_dtype", [None, torch.bfloat16, torch.int8], ids=["as computed", "bfloat16", "int8"])
 @pytest.mark.parametrize("dtype", BUDGET, ids=str)
 @pytest.mark.parametrize("case", GGN_CASES)
 def test_ggn_project(backend, case, dtype, basis_dtype):
@@ -108,11 +109,12 @@ def test_ggn_project(backend, case, dtype, basis_dtype):
     if backend == "triton" and (dtype == torch.float16 or (dtype == torch.bfloat16) == (basis_dtype == torch.bfloat16)):
         pytest.skip("the interpreter is slow, and every load widens what it reads")
     if served(backend, "ggn_project", arguments):
-        ggn_close(ops.ggn_project(*arguments), ggn_formulas(*arguments), dtype)
+        found, expected = (ggn_of_unit_bases(f(*arguments), arguments[-1]) for f in (ops.ggn_project, ggn_formulas))
+        ggn_close(found, expected, dtype)
 
 
 @pytest.mark.parametrize("directions", [1, 16])
-@pytest.mark.parametrize("basis_dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("basis_dtype", [torch.float32, torch.bfloat16, torch.int8], ids=str)
 @pytest.mark.parametrize(("dtype", "relative"), [(torch.float32, 1e-4), (torch.bfloat16, 1e-2)], ids=str)
 def test_a_gradient_almost_inside_the_directions_keeps_its_digits(backend, dtype, relative, basis_dtype, directions):
     """Sums in float32 fail this, and so do exact ones that are rounded to it."""
@@ -259,7 +261,7 @@ def test_what_does_not_fit_is_named(change, message):
     ("bases", "message"),
     [
         (torch.zeros(5, 4, 32), r"bases must have shape \[\*, 4, 33\], not \[5, 4, 32\]"),
-        (torch.zeros(5, 4, 33, dtype=torch.int8), "bases must be floating point"),
+        (torch.zeros(5, 4, 33, dtype=torch.int16), "bases must be floating point or torch.int8, not torch.int16"),
         (torch.zeros(5, 4, 33, device="meta"), "bases must be on cpu, where p is, not on meta"),
     ],
 )

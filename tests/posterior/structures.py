@@ -16,6 +16,7 @@ from bayesrm_fast.fit.sketches import GgnSketch
 from bayesrm_fast.posterior.base import FitRecord, PriorChoice
 from bayesrm_fast.posterior.ggn import GgnPosterior
 from bayesrm_fast.posterior.kronecker import KroneckerPosterior
+from bayesrm_fast.posterior.stored_basis import StoredBasis
 from bayesrm_fast.sites import Site
 
 CPU = torch.device("cpu")
@@ -142,7 +143,7 @@ def fitted_ggn(shape, shards, rank, dtype, record):
     sites = shape.sites
     sketch = merged(lambda: GgnSketch(sites, rank, record.pairs, CPU, dtype), shards, sites)
     rows, values = sketch.eigenpairs(rank)
-    bases = {site.name: rows[site.name].view(-1, site.r, site.d) for site in sites}
+    bases = {site.name: StoredBasis(rows[site.name].view(-1, site.r, site.d)) for site in sites}
     return GgnPosterior.from_factor(sites, bases, values.sqrt().diag(), record, PRIOR, TEMPERATURE)
 
 

@@ -11,6 +11,7 @@ from posterior.structures import Case
 from bayesrm_fast import InputError
 from bayesrm_fast.posterior.base import PriorChoice
 from bayesrm_fast.posterior.files import FILES, load_posterior, save_posterior, tensors_sha256
+from bayesrm_fast.posterior.stored_basis import StoredBasis
 
 
 @pytest.fixture
@@ -200,12 +201,35 @@ def test_a_shared_tensor_that_is_nowhere_is_refused(folder):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_tensors_that_cannot_be_eigenvectors_are_refused(tmp_path, change, message, dtype):
     posterior = Case("ggn", 5, "a shared input", torch.float64).fit()
-    posterior.bases = {name: basis.to(dtype) for name, basis in posterior.bases.items()}
+    bases = {name: StoredBasis.of(basis.values, dtype) for name, basis in posterior.bases.items()}
     posterior = type(posterior).from_factor(
-        posterior.sites, posterior.bases, torch.eye(5).double(), posterior.record, posterior.prior
+        posterior.sites, bases, torch.eye(5).double(), posterior.record, posterior.prior
     )
     save_posterior(posterior, tmp_path)
-    load_posterior(tmp_path)
+    assert load_posterior(tmp_path).bases["q"].values.dtype == dtype
     rewritten(tmp_path, change)
     with pytest.raises(InputError, match=rf"posterior\.safetensors: .*{message}"):
+        load_posterior(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda tensors: tensors.pop("q/scale"), "lacks q/scale"),
+        (lambda tensors: tensors.update({"q/scale": torch.ones(4)}), r"basis of q has scales \[4\], not \[5\]"),
+        (scaled("q/scale", 1.1), "the eigenvectors are not orthonormal"),
+        (lambda tensors: tensors["q/scale"].fill_(torch.nan), "scale of q is NaN or infinite"),
+        (lambda tensors: tensors.update({"q/scale": torch.ones(5, dtype=torch.int8)}), "scale of q is .* no number"),
+        (lambda tensors: tensors.update({"q/basis": tensors["q/basis"].float()}), "q/scale belongs to no site"),
+    ],
+)
+def test_scales_that_do_not_fit_bases_in_int8_are_refused(tmp_path, change, message):
+    posterior = Case("ggn", 5, "a shared input", torch.float64).fit()
+    bases = {name: StoredBasis.of(basis.values, torch.int8) for name, basis in posterior.bases.items()}
+    save_posterior(
+        type(posterior).from_factor(posterior.sites, bases, torch.eye(5).double(), posterior.record, posterior.prior),
+        tmp_path,
+    )
+    rewritten(tmp_path, change)
+    with pytest.raises(InputError, match=rf"posterior\.safetensors:? ?.*{message}"):
         load_posterior(tmp_path)

@@ -19,17 +19,16 @@ def test_identical_candidates_and_a_shared_prompt_are_computed_once():
     passes = rm.passes()
     rows = rm.tokenize([prompt] * 60, responses * 2)
     seen.clear()
-    rewards = rewards_of(passes, rows, [0] * 60)
+    rewards = rewards_of(passes, rows)
     lengths = [len(row.input_ids) for row in rows]
     assert sum(seen) < sum(lengths[:30]) / 4
     torch.testing.assert_close(rewards[:30], rewards[30:], rtol=0, atol=0)
     torch.testing.assert_close(rm.score([prompt] * 60, responses * 2).mean, rewards, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("prompts", [[0, 1, 2, 3], [0] * 4])
-def test_a_row_whose_reward_is_nan_has_its_own_number_also_after_its_equals(prompts, monkeypatch):
-    """Alone, and after a shared beginning."""
-    monkeypatch.setattr("bayesrm_fast.model.shared_beginnings.LEAST_SAVED", 0)
+@pytest.mark.parametrize("least_saved", [0, 512], ids=["after a shared beginning", "alone"])
+def test_a_row_whose_reward_is_nan_has_its_own_number_also_after_its_equals(least_saved, monkeypatch):
+    monkeypatch.setattr("bayesrm_fast.model.shared_beginnings.LEAST_SAVED", least_saved)
     rm = BayesianRewardModel(tiny_adapter("llama"), tiny_tokenizer("llama"))
     rm.fit(tiny_pairs(), rank=4, prior_precision=1.0)
     rows = rm.tokenize(["a"] * 4, ["able", "able", "art", "about"])
@@ -38,7 +37,7 @@ def test_a_row_whose_reward_is_nan_has_its_own_number_also_after_its_equals(prom
     rm.posterior = rm.posterior  # of the model as it is now
     for posterior in (None, rm.fitted):
         with pytest.raises(InputError, match=r"^row 3: .*NaN"):
-            bounded_rewards(rm.passes(), rows, prompts, posterior)
+            bounded_rewards(rm.passes(), rows, posterior)
 
 
 def test_progress_counts_distinct_rows_alone_and_in_groups():
@@ -48,7 +47,7 @@ def test_progress_counts_distinct_rows_alone_and_in_groups():
     rows = rm.tokenize(prompts, responses)
     total = len({tuple(row.input_ids) for row in rows})
     told = []
-    rewards_of(rm.passes(), rows, [0] * 40 + [1], lambda *at: told.append(at))
+    rewards_of(rm.passes(), rows, lambda *at: told.append(at))
     assert told[-1] == (total, total)
     assert {of for _, of in told} == {total}
     assert [done for done, _ in told] == sorted(done for done, _ in told)
@@ -56,8 +55,7 @@ def test_progress_counts_distinct_rows_alone_and_in_groups():
 
 
 def bounded(rm, rows):
-    prompts = list(range(len(rows)))  # of prompts of their own, so that none shares its beginning
-    return bounded_rewards(rm.passes(), rows, prompts, rm.fitted)
+    return bounded_rewards(rm.passes(), rows, rm.fitted)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -76,9 +74,9 @@ def test_a_variance_is_never_below_what_its_last_layer_alone_gives(architecture,
 def test_without_a_posterior_nothing_is_known_of_the_variances():
     rm = BayesianRewardModel(tiny_adapter("llama"), tiny_tokenizer("llama")).fit(tiny_pairs(), rank=4)
     rows = rm.tokenize(["a"] * 3, ["able", "about", "able"])
-    rewards, floors = bounded_rewards(rm.passes(), rows, [0, 1, 2], None)
+    rewards, floors = bounded_rewards(rm.passes(), rows, None)
     assert floors.tolist() == [0.0, 0.0, 0.0]
-    torch.testing.assert_close(rewards, rewards_of(rm.passes(), rows, [0, 1, 2]))
+    torch.testing.assert_close(rewards, rewards_of(rm.passes(), rows))
 
 
 @pytest.mark.parametrize("architecture", ["llama", "bert"])

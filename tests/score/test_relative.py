@@ -109,7 +109,7 @@ def test_gradients_that_turn_out_not_to_fit_take_two_passes(monkeypatch):
     rm = fitted()
     prompts, responses = [PROMPT, words(3, 7)] * 3, [words(2 + i, 40 + i) for i in range(6)]
     expected = rm.score(prompts, responses, relative_to="prompt")
-    feed, calls = relative._feed, []
+    feed, calls = relative.feed_gradients, []
 
     def fails_once(*arguments):
         calls.append(arguments)
@@ -117,7 +117,7 @@ def test_gradients_that_turn_out_not_to_fit_take_two_passes(monkeypatch):
             raise torch.OutOfMemoryError("CUDA out of memory")
         feed(*arguments)
 
-    monkeypatch.setattr(relative, "_feed", fails_once)
+    monkeypatch.setattr(relative, "feed_gradients", fails_once)
     found = rm.score(prompts, responses, relative_to="prompt")
     torch.testing.assert_close(found.variance, expected.variance, rtol=1e-8, atol=0)
     torch.testing.assert_close(found.mean, expected.mean, rtol=1e-8, atol=1e-10)

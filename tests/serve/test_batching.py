@@ -71,10 +71,10 @@ def test_what_is_larger_than_the_budget_runs_by_itself():
 
 def test_rows_of_one_prompt_that_can_share_run_together_whatever_their_lengths():
     def of(prompt, length):
-        row = TokenizedRow([1] * 200 + [2 + length] * length, None, False)
-        return Waiting(Part([row], prompt), key="rewards", shares_beginnings=True)
+        row = TokenizedRow([prompt] * 200 + [3 + length] * length, None, False)
+        return Waiting(Part([row]), key="rewards", shares_beginnings=True)
 
-    window = [of("a", 5), of("b", 5), of("a", 100), of("b", 3), of("a", 20), of("a", 60)]
+    window = [of(1, 5), of(2, 5), of(1, 100), of(2, 3), of(1, 20), of(1, 60)]
     assert next_batch(window, BUDGET, 0, shares=True) == [0, 2, 4, 5]
     assert next_batch(window, BUDGET, 0, shares=False) != [0, 2, 4, 5]
 

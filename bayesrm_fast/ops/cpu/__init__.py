@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from bayesrm_fast.ops.cpu.binding import DTYPES, compiled, missing
+from bayesrm_fast.ops.cpu.binding import BASES_DTYPES, DTYPES, compiled, missing
 
 
 def unavailable() -> str | None:
@@ -21,8 +21,8 @@ def refuses(operation: str, tensors: tuple[Tensor, ...]) -> str | None:
         if tensor.dtype not in DTYPES:
             return f"it serves float32 and bfloat16, not {tensor.dtype}"
     for constant in constants:
-        if operation == "ggn_project" and constant.dtype not in DTYPES:
-            return f"it reads bases in float32 and bfloat16, not {constant.dtype}"
+        if operation == "ggn_project" and constant.dtype not in BASES_DTYPES:
+            return f"it reads bases in float32, bfloat16 and int8, not {constant.dtype}"
         if constant.dtype == torch.float64:
             return "it computes in float32, not float64"
     return None

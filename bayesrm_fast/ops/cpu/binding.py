@@ -9,6 +9,8 @@ compiled, missing = compiled_part("_cpu", "a C++ compiler")
 """The module, None where it is not there, and then why."""
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 1}
+BASES_DTYPES = DTYPES | {torch.int8: 2}
+"""What `ggn_project` reads bases in."""
 
 
 class Segments:

@@ -145,6 +145,8 @@ def multiply_groups(
         first_third, second_third, third_third = thirds(tl.permute(gradient, (1, 2, 0)))
         for chunk in range(CHUNKS):
             b = tl.permute(coming, (1, 0, 2))
+            if bases.dtype.element_ty == tl.int8:  # which has no more digits than bfloat16
+                b = b.to(tl.float32).to(tl.bfloat16)
             coming = bases_tile(bases, rows, columns, js + (chunk + 1) * KC, r, d, min(k, first_j + CHUNKS * KC))
             product = dot_thirds(b, third_third, tl.zeros([R, KC, S], dtype=tl.float32), SPLIT_BASES)
             product = dot_thirds(b, second_third, product, SPLIT_BASES)
@@ -198,7 +200,7 @@ def ggn_project(p: Tensor, q: Tensor, offsets: Tensor, bases: Tensor) -> tuple[T
     blocks = {"R": t.rows, "KC": t.bases, "CHUNKS": t.chunks, "BD": t.columns, "BT": t.tokens}
     options = {"num_warps": t.warps, "num_stages": t.stages}
     if grouped:
-        flags = {"SPLIT_P": p.dtype != torch.bfloat16, "SPLIT_BASES": bases.dtype != torch.bfloat16}
+        flags = {"SPLIT_P": p.dtype != torch.bfloat16, "SPLIT_BASES": bases.dtype == torch.float32}
         multiply_groups[chunks * row_chunks, groups, splits](
             p, q, offsets, bases, parts, count, r, d, k, per_program, S=t.segments, **flags, **blocks, **options
         )
