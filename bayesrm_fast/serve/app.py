@@ -9,7 +9,7 @@ from typing import Literal
 from fastapi import FastAPI, Response
 from pydantic import BaseModel
 
-from bayesrm_fast.serve import native, page
+from bayesrm_fast.serve import native, page, reference
 from bayesrm_fast.serve.answers import OF_A_GET, answer_errors, busy, documented
 from bayesrm_fast.serve.engine import AsyncScorer
 from bayesrm_fast.serve.limits import Limits
@@ -21,7 +21,9 @@ from bayesrm_fast.versions import library_versions
 
 logger = logging.getLogger(__name__)
 
-ROUTERS = (page.router, native.router, openrlhf.router, vllm.router, sglang.router, slime.router, llamafactory.router)
+PAGES = (page.router, reference.router)
+DROP_INS = (openrlhf.router, vllm.router, sglang.router, slime.router, llamafactory.router)
+ROUTERS = (*PAGES, native.router, *DROP_INS)
 
 DESCRIPTION = """\
 Rewards with their uncertainty. Every reward is the mean of a Gaussian posterior, and `std` its standard deviation.
@@ -68,6 +70,7 @@ def create_app(scorers: Mapping[str, AsyncScorer], options: ServerOptions | None
         version=library_versions()["bayesrm_fast"],
         description=DESCRIPTION,
         lifespan=lifespan,
+        docs_url=None,
         redoc_url=None,
     )
     app.state.served = served
