@@ -1,4 +1,4 @@
-"""A server around an engine whose rewards are known, in this process."""
+"""What tests of the engine and of the server share: a tiny model; a server around an engine whose rewards are known."""
 
 import contextlib
 import time
@@ -6,11 +6,25 @@ from pathlib import Path
 
 import pytest
 from fake_scorer import FakeScorer
+from serving import HeldModel, fitted
 from starlette.testclient import TestClient
 
 from bayesrm_fast.serve.app import create_app
 
 GOLDEN = Path(__file__).parent / "golden"
+
+
+@pytest.fixture(scope="module")
+def rm():
+    """A tiny model with its posterior."""
+    return fitted()
+
+
+@pytest.fixture
+def held(monkeypatch):
+    """What every model's forward pass goes through; see `HeldModel`."""
+    with HeldModel(monkeypatch) as model:
+        yield model
 
 
 @pytest.fixture
