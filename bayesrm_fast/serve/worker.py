@@ -6,7 +6,7 @@ import threading
 import time
 import traceback
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -15,6 +15,7 @@ from bayesrm_fast.model.exclusive import exclusively
 from bayesrm_fast.model.lora import active
 from bayesrm_fast.model.passes import Passes
 from bayesrm_fast.model.token_budget import is_out_of_memory, release_memory
+from bayesrm_fast.posterior.base import Posterior
 from bayesrm_fast.reward_model import BayesianRewardModel
 from bayesrm_fast.serve.batching import next_batch
 from bayesrm_fast.serve.queue import RequestQueue
@@ -134,6 +135,7 @@ class Worker:
             self.queue.end(cause)
 
     def _make_tokens_of(self, request: Request) -> None:
+        request.posterior = _mark(self._rm.posterior)
         try:
             self.queue.tokenized(request, request.work.prepare(self._rm))
         except Exception as error:
@@ -165,10 +167,24 @@ class Worker:
         """Run parts together, and where that fails each half of them by itself."""
         left = [list(units)]
         while left:
-            batch = [unit for unit in left.pop() if self.queue.is_open(unit.request)]
+            batch = self._of_this_posterior(unit for unit in left.pop() if self.queue.is_open(unit.request))
             if batch and not self._served(batch):
                 self.tally.bisections += 1
                 left += [batch[len(batch) // 2 :], batch[: len(batch) // 2]]
+
+    def _of_this_posterior(self, units: Iterable[Unit]) -> list[Unit]:
+        """Those whose request was tokenized under the posterior that there is now; what was not begins anew.
+
+        So that an answer is of one posterior: a request may run in several batches, a choice be by a k that was tuned.
+        """
+        mark = _mark(self._rm.posterior)
+        found = []
+        for unit in units:
+            if unit.request.posterior == mark:
+                found.append(unit)
+            else:
+                self.queue.begin_anew(unit.request)
+        return found
 
     def _served(self, batch: Sequence[Unit]) -> bool:
         """Whether parts have got their numbers, or the only one its error."""
@@ -177,13 +193,16 @@ class Worker:
             results = self._results(batch)
         except Exception as error:
             failure = error
+        if failure is not None:
+            traceback.clear_frames(failure.__traceback__)  # they hold what the batch has allocated
+            if is_out_of_memory(failure):
+                release_memory(self._rm.collator.device)
+        if not self._of_this_posterior(batch):  # it was replaced meanwhile
+            return True
         if failure is None:
             for unit, result in zip(batch, results, strict=True):
                 self._deliver(unit, result)
             return True
-        traceback.clear_frames(failure.__traceback__)  # they hold what the batch has allocated
-        if is_out_of_memory(failure):
-            release_memory(self._rm.collator.device)
         if len(batch) == 1:
             self.queue.finish(batch[0].request, error=failure)
         return len(batch) == 1
@@ -215,6 +234,11 @@ class Worker:
             self.queue.finish(request, error=error)
         else:
             self.queue.finish(request, answer)
+
+
+def _mark(posterior: Posterior | None) -> tuple[Any, ...]:
+    """Equal while it is this posterior, with the λ, the temperature and the penalty that it has now."""
+    return () if posterior is None else (posterior, posterior.prior, posterior.temperature, posterior.penalty)
 
 
 _running: "weakref.WeakSet[Worker]" = weakref.WeakSet()
