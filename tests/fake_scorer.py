@@ -46,6 +46,10 @@ class FakeScorer:
     def __init__(self):
         posterior = SimpleNamespace(record=SimpleNamespace(structure="ggn"), penalty=None)
         self.rm = SimpleNamespace(encoder=SimpleNamespace(max_length=LONGEST), fitted=posterior)
+        self.begin()
+
+    def begin(self):
+        """As if nobody had asked anything."""
         self.is_full = False
         self.is_closed = False
         self.room = asyncio.Event()

@@ -27,31 +27,40 @@ def held(monkeypatch):
         yield model
 
 
+@contextlib.contextmanager
+def warm(app):
+    """A client of a server, once it is warm."""
+    with TestClient(app, raise_server_exceptions=False) as client:
+        while client.get("/health").status_code != 200:
+            pass
+        yield client
+
+
+@pytest.fixture(scope="session")
+def lasting():
+    """A server with the defaults and its engine: starting one takes longer than most tests do."""
+    scorer = FakeScorer()
+    with warm(create_app({"rm": scorer})) as client:
+        yield client, scorer
+
+
 @pytest.fixture
-def scorer():
-    """The engine of the model `rm`."""
-    return FakeScorer()
+def scorer(lasting):
+    """The engine of the model `rm`, as if it were new."""
+    lasting[1].begin()
+    return lasting[1]
+
+
+@pytest.fixture
+def client(lasting, scorer):
+    """A client of the server that all tests share."""
+    return lasting[0]
 
 
 @pytest.fixture
 def served(scorer):
-    """A client of a server with the model `rm`, once it is warm."""
-
-    @contextlib.contextmanager
-    def start(options=None, **scorers):
-        with TestClient(create_app(scorers or {"rm": scorer}, options), raise_server_exceptions=False) as client:
-            while client.get("/health").status_code != 200:
-                pass
-            yield client
-
-    return start
-
-
-@pytest.fixture
-def client(served):
-    """The same with the defaults."""
-    with served() as client:
-        yield client
+    """A client of a server of one's own, with the model `rm`."""
+    return lambda options=None, **scorers: warm(create_app(scorers or {"rm": scorer}, options))
 
 
 @pytest.fixture

@@ -180,7 +180,7 @@ def answering(monkeypatch):
 
     monkeypatch.setattr(client_module, "asyncio", SimpleNamespace(gather=asyncio.gather, sleep=sleep))
     server = HTTPServer(("127.0.0.1", 0), Sequence)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=[0.01], daemon=True).start()
 
     def start(*answers):
         server.answers = list(answers)

@@ -40,7 +40,7 @@ def test_a_storm_of_cancellations_hurts_nobody_who_waits(rm, seed):
     async def main():
         scorer = AsyncScorer(rm, max_batch_tokens=300, max_queue_tokens=2000)
         tasks = []
-        for i in range(300):
+        for i in range(200):
             asked, _ = ASKED[i % len(ASKED)]
             tasks.append(asyncio.create_task(asked(scorer, PROMPTS[i % 12], responses(i % 12))))
             if lot.random() < 0.7:
@@ -56,7 +56,7 @@ def test_a_storm_of_cancellations_hurts_nobody_who_waits(rm, seed):
     found, stats = run(main())
     assert requests_there() == before
     gone = [isinstance(one, asyncio.CancelledError) for one in found]
-    assert 30 < sum(gone) < 270
+    assert 20 < sum(gone) < 180
     assert 0 < stats.cancelled <= sum(gone)
     expected = {}
     for i, one in enumerate(found):
