@@ -6,7 +6,7 @@ import threading
 import time
 import traceback
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -167,24 +167,10 @@ class Worker:
         """Run parts together, and where that fails each half of them by itself."""
         left = [list(units)]
         while left:
-            batch = self._of_this_posterior(unit for unit in left.pop() if self.queue.is_open(unit.request))
+            batch = [unit for unit in left.pop() if self.queue.is_open(unit.request)]
             if batch and not self._served(batch):
                 self.tally.bisections += 1
                 left += [batch[len(batch) // 2 :], batch[: len(batch) // 2]]
-
-    def _of_this_posterior(self, units: Iterable[Unit]) -> list[Unit]:
-        """Those whose request was tokenized under the posterior that there is now; what was not begins anew.
-
-        So that an answer is of one posterior: a request may run in several batches, a choice be by a k that was tuned.
-        """
-        mark = _mark(self._rm.posterior)
-        found = []
-        for unit in units:
-            if unit.request.posterior == mark:
-                found.append(unit)
-            else:
-                self.queue.begin_anew(unit.request)
-        return found
 
     def _served(self, batch: Sequence[Unit]) -> bool:
         """Whether parts have got their numbers, or the only one its error."""
@@ -197,8 +183,7 @@ class Worker:
             traceback.clear_frames(failure.__traceback__)  # they hold what the batch has allocated
             if is_out_of_memory(failure):
                 release_memory(self._rm.collator.device)
-        if not self._of_this_posterior(batch):  # it was replaced meanwhile
-            return True
+        self._begin_anew(batch)
         if failure is None:
             for unit, result in zip(batch, results, strict=True):
                 self._deliver(unit, result)
@@ -206,6 +191,16 @@ class Worker:
         if len(batch) == 1:
             self.queue.finish(batch[0].request, error=failure)
         return len(batch) == 1
+
+    def _begin_anew(self, batch: Sequence[Unit]) -> None:
+        """Requests that were tokenized under another posterior than there is after a batch of them.
+
+        So that an answer is of one: a request may run in several batches, and a choice be by a k that was tuned.
+        """
+        mark = _mark(self._rm.posterior)
+        for unit in batch:
+            if unit.request.posterior != mark:
+                self.queue.begin_anew(unit.request)
 
     def _results(self, batch: Sequence[Unit]) -> list[Any]:
         start = time.perf_counter()
