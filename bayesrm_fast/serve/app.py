@@ -29,8 +29,8 @@ DESCRIPTION = """\
 Rewards with their uncertainty. Every reward is the mean of a Gaussian posterior, and `std` its standard deviation.
 
 The routes under *native* have all that is known of a prompt's responses. Those under *drop-in* answer in the form of
-another program, for trainers and clients that speak it already; what they return as the one number of a sample is
-`reward`: the mean, or mean − k·std. They wait where the queue is full, and native routes refuse at once with 503.
+another program, for trainers and clients that speak it already; the one number of a sample that they return is its mean
+less a `penalty` for its std. They wait where the queue is full, and native routes refuse at once with 503.
 """
 
 

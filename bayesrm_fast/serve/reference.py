@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping
 from html import escape
 from typing import Any
@@ -17,7 +18,7 @@ STYLE = """
 body { max-width: 60rem; margin: 0 auto; padding: 1rem }
 table { border-collapse: collapse; width: 100% }
 th, td { text-align: left; vertical-align: top; padding: .2rem .8rem .2rem 0; border-top: 1px solid #8886 }
-code { overflow-wrap: anywhere }
+td code { overflow-wrap: anywhere }
 summary { cursor: pointer }
 section { margin-bottom: 1.5rem }
 """
@@ -62,7 +63,7 @@ def _operation(name: str, operation: Schema) -> str:
     }
     rows = [*((name, kind, "") for name, kind in asked)]
     rows += [(f"?{one['name']}", _type(one["schema"]), _told(one)) for one in operation.get("parameters", [])]
-    rows += [(status, kind, escape(what)) for status, (kind, what) in answers.items()]
+    rows += [(status, kind, _prose(what)) for status, (kind, what) in answers.items()]
     return f"<details><summary><code>{escape(name)}</code></summary>{_paragraphs(operation)}{_table(rows)}</details>"
 
 
@@ -81,13 +82,18 @@ def _table(rows: Iterable[tuple[str, str, str]]) -> str:
 
 
 def _paragraphs(described: Schema) -> str:
-    return "".join(f"<p>{escape(one)}</p>" for one in described.get("description", "").split("\n\n"))
+    return "".join(f"<p>{_prose(one)}</p>" for one in described.get("description", "").split("\n\n"))
+
+
+def _prose(text: str) -> str:
+    """A description's Markdown, of which it has code and emphasis."""
+    return re.sub(r"\*(\w[^*]*)\*", r"<em>\1</em>", re.sub("`([^`]+)`", r"<code>\1</code>", escape(text)))
 
 
 def _told(field: Schema) -> str:
     default = f" Default: {_json(field['default'])}." if field.get("default") is not None else ""
     examples = "".join(f" <code>{_json(one)}</code>" for one in field.get("examples", ()))
-    return escape(field.get("description", "")) + default + examples
+    return _prose(field.get("description", "")) + default + examples
 
 
 def _json(value: Any) -> str:
