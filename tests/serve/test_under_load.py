@@ -51,6 +51,7 @@ def test_a_storm_of_cancellations_hurts_nobody_who_waits(rm, seed):
         assert (stats.queue_tokens, stats.queued_requests, stats.bisections) == (0, 0, 0)
         assert_agree(await scorer.score(PROMPTS[0], responses(0)), rm.score([PROMPTS[0]] * 4, responses(0)))
         await scorer.drain()
+        scorer._worker.join(SECONDS)  # its threads hold what they were last at
         return found, stats
 
     found, stats = run(main())
