@@ -86,7 +86,7 @@ SECRET = "a text of a client, of some length, that no answer may repeat"
     "change",
     [
         {"prompt": None, "messages": [{"role": "user", "content": [{"type": SECRET, "text": "able"}]}]},
-        {"prompt": None, "messages": [{"role": "user", "content": None, SECRET: "able"}]},
+        {"prompt": None, "messages": [{"role": "user", SECRET: "able"}]},
         {"responses": [[{"role": SECRET, "content": "act"}]]},
         {"rule": SECRET},
         {"rule": {"rule": SECRET}},
