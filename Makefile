@@ -20,7 +20,7 @@ lint: .venv/test
 fuzz: .venv/test
 	PYTHONPATH=tests $(BIN)/python -m fuzz
 
-# 2,000 requests made up from the server's OpenAPI document; `make test` makes 200.
+# 2,000 requests made up from the server's OpenAPI document; `make test` makes 100.
 fuzz-api: .venv/test
 	BAYESRM_API_CASES=2000 $(BIN)/python -m pytest tests/serve/test_app.py
 

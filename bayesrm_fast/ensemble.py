@@ -15,7 +15,7 @@ from bayesrm_fast.model.lora import active
 from bayesrm_fast.reward_model import BayesianRewardModel
 from bayesrm_fast.saved.folders import hub_options, local_folder
 from bayesrm_fast.score.relative import positions_of_equals
-from bayesrm_fast.score.variances import RewardScores
+from bayesrm_fast.score.variances import RewardScores, truncated_and_tokens
 from bayesrm_fast.select.choice import BestOfN, chosen
 from bayesrm_fast.select.named_rules import rule_of
 from bayesrm_fast.select.rules import KnownCandidates, Need, Rule
@@ -31,6 +31,7 @@ class EnsembleScores:
         members: MAP rewards of each member `[M, N]`.
         within: mean over the members of their posterior variances `[N]`; zero where they have no posterior.
         truncated: which rows `max_length` cut for any member, `[N]`, bool.
+        tokens: that the member which read most of a row has read of it `[N]`, int64.
         baseline: mean of the members' mean rewards of each row's prompt `[N]`; all rewards and variances are then those
             of the difference to each member's own. None where they are the rewards' own.
     """
@@ -38,6 +39,7 @@ class EnsembleScores:
     members: Tensor
     within: Tensor
     truncated: Tensor
+    tokens: Tensor
     baseline: Tensor | None = None
 
     @property
@@ -156,6 +158,7 @@ class RewardEnsemble:
             torch.stack([one.mean for one in found]),
             torch.stack([one.variance for one in found]).mean(0),
             torch.stack([one.truncated for one in found]).any(0),
+            torch.stack([one.tokens for one in found]).amax(0),
             torch.stack(baselines).mean(0) if relative_to is not None else None,
         )
 
@@ -180,7 +183,7 @@ class RewardEnsemble:
         (one,) = candidate_sets([Candidates(prompt, responses)])
         prompts = [one.prompt] * len(one.responses)
         found = self.score(prompts, one.responses, relative_to="prompt" if relative else None)
-        best = chosen(asked, one, found.known, found.truncated)
+        best = chosen(asked, one, found.known, found.truncated, found.tokens)
         return best if found.baseline is None else replace(best, baseline=float(found.baseline[0]))
 
 
@@ -200,5 +203,4 @@ def _scores_of(
     if relative_to is not None:
         for own in positions_of_equals([key_of(prompt) for prompt in prompts]):
             baseline[own] = rewards[own].double().mean().to(rewards)  # of equal rewards, that reward
-    truncated = torch.tensor([row.truncated for row in rows], dtype=torch.bool, device="cpu")
-    return RewardScores(rewards - baseline, torch.zeros_like(rewards), truncated, baseline)
+    return RewardScores(rewards - baseline, torch.zeros_like(rewards), *truncated_and_tokens(rows), baseline)

@@ -19,7 +19,7 @@ from bayesrm_fast.score.features import Outside
 from bayesrm_fast.score.joint import JointRewards, joint_rewards
 from bayesrm_fast.score.means import rewards_of
 from bayesrm_fast.score.relative import Comparison, positions_of_equals, score_differences, within_prompts
-from bayesrm_fast.score.variances import PairScores, RewardScores, score_examples
+from bayesrm_fast.score.variances import PairScores, RewardScores, score_examples, truncated_and_tokens
 from bayesrm_fast.text.examples import TokenizedPair, TokenizedRow
 from bayesrm_fast.text.prefetching import prefetched
 from bayesrm_fast.text.records import (
@@ -156,7 +156,7 @@ class FittedRewardModel(RewardModel):
         order = [i for one in comparisons for i in one.rows]
         back = torch.tensor(order, dtype=torch.int64, device="cpu").argsort()
         found = score_differences(self.passes(), rows, comparisons, self.fitted, progress).at(back)
-        return RewardScores(found.mean, found.variance, _truncated(rows[: len(found.mean)]), found.baseline)
+        return RewardScores(found.mean, found.variance, *truncated_and_tokens(rows[: len(found.mean)]), found.baseline)
 
     @exclusive
     def score_tokenized(self, rows: Sequence[TokenizedRow], *, progress: Progress | None = None) -> RewardScores:
@@ -167,7 +167,7 @@ class FittedRewardModel(RewardModel):
         """
         _refuse_nothing(rows)
         mean, variance = score_examples(self.passes(), rows, self.fitted, progress)
-        return RewardScores(mean, variance, _truncated(rows))
+        return RewardScores(mean, variance, *truncated_and_tokens(rows))
 
     def score_pairs(self, pairs: Iterable[Any], *, progress: Progress | None = None) -> PairScores:
         """Mean and variance of `r_chosen − r_rejected`, and the probability that the chosen response is preferred.
@@ -186,7 +186,7 @@ class FittedRewardModel(RewardModel):
         """
         _refuse_nothing(pairs)
         mean, variance = score_examples(self.passes(), pairs, self.fitted, progress)
-        return PairScores(mean, variance, _truncated(pairs), temperature=self.fitted.temperature)
+        return PairScores(mean, variance, *truncated_and_tokens(pairs), temperature=self.fitted.temperature)
 
     @exclusive
     def covariance(self, prompt: Text, responses: Sequence[Text], *, outside: Outside = "auto") -> JointRewards:
@@ -274,7 +274,3 @@ class FittedRewardModel(RewardModel):
 def _refuse_nothing(examples: Sequence[TokenizedRow] | Sequence[TokenizedPair]) -> None:
     if not examples:
         raise InputError("there is nothing to score: the list is empty")
-
-
-def _truncated(examples: Sequence[TokenizedRow] | Sequence[TokenizedPair]) -> Tensor:  # shape: (N,), bool
-    return torch.tensor([example.is_truncated for example in examples], dtype=torch.bool, device="cpu")

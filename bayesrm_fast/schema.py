@@ -8,7 +8,7 @@ import typing
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from bayesrm_fast.errors import InputError
+from bayesrm_fast.errors import InputError, shown
 
 LARGEST_INTEGER = 2**63 - 1
 
@@ -26,7 +26,7 @@ def parsed(text: str, where: str) -> Any:
         found = dict(pairs)
         twice = next((name for i, (name, _) in enumerate(pairs) if name in dict(pairs[:i])), None)
         if twice is not None and len(found) < len(pairs):
-            raise ValueError(f"{twice!r} stands there twice")
+            raise ValueError(f"{shown(twice)} stands there twice")
         return found
 
     def refused(number: str) -> Any:
@@ -85,7 +85,7 @@ def _of_dataclass(kind: Callable[..., T], value: Any, where: str) -> T:
     absent = [name for name in hints if name not in value]
     unknown = [name for name in value if name not in hints]
     if absent or unknown:
-        raise InputError(f"{where} {'lacks' if absent else 'has an unknown field,'} {(absent or unknown)[0]!r}")
+        raise InputError(f"{where} {'lacks' if absent else 'has an unknown field,'} {shown((absent or unknown)[0])}")
     fields = {name: typed(hint, value[name], f"{where}: {name}") for name, hint in hints.items()}
     try:
         return kind(**fields)
@@ -95,8 +95,7 @@ def _of_dataclass(kind: Callable[..., T], value: Any, where: str) -> T:
 
 def _checked(value: T, is_right: bool, where: str, expected: str) -> T:
     if not is_right:
-        shown = repr(value)
-        raise InputError(f"{where} must be {expected}, not {shown if len(shown) <= 40 else shown[:37] + '...'}")
+        raise InputError(f"{where} must be {expected}, not {shown(value)}")
     return value
 
 

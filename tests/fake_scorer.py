@@ -1,6 +1,7 @@
 """An engine whose rewards are known by heart, so that what a server makes of them can be compared to the byte."""
 
 import asyncio
+from dataclasses import replace
 from types import SimpleNamespace
 
 import torch
@@ -26,6 +27,12 @@ def _plain(text):
     return text if isinstance(text, str) else " ".join(message["content"] or "" for message in text)
 
 
+def _tokenized(text, add_special_tokens):
+    if isinstance(text, str):
+        return f"<s>{text}" if add_special_tokens else text
+    return " ".join(map(str, text))
+
+
 class FakeScorer:
     """See `bayesrm_fast.serve.engine.AsyncScorer`; a token is a word.
 
@@ -38,25 +45,17 @@ class FakeScorer:
 
     def __init__(self):
         posterior = SimpleNamespace(record=SimpleNamespace(structure="ggn"), penalty=None)
-        self.rm = SimpleNamespace(
-            encoder=SimpleNamespace(
-                max_length=LONGEST, encode=self._encode, encode_rendered=lambda texts, **_: self._rows(texts)
-            ),
-            fitted=posterior,
-        )
+        self.rm = SimpleNamespace(encoder=SimpleNamespace(max_length=LONGEST), fitted=posterior)
+        self.begin()
+
+    def begin(self):
+        """As if nobody had asked anything."""
         self.is_full = False
         self.is_closed = False
         self.room = asyncio.Event()
         self.held = None
         self.fault = None
         self.begun, self.cancelled = [], []
-
-    def _encode(self, prompts, responses, where):
-        return self._rows(f"{_plain(a)} {_plain(b)}" for a, b in zip(prompts, responses, strict=True))
-
-    @staticmethod
-    def _rows(texts):
-        return [SimpleNamespace(length=min(len(text.split()), LONGEST)) for text in texts]
 
     @property
     def accepts(self):
@@ -91,29 +90,32 @@ class FakeScorer:
             self.cancelled.append(texts)
             raise
         for text in texts:
-            if "\0" in text:
+            if isinstance(text, str) and "\0" in text:
                 raise InputError("response 1 contains a NUL character")
 
     def _scores(self, texts, variance=True):
         mean = torch.tensor([reward(text) for text in texts], dtype=torch.float64)
         spread = torch.full_like(mean, STD**2 if variance else torch.nan)
-        return RewardScores(mean, spread, torch.tensor([len(text.split()) > LONGEST for text in texts]))
+        words = torch.tensor([len(text.split()) for text in texts], dtype=torch.int64)
+        return RewardScores(mean, spread, words > LONGEST, words.clamp(max=LONGEST))
 
     async def score_text(self, texts, *, add_special_tokens=True, variance=True, wait=True):
         await self._accepted(texts, wait)
-        return self._scores([f"<s>{text}" if add_special_tokens else text for text in texts], variance)
+        return self._scores([_tokenized(text, add_special_tokens) for text in texts], variance)
 
-    async def rewards(self, prompt, responses, *, wait=True):
-        return (await self.score(prompt, responses, wait=wait)).mean
+    async def score(self, prompt, responses, *, relative_to=None, variance=True, wait=True):
+        return await self.score_rows(
+            [prompt] * len(responses), responses, relative_to=relative_to, variance=variance, wait=wait
+        )
 
-    async def score(self, prompt, responses, *, relative_to=None, wait=True):
-        texts = [f"{_plain(prompt)} {_plain(response)}" for response in responses]
+    async def score_rows(self, prompts, responses, *, relative_to=None, variance=True, wait=True):
+        texts = [f"{_plain(prompt)} {_plain(response)}" for prompt, response in zip(prompts, responses, strict=True)]
         await self._accepted(texts, wait)
-        found = self._scores(texts)
+        found = self._scores(texts, variance)
         if relative_to is None:
             return found
         baseline = torch.full_like(found.mean, found.mean.mean())
-        return RewardScores(found.mean - baseline, found.variance, found.truncated, baseline)
+        return replace(found, mean=found.mean - baseline, baseline=baseline)
 
     async def best_of_n(
         self,
@@ -137,10 +139,10 @@ class FakeScorer:
         if not isinstance(rule, StochasticRule):
             scores = torch.where(variance.isnan(), torch.nan, scores)
         index = first_best(scores)
-        return BestOfN(index, responses[index], scores, found.mean, variance, found.truncated, 1)
+        return BestOfN(index, responses[index], scores, found.mean, variance, found.truncated, found.tokens, 1)
 
     async def covariance(self, prompt, responses, *, wait=True):
         texts = [f"{_plain(prompt)} {_plain(response)}" for response in responses]
         await self._accepted(texts, wait)
         found = self._scores(texts)
-        return JointRewards(found.mean, torch.diag(found.variance), found.truncated)
+        return JointRewards(found.mean, torch.diag(found.variance), found.truncated, found.tokens)

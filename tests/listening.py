@@ -1,4 +1,4 @@
-"""A server in a thread of this process."""
+"""Servers in threads of this process."""
 
 import contextlib
 import threading
@@ -10,9 +10,9 @@ from bayesrm_fast.serve.app import create_app
 
 
 @contextlib.contextmanager
-def served_at(scorers, options=None):
+def served_at(scorers, options=None, port=0):
     """The address of a server of these engines."""
-    server = uvicorn.Server(uvicorn.Config(create_app(scorers, options), port=0, log_config=None, lifespan="on"))
+    server = uvicorn.Server(uvicorn.Config(create_app(scorers, options), port=port, log_config=None, lifespan="on"))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     try:

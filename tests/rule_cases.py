@@ -1,6 +1,7 @@
 """Candidates that every rule can be tried on, and every rule with a name."""
 
 import torch
+from whole_rows import whole_rows
 
 from bayesrm_fast.score.joint import JointRewards
 from bayesrm_fast.select.named_rules import RULES, rule_of
@@ -33,7 +34,7 @@ def known_candidates(n, seed=0):
     return KnownCandidates(
         mean,
         covariance.diagonal().clone(),
-        JointRewards(mean, covariance, torch.zeros(n, dtype=torch.bool)),
+        JointRewards(mean, covariance, *whole_rows(n)),
         members=normal(3, n),
         log_probabilities=-10 * normal(n).abs(),
         similarities=embedded @ embedded.T,

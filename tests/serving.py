@@ -59,6 +59,12 @@ class HeldModel:
         """Until one more batch has come."""
         assert self._came.acquire(timeout=SECONDS)
 
+    def forget(self):
+        """The batches that came so far."""
+        self.batches.clear()
+        while self._came.acquire(blocking=False):
+            pass
+
     def rows(self):
         """Of every batch that came, how many."""
         return [len(batch) for batch in self.batches]

@@ -5,6 +5,7 @@ import random
 import pytest
 import torch
 from rich.console import Console
+from whole_rows import whole_rows
 
 from bayesrm_fast.select.choice import BestOfN
 from bayesrm_fast.select.estimators import expected_best_of_n
@@ -84,9 +85,8 @@ def test_agreement_is_largest_for_what_most_texts_say():
 
 def best_of(mean, std):
     mean, std = torch.tensor(mean), torch.tensor(std)
-    known = torch.zeros(len(mean), dtype=torch.bool)
     values = mean - std
-    return BestOfN(int(values.argmax()), "", values, mean, std.square(), known, len(mean), 0.0)
+    return BestOfN(int(values.argmax()), "", values, mean, std.square(), *whole_rows(len(mean)), len(mean), 0.0)
 
 
 def test_the_curves_are_those_of_the_unbiased_estimator():

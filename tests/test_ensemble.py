@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from tiny import tiny_adapter, tiny_base, tiny_pairs, tiny_tokenizer, words
+from whole_rows import whole_rows
 
 from bayesrm_fast import BayesianRewardModel, InputError, RewardEnsemble
 from bayesrm_fast.ensemble import EnsembleScores
@@ -72,7 +73,7 @@ def test_the_model_is_left_as_it_was_found(folders):
 
 def test_objectives_are_those_of_their_formulas():
     members = torch.tensor([[1.0, 4.0], [2.0, 4.0], [6.0, 1.0]])
-    found = EnsembleScores(members, torch.tensor([1.0, 0.0]), torch.zeros(2, dtype=torch.bool))
+    found = EnsembleScores(members, torch.tensor([1.0, 0.0]), *whole_rows(2))
     population = torch.tensor([14.0 / 3, 2.0])
     torch.testing.assert_close(found.between, population)
     torch.testing.assert_close(found.variance, population + torch.tensor([1.0, 0.0]))
@@ -91,7 +92,7 @@ def test_the_total_variance_is_the_mixtures():
     generator = torch.Generator().manual_seed(0)
     means, variances = torch.tensor([0.0, 1.0, 3.0]), torch.tensor([0.5, 2.0, 1.0])
     draws = means + variances.sqrt() * torch.randn(200_000, 3, generator=generator)
-    found = EnsembleScores(means[:, None], variances.mean()[None], torch.zeros(1, dtype=torch.bool))
+    found = EnsembleScores(means[:, None], variances.mean()[None], *whole_rows(1))
     assert float(found.variance) == pytest.approx(float(draws.flatten().var()), rel=0.01)
 
 

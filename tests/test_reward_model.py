@@ -161,7 +161,12 @@ def test_chat_messages():
 
 def test_rows_that_were_cut_are_told():
     rm = BayesianRewardModel(tiny_adapter("bert"), tiny_tokenizer("bert"), max_length=16).fit(tiny_pairs(), rank=4)
-    assert rm.score([PROMPT] * 2, ["again", "again " * 100_000]).truncated.tolist() == [False, True]
+    texts = ["again", "again " * 100_000]
+    short = len(rm.tokenizer(PROMPT, texts[0])["input_ids"])
+    relative = rm.score([PROMPT] * 2, texts, relative_to=["about"] * 2)
+    for found in (rm.score([PROMPT] * 2, texts), relative, rm.covariance(PROMPT, texts)):
+        assert found.truncated.tolist() == [False, True]
+        assert found.tokens.tolist() == [short, 16]
 
 
 def test_an_empty_response_is_scored_with_a_warning(rm):

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from bayesrm_fast.reward_model import BayesianRewardModel
-    from bayesrm_fast.serve.options import RewardKind
+    from bayesrm_fast.select.penalties import Penalty
 
 logger = logging.getLogger(__name__)
 
@@ -40,8 +40,10 @@ def serve(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 for a free one.")] = 8000,
     token_file: Annotated[Path | None, typer.Option(help="File with the bearer token that clients must send.")] = None,
-    reward: Annotated[str, typer.Option(help="What drop-ins return: mean, or lcb for mean − k·std.")] = "mean",
-    k: Annotated[float, typer.Option(help="Weight of the std in lcb.")] = 1.0,
+    penalty: Annotated[
+        str, typer.Option(help="What drop-ins subtract from a mean: std for k·std, entropic for k/2·std², or none.")
+    ] = "none",
+    k: Annotated[float, typer.Option(help="Weight of the penalty.")] = 1.0,
     threshold: Annotated[
         float, typer.Option(help="Reward above which OpenRLHF's scores count a sample as good.")
     ] = 0.0,
@@ -53,12 +55,13 @@ def serve(
     patience: Annotated[float, typer.Option(help="Seconds after which a drop-in's request ends with 503.")] = 100.0,
 ) -> None:
     """Serve rewards with their uncertainty over HTTP, also to trainers and clients of other reward servers."""
-    from bayesrm_fast.serve.options import RewardChoice, ServerOptions
+    from bayesrm_fast.select.penalties import PenaltyOfStd
+    from bayesrm_fast.serve.options import ServerOptions
 
     folders = _folders(models)
     token = None if token_file is None else token_file.read_text(encoding="utf-8").strip()
     options = ServerOptions(
-        reward=RewardChoice(cast("RewardKind", reward), k),
+        penalty=PenaltyOfStd(cast("Penalty", penalty), k),
         threshold=threshold,
         token=token,
         max_body_bytes=max_body_bytes,

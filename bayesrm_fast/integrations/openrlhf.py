@@ -6,9 +6,9 @@ from typing import Any
 
 from torch import Tensor
 
-from bayesrm_fast.integrations.penalised import Penalty, PenaltyOfStd
 from bayesrm_fast.posterior.probit import probability_above
 from bayesrm_fast.reward_model import BayesianRewardModel
+from bayesrm_fast.select.penalties import Penalty, PenaltyOfStd
 from bayesrm_fast.serve.engine import AsyncScorer
 
 

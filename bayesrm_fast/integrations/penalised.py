@@ -5,7 +5,7 @@ import warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, get_args
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -13,9 +13,8 @@ from torch import Tensor
 from bayesrm_fast.errors import InputError, named
 from bayesrm_fast.fitted_model import FittedRewardModel
 from bayesrm_fast.score.variances import RewardScores
+from bayesrm_fast.select.penalties import Penalty, PenaltyOfStd
 from bayesrm_fast.text.texts import Text, key_of
-
-Penalty = Literal["std", "entropic", "none"]
 
 GROUP = "group"
 """What a reward's std is of the difference to, where it is the mean of the responses to the same prompt."""
@@ -65,31 +64,6 @@ class PenalisedRewards:
         numbers = torch.tensor(self.prompts, dtype=torch.int64, device="cpu")
         means = torch.stack([values[numbers == prompt].nanmean() for prompt in range(max(self.prompts) + 1)])
         return values > means[numbers]
-
-
-class PenaltyOfStd:
-    """What is subtracted from a reward of such a posterior std.
-
-    Args:
-        penalty: "std" for k·std; "entropic" for k/2·std², which makes of the mean the certainty equivalent
-            `−(1/k)·log E exp(−k·reward)`; "none".
-        k: its weight, at least 0; in units of 1/reward for "entropic".
-
-    Raises:
-        InputError: an unknown penalty, or a k that is no finite number of at least 0.
-    """
-
-    def __init__(self, penalty: str, k: float) -> None:
-        if penalty not in get_args(Penalty):
-            raise InputError(f"penalty must be one of {', '.join(get_args(Penalty))}, not {penalty!r}")
-        if isinstance(k, bool) or not isinstance(k, int | float) or not math.isfinite(k) or k < 0:
-            raise InputError(f"k must be a finite number of at least 0, not {k!r}")
-        self.penalty = penalty
-        self.k = k
-
-    def of(self, std: Tensor) -> Tensor:
-        """Elementwise; NaN of NaN."""
-        return {"std": self.k * std, "entropic": self.k / 2 * std.square(), "none": 0 * std}[self.penalty]
 
 
 class Scorer(Protocol):

@@ -5,7 +5,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from bayesrm_fast.errors import InputError
-from bayesrm_fast.integrations.penalised import GROUP, PenalisedReward, Penalty, Scorer
+from bayesrm_fast.integrations.penalised import GROUP, PenalisedReward, Scorer
+from bayesrm_fast.select.penalties import Penalty
 from bayesrm_fast.text.texts import Text
 
 Rewards = list[float | None]

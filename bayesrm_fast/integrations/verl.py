@@ -9,8 +9,8 @@ from typing import Any
 from verl.experimental.reward_loop.reward_manager.base import RewardManagerBase
 
 from bayesrm_fast.errors import InputError
-from bayesrm_fast.integrations.penalised import PenaltyOfStd
 from bayesrm_fast.reward_model import BayesianRewardModel
+from bayesrm_fast.select.penalties import Penalty, PenaltyOfStd
 from bayesrm_fast.serve.client import AsyncClient
 from bayesrm_fast.serve.engine import AsyncScorer
 from bayesrm_fast.text.texts import Text
@@ -43,7 +43,7 @@ async def compute_score(
     extra_info: Mapping[str, Any] | None = None,
     *,
     model: str,
-    penalty: str = "std",
+    penalty: Penalty = "std",
     k: float = 1.0,
     prompt: str = "prompt",
     reference: str | None = None,

@@ -1,7 +1,7 @@
 """A model's layers and their paths, whether peft has wrapped them or not."""
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import cast
 
 from peft import PeftConfig, PeftModel
@@ -74,20 +74,29 @@ def _wrapping(model: nn.Module) -> str:
 
 def is_after_backbone(model: nn.Module, name: str) -> bool:
     """Whether a module, by its path, is a pooler, or outside of the part of the model that holds its layers."""
-    last = last_layer(model)
+    return _after_backbone(model, last_layer(model))(name)
+
+
+def _after_backbone(model: nn.Module, last: nn.Module | None) -> Callable[[str], bool]:
+    """The same of all its modules, whose walk takes a while."""
     around = _wrapping(model)
     paths = (path for path, module in model.named_modules() if module is last)
     backbone = next((path.removeprefix(around).split(".")[0] for path in paths), None)
-    first, *rest = name.removeprefix(around).split(".")
-    return last is not None and (first != backbone or any("pooler" in part for part in rest))
+
+    def is_after(name: str) -> bool:
+        first, *rest = name.removeprefix(around).split(".")
+        return last is not None and (first != backbone or any("pooler" in part for part in rest))
+
+    return is_after
 
 
 def weights_after_backbone(model: nn.Module) -> Iterator[nn.Parameter]:
     """Weights of modules that stand after the last of the transformer's layers and outside of its backbone."""
     last = last_layer(model)
+    is_after = _after_backbone(model, last)
     is_past = False
     for path, module in model.named_modules():
-        if is_past and is_after_backbone(model, path):
+        if is_past and is_after(path):
             yield from module.parameters(recurse=False)
         is_past |= module is last
 

@@ -11,6 +11,7 @@ from bayesrm_fast.model.passes import Passes, check_finite_variances
 from bayesrm_fast.posterior.base import Posterior
 from bayesrm_fast.posterior.probit import label_entropy, probit_probability
 from bayesrm_fast.score.features import Outside, whitened_gradients
+from bayesrm_fast.score.variances import truncated_and_tokens
 from bayesrm_fast.text.examples import TokenizedRow, distinct
 
 DRAWS = 65_536
@@ -36,6 +37,7 @@ class JointRewards:
         mean: `[n]`.
         covariance: `[n, n]`, positive semi-definite; its diagonal is exact.
         truncated: which rows `max_length` cut, `[n]`, bool.
+        tokens: that were read of each row, after it was cut, `[n]`, int64.
         sketch_error: None where the covariance is exact. Where its part outside of the posterior's bases was sketched,
             the root mean square of the sketch's relative error, measured on the squared norms, which are known.
         temperature: T of the preference probabilities, from `calibrate`.
@@ -44,6 +46,7 @@ class JointRewards:
     mean: Tensor
     covariance: Tensor
     truncated: Tensor
+    tokens: Tensor
     sketch_error: float | None = None
     temperature: float = 1.0
 
@@ -65,7 +68,13 @@ class JointRewards:
     def at(self, positions: Tensor) -> "JointRewards":  # shape: (m,)
         """The joint Gaussian of some of them."""
         covariance = self.covariance[positions][:, positions]
-        return replace(self, mean=self.mean[positions], covariance=covariance, truncated=self.truncated[positions])
+        return replace(
+            self,
+            mean=self.mean[positions],
+            covariance=covariance,
+            truncated=self.truncated[positions],
+            tokens=self.tokens[positions],
+        )
 
     def samples(self, count: int, seed: int = 0) -> Tensor:  # shape: (count, n)
         """Draws of all rewards together; the best candidate of one draw is Thompson's choice.
@@ -176,5 +185,4 @@ def joint_rewards(
     covariance, error = features.covariance()
     mean, covariance = features.mean[where], covariance[where][:, where].to(features.mean)
     check_finite_variances(covariance.diagonal(), rows)
-    truncated = torch.tensor([row.truncated for row in rows], dtype=torch.bool, device="cpu")
-    return JointRewards(mean, covariance, truncated, error, posterior.temperature)
+    return JointRewards(mean, covariance, *truncated_and_tokens(rows), error, posterior.temperature)

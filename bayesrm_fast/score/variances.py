@@ -25,6 +25,7 @@ class RewardScores:
         mean: MAP rewards `[N]`.
         variance: posterior variances `[N]`, in squared units of the reward.
         truncated: which rows `max_length` cut, `[N]`, bool.
+        tokens: that were read of each row, after it was cut, `[N]`, int64.
         baseline: mean reward of what each row is compared with `[N]`; mean and variance are then those of the
             difference to it. None where they are the reward's own.
     """
@@ -32,6 +33,7 @@ class RewardScores:
     mean: Tensor
     variance: Tensor
     truncated: Tensor
+    tokens: Tensor
     baseline: Tensor | None = None
 
     @property
@@ -69,6 +71,14 @@ class PairScores(RewardScores):
     def columns(self) -> dict[str, Tensor]:
         """What a table of the scores shows."""
         return super().columns() | {"probability": self.probability}
+
+
+def truncated_and_tokens(examples: Sequence[Example]) -> tuple[Tensor, Tensor]:  # shapes: (N,), (N,)
+    """Which examples `max_length` cut, bool; and the tokens that were read of each, int64."""
+    return (
+        torch.tensor([example.is_truncated for example in examples], dtype=torch.bool, device="cpu"),
+        torch.tensor([example.tokens for example in examples], dtype=torch.int64, device="cpu"),
+    )
 
 
 def score_examples(

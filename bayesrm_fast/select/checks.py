@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from bayesrm_fast.errors import InputError
+from bayesrm_fast.errors import InputError, shown
 from bayesrm_fast.schema import LARGEST_INTEGER
 
 
@@ -48,7 +48,7 @@ def finite(value: float, name: str) -> float:
     """
     held = _number(value)
     if not math.isfinite(held):
-        raise InputError(f"{name} must be a finite number, not {value!r}")
+        raise InputError(f"{name} must be a finite number, not {shown(value)}")
     return held
 
 
@@ -60,7 +60,7 @@ def positive(value: float, name: str) -> float:
     """
     held = _number(value)
     if not 0 < held < math.inf:
-        raise InputError(f"{name} must be a finite number above 0, not {value!r}")
+        raise InputError(f"{name} must be a finite number above 0, not {shown(value)}")
     return held
 
 
@@ -72,7 +72,7 @@ def at_least(value: float, least: float, name: str) -> float:
     """
     held = _number(value)
     if not least <= held < math.inf:
-        raise InputError(f"{name} must be a finite number of at least {least:g}, not {value!r}")
+        raise InputError(f"{name} must be a finite number of at least {least:g}, not {shown(value)}")
     return held
 
 
@@ -86,7 +86,7 @@ def whole(value: int, least: int, name: str, most: int = LARGEST_INTEGER) -> int
     if not is_whole or not least <= value <= most:
         has_no_end = most == LARGEST_INTEGER and not (is_whole and value > most)
         bounds = f"of at least {least}" if has_no_end else f"from {least} to {most}"
-        raise InputError(f"{name} must be a whole number {bounds}, not {value!r}")
+        raise InputError(f"{name} must be a whole number {bounds}, not {shown(value)}")
     return value
 
 

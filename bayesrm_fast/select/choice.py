@@ -15,7 +15,7 @@ from bayesrm_fast.posterior.base import Posterior
 from bayesrm_fast.score.joint import JointRewards, joint_rewards
 from bayesrm_fast.score.means import bounded_rewards, rewards_of
 from bayesrm_fast.score.relative import score_differences, within_prompts
-from bayesrm_fast.score.variances import score_examples
+from bayesrm_fast.score.variances import score_examples, truncated_and_tokens
 from bayesrm_fast.select.rules import FROM_OUTSIDE, KnownCandidates, Need, Rule, StochasticRule, first_best
 from bayesrm_fast.select.search import LazySearch
 from bayesrm_fast.text.examples import TokenizedRow, distinct
@@ -38,6 +38,7 @@ class BestOfN:
         mean: MAP rewards less their `baseline` `[n]`.
         variance: posterior variances of the same `[n]`, in squared units of the reward; NaN where it was not needed.
         truncated: which rows `max_length` cut, `[n]`.
+        tokens: that were read of each row, after it was cut, `[n]`.
         variances_computed: how many candidates have their variance; equal ones take one computation.
         baseline: mean reward of the candidates, where mean and variance are those of the difference to it; None where
             they are the rewards' own.
@@ -49,11 +50,12 @@ class BestOfN:
     mean: Tensor
     variance: Tensor
     truncated: Tensor
+    tokens: Tensor
     variances_computed: int
     baseline: float | None = None
 
 
-def chosen(rule: Rule, one: Candidates, known: KnownCandidates, truncated: Tensor) -> BestOfN:
+def chosen(rule: Rule, one: Candidates, known: KnownCandidates, truncated: Tensor, tokens: Tensor) -> BestOfN:
     """The best by what is known; for a rule that needs variances a candidate without one is known to lose.
 
     Raises:
@@ -78,7 +80,7 @@ def chosen(rule: Rule, one: Candidates, known: KnownCandidates, truncated: Tenso
         if not math.isfinite(best := float(can_win[index])):
             raise InputError(f"{type(rule).__name__} gave no candidate of {_name(one)} a score: the best is {best}")
     computed = int((~variance.isnan()).sum())
-    return BestOfN(index, one.responses[index], scores, known.mean, variance, truncated, computed)
+    return BestOfN(index, one.responses[index], scores, known.mean, variance, truncated, tokens, computed)
 
 
 def _checked_probabilities(rule: StochasticRule, scores: Tensor, one: Candidates) -> Tensor:  # shape: (n,)
@@ -129,8 +131,7 @@ def choose_each(
     sets = _sets(candidates, rows)
     results = []
     for one, own, (known, baseline) in zip(candidates, sets, found, strict=True):
-        truncated = torch.tensor([row.truncated for row in own], dtype=torch.bool, device="cpu")
-        results.append(replace(chosen(rule, one, known, truncated), baseline=baseline))
+        results.append(replace(chosen(rule, one, known, *truncated_and_tokens(own)), baseline=baseline))
     return _with_winners_variances(passes, sets, posterior, results)
 
 

@@ -5,7 +5,7 @@ from dataclasses import fields, is_dataclass, replace
 from functools import partial
 from typing import Any
 
-from bayesrm_fast.errors import InputError
+from bayesrm_fast.errors import InputError, named, shortened, shown
 from bayesrm_fast.schema import parsed
 from bayesrm_fast.select.checks import at_least
 from bayesrm_fast.select.regularised import LogProbability, MeanSimilarity, Regularised
@@ -128,7 +128,7 @@ def _all_names() -> str:
 
 def _maker(name: Any) -> Callable[..., Rule]:
     if not isinstance(name, str) or name not in RULES:
-        given = repr(name) if isinstance(name, str) else described(name)
+        given = shown(name) if isinstance(name, str) else described(name)
         raise InputError(f"rule must be one of {_all_names()}, a description or a Rule, not {given}")
     return RULES[name]
 
@@ -150,7 +150,7 @@ def _described(given: Mapping[str, Any]) -> Rule:
     make = _maker(name)
     parameters = {key: _described(v) if isinstance(v, Mapping) else v for key, v in given.items() if key != "rule"}
     takes = parameters_of(make())[len(make.args) if isinstance(make, partial) else 0 :]
-    unknown = [str(key) for key in parameters if key not in takes]
+    unknown = [shortened(str(key)) for key in parameters if key not in takes]
     if unknown:
-        raise InputError(f"rule {name} takes {', '.join(takes) or 'no parameters'}, not {', '.join(unknown)}")
+        raise InputError(f"rule {name} takes {', '.join(takes) or 'no parameters'}, not {named(unknown)}")
     return make(**parameters)

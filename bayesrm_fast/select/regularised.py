@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from bayesrm_fast.errors import InputError
+from bayesrm_fast.errors import InputError, shown
 from bayesrm_fast.select.checks import at_least
 from bayesrm_fast.select.rules import KnownCandidates, Need, PenalisedReward, Rule
 from bayesrm_fast.select.stochastic import check_scores
@@ -62,7 +62,7 @@ class Regularised(Rule):
     def __post_init__(self) -> None:
         at_least(self.beta, 0, "beta")
         if not isinstance(self.standardised, bool):
-            raise InputError(f"standardised must be true or false, not {self.standardised!r}")
+            raise InputError(f"standardised must be true or false, not {shown(self.standardised)}")
         for name in ("proximity", "reward"):
             check_scores(name, getattr(self, name))
 

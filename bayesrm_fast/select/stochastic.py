@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from bayesrm_fast.errors import InputError
+from bayesrm_fast.errors import InputError, shown
 from bayesrm_fast.score.joint import DRAWS, MOST_DRAWS
 from bayesrm_fast.select.checks import at_least, positive, whole
 from bayesrm_fast.select.pessimism import pessimism
@@ -240,6 +240,6 @@ class ExpectedPessimism(StochasticRule):
 def check_scores(name: str, rule: Any) -> None:
     """Raise InputError for what is no rule, and for one that draws: its probabilities are no rewards."""
     if not isinstance(rule, Rule):
-        raise InputError(f"{name} must be a rule, not {rule!r}")
+        raise InputError(f"{name} must be a rule, not {shown(rule)}")
     if isinstance(rule, StochasticRule):
         raise InputError(f"{name} must be a rule that scores, not {type(rule).__name__}, which draws")

@@ -13,16 +13,13 @@ from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
-from bayesrm_fast.errors import InputError
+from bayesrm_fast.errors import InputError, shortened
 from bayesrm_fast.serve.engine import EngineClosed, QueueFull
 
 logger = logging.getLogger(__name__)
 
 LONGEST_MESSAGE = 400
 """Characters of an error's sentence."""
-
-LONGEST_NAME = 40
-"""Characters of a name that a client gave and an error repeats."""
 
 MOST_PROBLEMS = 3
 """Fields that one sentence names."""
@@ -60,11 +57,6 @@ def refusal(status: int, message: str, headers: Mapping[str, str] | None = None)
 def busy(message: str, retry_after: float) -> ApiError:
     """503 that says after how many seconds to try again."""
     return ApiError(503, message, {"Retry-After": str(max(1, math.ceil(retry_after)))})
-
-
-def shortened(text: str, longest: int) -> str:
-    """The text, or its beginning."""
-    return text if len(text) <= longest else text[: longest - 1] + "…"
 
 
 _MEANINGS = {
@@ -134,8 +126,8 @@ def _place(location: Sequence[str | int]) -> str:
         if isinstance(part, int):
             shown += f"[{part}]"
         elif part.isidentifier() and part not in _FORMS:
-            shown += ("." if shown else "") + shortened(part, LONGEST_NAME)
-    return shown or shortened(str(location[-1]), LONGEST_NAME)
+            shown += ("." if shown else "") + shortened(part)
+    return shown or shortened(str(location[-1]))
 
 
 _FORMS = ("str", "float", "int", "bool")

@@ -9,7 +9,7 @@ from typing import Literal
 from fastapi import FastAPI, Response
 from pydantic import BaseModel
 
-from bayesrm_fast.serve import native, page
+from bayesrm_fast.serve import native, page, reference
 from bayesrm_fast.serve.answers import OF_A_GET, answer_errors, busy, documented
 from bayesrm_fast.serve.engine import AsyncScorer
 from bayesrm_fast.serve.limits import Limits
@@ -21,14 +21,16 @@ from bayesrm_fast.versions import library_versions
 
 logger = logging.getLogger(__name__)
 
-ROUTERS = (page.router, native.router, openrlhf.router, vllm.router, sglang.router, slime.router, llamafactory.router)
+PAGES = (page.router, reference.router)
+DROP_INS = (openrlhf.router, vllm.router, sglang.router, slime.router, llamafactory.router)
+ROUTERS = (*PAGES, native.router, *DROP_INS)
 
 DESCRIPTION = """\
 Rewards with their uncertainty. Every reward is the mean of a Gaussian posterior, and `std` its standard deviation.
 
 The routes under *native* have all that is known of a prompt's responses. Those under *drop-in* answer in the form of
-another program, for trainers and clients that speak it already; what they return as the one number of a sample is
-`reward`: the mean, or mean − k·std. They wait where the queue is full, and native routes refuse at once with 503.
+another program, for trainers and clients that speak it already; the one number of a sample that they return is its mean
+less a `penalty` for its std. They wait where the queue is full, and native routes refuse at once with 503.
 """
 
 
@@ -68,6 +70,7 @@ def create_app(scorers: Mapping[str, AsyncScorer], options: ServerOptions | None
         version=library_versions()["bayesrm_fast"],
         description=DESCRIPTION,
         lifespan=lifespan,
+        docs_url=None,
         redoc_url=None,
     )
     app.state.served = served

@@ -9,18 +9,17 @@ import ssl
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from functools import cache, cached_property, partial
 from typing import Any, Literal, TypeVar
 
 import httpx
-import torch
 from torch import Tensor
 
 from bayesrm_fast.errors import InputError
-from bayesrm_fast.schema import typed
 from bayesrm_fast.score.variances import RewardScores
 from bayesrm_fast.select.choice import BestOfN
+from bayesrm_fast.serve.reading import OF_ANOTHER, Json, ServerError, best_of, means_of, names_of, scores_of
 from bayesrm_fast.text.records import Candidates, candidate_sets, checked_references, checked_rows
 from bayesrm_fast.text.texts import Text, as_list, key_of
 
@@ -31,14 +30,7 @@ LONGEST_WAIT = 30.0
 MOST_AT_ONCE = 64
 """Requests of one call that are on their way together: the server puts them into shared batches."""
 
-Json = dict[str, Any]
-
-
-_OF_ANOTHER = "; is this a server of bayesrm?"
-
-
-class ServerError(Exception):
-    """The server has not answered in time, or not as one should."""
+H = TypeVar("H", httpx.Client, httpx.AsyncClient)
 
 
 @dataclass(frozen=True)
@@ -69,10 +61,18 @@ class _Address:
             if not isinstance(value, int | float) or not math.isfinite(value) or value <= 0:
                 raise InputError(f"{name} must be a finite number of seconds above 0, not {value!r}")
 
-    def _options(self) -> Json:
-        headers = {} if self.token is None else {"Authorization": f"Bearer {self.token}".encode()}
+    def _made(self, kind: type[H]) -> H:
+        """A client of httpx.
+
+        Raises:
+            InputError: a proxy in the environment that httpx cannot use.
+        """
+        headers = {} if self.token is None else {b"Authorization": f"Bearer {self.token}".encode()}
         limits = httpx.Limits(max_connections=MOST_AT_ONCE)
-        return {"base_url": self.url, "headers": headers, "timeout": self.timeout, "limits": limits, "verify": _tls()}
+        try:
+            return kind(base_url=self.url, headers=headers, timeout=self.timeout, limits=limits, verify=_tls())
+        except (ImportError, ValueError, httpx.InvalidURL) as error:
+            raise InputError(f"a proxy of the environment (HTTP_PROXY, ALL_PROXY) cannot be used: {error}") from error
 
     def _asked(self, prompt: Text, responses: Sequence[Text], **further: Any) -> Json:
         named = {"prompt": prompt} if isinstance(prompt, str) else {"messages": prompt}
@@ -80,7 +80,7 @@ class _Address:
         return model | named | {"responses": list(responses)} | further
 
     def _rewards_asked(
-        self, prompts: Sequence[Text], responses: Sequence[Text], relative_to: Any
+        self, prompts: Sequence[Text], responses: Sequence[Text], relative_to: Any, variance: bool = True
     ) -> list[tuple[list[int], Json]]:
         """A request for each distinct prompt, with the places of its responses."""
         texts, answers = checked_rows(prompts, responses)
@@ -93,7 +93,7 @@ class _Address:
         asked = []
         for own in places.values():
             relative = [relative_to[i] for i in own] if is_each else relative_to
-            body = self._asked(texts[own[0]], [answers[i] for i in own], relative=relative)
+            body = self._asked(texts[own[0]], [answers[i] for i in own], relative=relative, variance=variance)
             asked.append((own, body))
         return asked
 
@@ -170,7 +170,7 @@ class Client(_Address):
     def _http(self) -> httpx.Client:
         process = os.getpid()
         if process not in self._connections:
-            self._connections[process] = httpx.Client(**self._options())
+            self._connections[process] = self._made(httpx.Client)
         return self._connections[process]
 
     def __getstate__(self) -> Json:
@@ -193,14 +193,17 @@ class Client(_Address):
             InputError: text that cannot be read, or what the server refuses.
             ServerError: no answer while the patience lasts, or a fault of the server.
         """
-        asked = self._rewards_asked(prompts, responses, relative_to)
-        with ThreadPoolExecutor(min(len(asked), MOST_AT_ONCE)) as pool:
-            answers = list(pool.map(partial(self._post, "/v1/rewards"), [body for _, body in asked]))
-        return _scores([own for own, _ in asked], answers)
+        return scores_of(*self._answered(self._rewards_asked(prompts, responses, relative_to)))
 
     def rewards(self, prompts: Sequence[Text], responses: Sequence[Text]) -> Tensor:
-        """MAP rewards `[N]`; raises what `score` does."""
-        return self.score(prompts, responses).mean
+        """MAP rewards `[N]` by forward passes alone; raises what `score` does."""
+        return means_of(*self._answered(self._rewards_asked(prompts, responses, None, variance=False)))
+
+    def _answered(self, asked: list[tuple[list[int], Json]]) -> tuple[list[list[int]], list[Json]]:
+        """Places of the responses, and the answers."""
+        with ThreadPoolExecutor(min(len(asked), MOST_AT_ONCE)) as pool:
+            answers = list(pool.map(partial(self._post, "/v1/rewards"), [body for _, body in asked]))
+        return [own for own, _ in asked], answers
 
     def best_of_n(
         self,
@@ -216,11 +219,11 @@ class Client(_Address):
         """The best response by a rule, as `BayesianRewardModel.best_of_n` gives it; raises what `score` does."""
         candidates = Candidates(prompt, responses, log_probabilities, similarities)
         one, asked = self._choice_asked(candidates, rule, k=k, relative=relative)
-        return _best(self._post("/v1/best_of_n", asked), one.responses)
+        return best_of(self._post("/v1/best_of_n", asked), one.responses)
 
     def models(self) -> list[str]:
         """Names of the server's models, the one that is asked by default first; raises what `score` does."""
-        return [one.id for one in _entries(_Model, self._request("GET", "/v1/models"), "data")]
+        return names_of(self._request("GET", "/v1/models"))
 
     def _post(self, path: str, body: Json) -> Json:
         return self._request("POST", path, body)
@@ -255,10 +258,20 @@ class AsyncClient(_Address):
         relative_to: Literal["prompt"] | Sequence[Text] | None = None,
     ) -> RewardScores:
         """See `Client.score`."""
-        asked = self._rewards_asked(prompts, responses, relative_to)
-        async with httpx.AsyncClient(**self._options()) as http:
+        return scores_of(*await self._answered(self._rewards_asked(prompts, responses, relative_to)))
+
+    async def rewards(self, prompts: Sequence[Text], responses: Sequence[Text]) -> Tensor:
+        """See `Client.rewards`."""
+        return means_of(*await self._answered(self._rewards_asked(prompts, responses, None, variance=False)))
+
+    async def _answered(self, asked: list[tuple[list[int], Json]]) -> tuple[list[list[int]], list[Json]]:
+        """Places of the responses, and the answers."""
+        async with self._http() as http:
             answers = await asyncio.gather(*(self._request(http, "POST", "/v1/rewards", body) for _, body in asked))
-        return _scores([own for own, _ in asked], answers)
+        return [own for own, _ in asked], answers
+
+    def _http(self) -> httpx.AsyncClient:
+        return self._made(httpx.AsyncClient)
 
     async def best_of_n(
         self,
@@ -274,14 +287,13 @@ class AsyncClient(_Address):
         """See `Client.best_of_n`."""
         candidates = Candidates(prompt, responses, log_probabilities, similarities)
         one, asked = self._choice_asked(candidates, rule, k=k, relative=relative)
-        async with httpx.AsyncClient(**self._options()) as http:
-            return _best(await self._request(http, "POST", "/v1/best_of_n", asked), one.responses)
+        async with self._http() as http:
+            return best_of(await self._request(http, "POST", "/v1/best_of_n", asked), one.responses)
 
     async def models(self) -> list[str]:
         """See `Client.models`."""
-        async with httpx.AsyncClient(**self._options()) as http:
-            answer = await self._request(http, "GET", "/v1/models")
-        return [one.id for one in _entries(_Model, answer, "data")]
+        async with self._http() as http:
+            return names_of(await self._request(http, "GET", "/v1/models"))
 
     async def _request(self, http: httpx.AsyncClient, method: str, path: str, body: Json | None = None) -> Json:
         tries = _Tries(self, path)
@@ -334,9 +346,9 @@ def _json(answer: Any) -> Json:
     try:
         found = answer.json()
     except ValueError as error:
-        raise ServerError(f"{answer.url}: the answer is no JSON{_OF_ANOTHER}") from error
+        raise ServerError(f"{answer.url}: the answer is no JSON{OF_ANOTHER}") from error
     if not isinstance(found, dict):
-        raise ServerError(f"{answer.url}: the answer is no object{_OF_ANOTHER}")
+        raise ServerError(f"{answer.url}: the answer is no object{OF_ANOTHER}")
     return found
 
 
@@ -353,72 +365,3 @@ def _retry_after(answer: httpx.Response) -> float | None:
     except (KeyError, ValueError):
         return None
     return seconds if math.isfinite(seconds) and seconds >= 0 else None
-
-
-@dataclass(frozen=True)
-class _Reward:
-    """What is read of a response's entry in an answer."""
-
-    mean: float
-    std: float
-    truncated: bool
-    baseline: float | None
-
-
-@dataclass(frozen=True)
-class _Candidate(_Reward):
-    """The same of a choice, which may have had no need of a std."""
-
-    std: float | None  # type: ignore[assignment]
-    score: float | None
-
-
-@dataclass(frozen=True)
-class _Model:
-    id: str
-
-
-T = TypeVar("T", bound=_Reward | _Model)
-
-
-def _entries(kind: type[T], answer: Json, name: str, count: int | None = None) -> list[T]:
-    """A list of an answer; raises ServerError where it is not what was asked for, or has a NaN."""
-    listed = answer.get(name)
-    if not isinstance(listed, list) or count not in (None, len(listed)):
-        expected = "a list" if count is None else f"a list of {count}"
-        raise ServerError(f"the answer's {name} must be {expected}{_OF_ANOTHER}")
-    names = {one.name for one in fields(kind)}
-    try:
-        return [
-            typed(kind, {key: held for key, held in dict(one).items() if key in names}, f"{name}[{i}]")
-            for i, one in enumerate(listed)
-        ]
-    except (InputError, TypeError, ValueError) as error:
-        raise ServerError(f"the answer's {error}{_OF_ANOTHER}") from error
-
-
-def _scores(places: Sequence[Sequence[int]], answers: Sequence[Json]) -> RewardScores:
-    """In the order of the rows."""
-    order = torch.tensor([i for own in places for i in own], dtype=torch.int64, device="cpu").argsort()
-    pairs = zip(places, answers, strict=True)
-    rows = [row for own, answer in pairs for row in _entries(_Reward, answer, "rewards", len(own))]
-    mean, std = _column([row.mean for row in rows])[order], _column([row.std for row in rows])[order]
-    truncated = torch.tensor([row.truncated for row in rows], dtype=torch.bool, device="cpu")[order]
-    is_relative = rows[0].baseline is not None
-    baseline = _column([row.baseline for row in rows])[order] if is_relative else None
-    return RewardScores(mean, std.square(), truncated, baseline)
-
-
-def _best(answer: Json, responses: Sequence[Text]) -> BestOfN:
-    rows, index = _entries(_Candidate, answer, "candidates", len(responses)), answer.get("index")
-    if type(index) is not int or not 0 <= index < len(rows):
-        raise ServerError(f"the answer's index must be that of a response{_OF_ANOTHER}")
-    score, std = _column([row.score for row in rows]), _column([row.std for row in rows])
-    mean = _column([row.mean for row in rows])
-    truncated = torch.tensor([row.truncated for row in rows], dtype=torch.bool, device="cpu")
-    computed = sum(row.std is not None for row in rows)
-    return BestOfN(index, responses[index], score, mean, std.square(), truncated, computed, rows[0].baseline)
-
-
-def _column(values: Sequence[float | None]) -> Tensor:  # shape: (N,)
-    return torch.tensor([math.nan if one is None else one for one in values], dtype=torch.float64, device="cpu")

@@ -8,6 +8,7 @@ from typing import Any, Literal, Self
 
 from torch import Tensor
 
+from bayesrm_fast.errors import InputError
 from bayesrm_fast.reward_model import BayesianRewardModel
 from bayesrm_fast.score.joint import JointRewards
 from bayesrm_fast.score.variances import RewardScores
@@ -15,7 +16,7 @@ from bayesrm_fast.select.checks import at_least, whole
 from bayesrm_fast.select.choice import BestOfN
 from bayesrm_fast.select.rules import Rule
 from bayesrm_fast.serve.requests import EngineClosed, QueueFull
-from bayesrm_fast.serve.texts import Rendered, Responses
+from bayesrm_fast.serve.texts import Rendered, Responses, Rows, Texts
 from bayesrm_fast.serve.work import Choice, Differences, Joint, Means, R, Scores, Work
 from bayesrm_fast.serve.worker import Worker
 from bayesrm_fast.text.records import Candidates
@@ -116,8 +117,7 @@ class AsyncScorer:
             QueueFull: there is no room, and `wait` is False.
             EngineClosed: the engine was drained, closed or has failed.
         """
-        found = await self._asked(Means(Responses(prompt, responses)), wait)
-        return found.mean
+        return (await self.score(prompt, responses, variance=False, wait=wait)).mean
 
     async def score(
         self,
@@ -125,6 +125,7 @@ class AsyncScorer:
         responses: Sequence[Text],
         *,
         relative_to: Literal["prompt"] | Sequence[Text] | None = None,
+        variance: bool = True,
         wait: bool = True,
     ) -> RewardScores:
         """Reward and variance of one prompt's responses, as `BayesianRewardModel.score` gives them.
@@ -133,14 +134,25 @@ class AsyncScorer:
             prompt, responses: one prompt and n responses.
             relative_to: "prompt" for differences to the mean of the responses, n texts for differences to a reference
                 each, None for the rewards' own.
+            variance: False for means by forward passes alone, with variances of NaN; needs no posterior.
             wait: for room in the queue, where there is none.
 
         Raises:
-            InputError, QueueFull, EngineClosed: as for `rewards`; InputError also where there is no posterior.
+            InputError, QueueFull, EngineClosed: as for `rewards`; InputError also where there is no posterior, and for
+                means alone that would be relative.
         """
         texts = Responses(prompt, responses)
-        work: Work[Any, RewardScores] = Scores(texts) if relative_to is None else Differences(texts, relative_to)
-        return await self._asked(work, wait)
+        if relative_to is None:
+            return await self._scored(texts, variance, wait)
+        if not variance:
+            raise InputError("relative_to goes with variances: ask for both, or for none of them")
+        return await self._asked(Differences(texts, relative_to), wait)
+
+    async def score_rows(
+        self, prompts: Sequence[Text], responses: Sequence[Text], *, variance: bool = True, wait: bool = True
+    ) -> RewardScores:
+        """Reward and variance of `responses[i]` to `prompts[i]`; the rest as for `score`."""
+        return await self._scored(Rows(prompts, responses), variance, wait)
 
     async def best_of_n(
         self,
@@ -174,21 +186,27 @@ class AsyncScorer:
         return await self._asked(Joint(Candidates(prompt, responses, where=REQUEST)), wait)
 
     async def score_text(
-        self, texts: Sequence[str], *, add_special_tokens: bool = True, variance: bool = True, wait: bool = True
+        self,
+        texts: Sequence[str] | Sequence[Sequence[int]],
+        *,
+        add_special_tokens: bool = True,
+        variance: bool = True,
+        wait: bool = True,
     ) -> RewardScores:
         """Reward and variance of whole texts, prompt and response together as somebody else has rendered them.
 
         Args:
-            texts: N of them, tokenized as they are.
-            add_special_tokens: those at a row's ends; False where the texts hold them.
-            variance: False for means by forward passes alone, with variances of NaN; needs no posterior.
-            wait: for room in the queue, where there is none.
+            texts: N of them, tokenized as they are; or the token ids of N, as they are.
+            add_special_tokens: those at a row's ends; False where the texts hold them. Token ids do in any case.
+            variance, wait: as for `score`.
 
         Raises:
             InputError, QueueFull, EngineClosed: as for `score`.
         """
-        rendered = Rendered(texts, add_special_tokens)
-        work: Work[Any, RewardScores] = Scores(rendered) if variance else Means(rendered)
+        return await self._scored(Rendered(texts, add_special_tokens), variance, wait)
+
+    async def _scored(self, texts: Texts, variance: bool, wait: bool) -> RewardScores:
+        work: Work[Any, RewardScores] = Scores(texts) if variance else Means(texts)
         return await self._asked(work, wait)
 
     async def _asked(self, work: Work[Any, R], wait: bool) -> R:

@@ -1,7 +1,6 @@
 """The server's own routes: what the posterior knows of a prompt's responses."""
 
 import asyncio
-import itertools
 import math
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Self
@@ -17,6 +16,10 @@ from bayesrm_fast.serve.answers import OF_A_GET, OF_A_POST
 from bayesrm_fast.serve.served import Call, Record, Served, ServedModels
 
 router = APIRouter(tags=["native"])
+
+MOST_DRAWS_HERE = DRAWS
+"""That a rule may ask for; a sixteenth of `MOST_DRAWS`, because the thread that owns the model makes them and everybody
+else waits: these take a CPU core a second for 256 candidates."""
 
 
 class Message(BaseModel):
@@ -79,6 +82,14 @@ class RewardsAsked(Asked):
         description="What mean and std are of the difference to: `prompt` for the mean of these responses, or a "
         "reference for each of them, such as a greedy answer. Default: nothing; they are the rewards' own.",
     )
+    variance: bool = Field(True, description="`false` for means alone, which take no backward pass; std is null then.")
+
+    @model_validator(mode="after")
+    def is_relative_with_variance(self) -> Self:
+        """Refuse differences of means alone, which a client can subtract by itself."""
+        if self.relative is not None and not self.variance:
+            raise ValueError("relative goes with variances: leave one of them out")
+        return self
 
 
 class BestOfNAsked(Asked):
@@ -117,7 +128,9 @@ class Reward(BaseModel):
     """What is known of one response."""
 
     mean: float = Field(description="The reward, or its difference to the baseline.", examples=[1.25])
-    std: float | None = Field(description="Posterior std of the same; null where a choice had no need of it.")
+    std: float | None = Field(
+        description="Posterior std of the same; null where a choice had no need of it, or nobody asked."
+    )
     tokens: int = Field(description="Of prompt and response, after they were cut.")
     truncated: bool = Field(description="Whether they were cut.")
     baseline: float | None = Field(None, description="What mean and std are of the difference to; null for nothing.")
@@ -190,9 +203,9 @@ async def rewards(asked: RewardsAsked, served: ServedModels, record: Record) -> 
     call = asked.call(served, record)
     relative = asked.relative
     relative_to = [as_text(one) for one in relative] if isinstance(relative, list) else relative
-    found = await call.score(asked.prompt_text, asked.response_texts, relative_to)
-    baselines = found.baseline or itertools.repeat(None, len(found.mean))
-    rows = zip(found.mean, found.std or [], found.tokens, found.truncated, baselines, strict=True)
+    found = await call.score(asked.prompt_text, asked.response_texts, relative_to, variance=asked.variance)
+    absent = [None] * len(found.mean)
+    rows = zip(found.mean, found.std or absent, found.tokens, found.truncated, found.baseline or absent, strict=True)
     return RewardsAnswer(
         id=record.request_id,
         model=call.model,
@@ -210,10 +223,11 @@ async def best_of_n(asked: BestOfNAsked, served: ServedModels, record: Record) -
     call = asked.call(served, record)
     rule = rule_of(asked.rule, asked.k)
     _check_draws(rule)
-    found, tokens = await call.best_of_n(
+    found = await call.best_of_n(
         asked.prompt_text, asked.response_texts, rule, asked.relative, asked.log_probabilities, asked.similarities
     )
     stds = [math.sqrt(variance) for variance in found.variance.tolist()]
+    tokens = found.tokens.tolist()
     rows = zip(found.scores.tolist(), found.mean.tolist(), stds, tokens, found.truncated.tolist(), strict=True)
     return BestOfNAnswer(
         id=record.request_id,
@@ -239,16 +253,16 @@ async def best_of_n(asked: BestOfNAsked, served: ServedModels, record: Record) -
 async def covariance(asked: Asked, served: ServedModels, record: Record) -> CovarianceAnswer:
     """The joint posterior of a prompt's candidates: who is how probably the best, and what a choice may cost."""
     call = asked.call(served, record)
-    joint, tokens = await call.covariance(asked.prompt_text, asked.response_texts)
+    joint = await call.covariance(asked.prompt_text, asked.response_texts)
     known = await asyncio.to_thread(_known, joint)  # draws take longer than an event loop may stand still
     return CovarianceAnswer(
         id=record.request_id,
         model=call.model,
         **known,
         sketch_error=joint.sketch_error,
-        tokens=tokens,
+        tokens=joint.tokens.tolist(),
         truncated=joint.truncated.tolist(),
-        usage=Usage.of(tokens),
+        usage=Usage.of(joint.tokens.tolist()),
     )
 
 
@@ -283,8 +297,8 @@ def _known(joint: JointRewards) -> dict[str, Any]:
 
 def _check_draws(rule: Rule) -> None:
     """Refuse a rule for which the model would stand still."""
-    if getattr(rule, "draws", 0) > DRAWS:
-        raise InputError(f"draws must be at most {DRAWS} here: the model waits for them")
+    if getattr(rule, "draws", 0) > MOST_DRAWS_HERE:
+        raise InputError(f"draws must be at most {MOST_DRAWS_HERE} here: the model waits for them")
     for part in (getattr(rule, name) for name in parameters_of(rule)):
         if isinstance(part, Rule):
             _check_draws(part)

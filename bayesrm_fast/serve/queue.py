@@ -163,6 +163,19 @@ class RequestQueue:
                 break
         return found
 
+    def begin_anew(self, request: Request) -> None:
+        """Have a request tokenized and run again as a whole, unless nobody waits for it any more."""
+        with self._changed:
+            if request not in self._open:
+                return
+            tokens = sum(len(row.input_ids) for part in request.parts for row in part.rows)
+            anew = Request(request.work, tokens, request.future)
+            self._open[anew] = None
+            self.tokens += tokens
+            self._tokenize(anew)
+            self._leave(request)
+        anew.future.add_done_callback(partial(self._forget, anew))
+
     def take(self, chosen: Sequence[Unit], window: Sequence[Unit]) -> list[Unit]:
         """Those of the chosen parts that still wait, and do no longer; the others of the window are passed over."""
         with self._changed:

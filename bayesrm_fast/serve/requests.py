@@ -32,6 +32,7 @@ class Request:
         work: what it asks.
         tokens: that it takes of the queue now: reckoned ones until it has parts, then those of the parts that wait.
         future: its answer.
+        posterior: mark of the one under which it was tokenized, and all of whose parts must run.
         parts: once it is tokenized.
         results: of its parts by their numbers.
         units: those of its parts that wait.
@@ -40,6 +41,7 @@ class Request:
     work: Work[Any, Any]
     tokens: int
     future: "Future[Any]" = field(default_factory=Future)
+    posterior: tuple[Any, ...] = ()
     parts: Sequence[Part] = ()
     results: dict[int, Any] = field(default_factory=dict)
     units: set["Unit"] = field(default_factory=set)

@@ -4,29 +4,24 @@ import asyncio
 import time
 from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Literal, Self, TypeVar
 
 from fastapi import Depends, Request
 
-from bayesrm_fast.errors import InputError, named
+from bayesrm_fast.errors import InputError, named, shortened
 from bayesrm_fast.model.token_budget import is_out_of_memory
-from bayesrm_fast.reward_model import BayesianRewardModel
 from bayesrm_fast.score.joint import JointRewards
 from bayesrm_fast.score.variances import RewardScores
 from bayesrm_fast.select.choice import BestOfN
 from bayesrm_fast.select.rules import Rule
-from bayesrm_fast.serve.answers import ApiError, busy, shortened
+from bayesrm_fast.serve.answers import ApiError, busy
 from bayesrm_fast.serve.engine import AsyncScorer
 from bayesrm_fast.serve.logs import RequestRecord
 from bayesrm_fast.serve.metrics import Metrics
 from bayesrm_fast.serve.options import ServerOptions
-from bayesrm_fast.serve.texts import Rendered, Responses, Texts
 from bayesrm_fast.text.texts import Text
 
-T = TypeVar("T")
-
-LONGEST_NAME = 60
-"""Characters of an unknown model's name that an error repeats."""
+T = TypeVar("T", RewardScores, BestOfN, JointRewards)
 
 
 @dataclass(frozen=True)
@@ -46,6 +41,17 @@ class Scored:
     tokens: list[int]
     truncated: list[bool]
     baseline: list[float] | None = None
+
+    @classmethod
+    def of(cls, found: RewardScores, has_variance: bool) -> Self:
+        """As a model gives them."""
+        return cls(
+            found.mean.tolist(),
+            found.std.tolist() if has_variance else None,
+            found.tokens.tolist(),
+            found.truncated.tolist(),
+            None if found.baseline is None else found.baseline.tolist(),
+        )
 
 
 class Served:
@@ -99,48 +105,41 @@ class Call:
         self.model = next(iter(served.scorers)) if model is None else model
         if self.model not in served.scorers:
             there = named(list(served.scorers))
-            raise ApiError(404, f"there is no model {shortened(self.model, LONGEST_NAME)!r}; there are: {there}")
+            raise ApiError(404, f"there is no model {shortened(self.model)!r}; there are: {there}")
         record.model = self.model
         self.scorer = served.scorers[self.model]
         self.has_patience = has_patience
 
-    async def score_text(self, texts: Sequence[str], *, add_special_tokens: bool, variance: bool = True) -> Scored:
-        """Rewards of texts that are rendered already, with their std where `variance` is asked for."""
+    async def score_text(
+        self, texts: Sequence[str] | Sequence[Sequence[int]], *, add_special_tokens: bool, variance: bool = True
+    ) -> Scored:
+        """Rewards of texts that are rendered already, or of token ids; with their std where `variance` is asked for."""
         self._check_count(len(texts))
         if not texts:
             return Scored([], [] if variance else None, [], [])
-        found, tokens = await self._counted(
-            self.scorer.score_text(
-                texts, add_special_tokens=add_special_tokens, variance=variance, wait=self.has_patience
-            ),
-            Rendered(texts, add_special_tokens),
-            has_variance=variance,
+        asked = self.scorer.score_text(
+            texts, add_special_tokens=add_special_tokens, variance=variance, wait=self.has_patience
         )
-        return _scored(found, tokens, has_variance=variance)
+        return Scored.of(await self._counted(asked, variance), variance)
 
     async def score(
         self,
         prompt: Text,
         responses: Sequence[Text],
         relative_to: Literal["prompt"] | Sequence[Text] | None = None,
+        *,
+        variance: bool = True,
     ) -> Scored:
-        """Rewards and std of a prompt's responses."""
+        """Rewards of a prompt's responses, with their std where `variance` is asked for."""
         self._check_count(len(responses))
-        found, tokens = await self._counted(
-            self.scorer.score(prompt, responses, relative_to=relative_to, wait=self.has_patience),
-            Responses(prompt, responses),
-        )
-        return _scored(found, tokens)
+        asked = self.scorer.score(prompt, responses, relative_to=relative_to, variance=variance, wait=self.has_patience)
+        return Scored.of(await self._counted(asked, variance), variance)
 
-    async def means(self, prompt: Text, responses: Sequence[Text]) -> list[float]:
-        """Rewards of a prompt's responses by forward passes alone."""
+    async def score_rows(self, prompts: Sequence[Text], responses: Sequence[Text]) -> Scored:
+        """Rewards and std of `responses[i]` to `prompts[i]`."""
         self._check_count(len(responses))
-        found, _ = await self._counted(
-            self.scorer.rewards(prompt, responses, wait=self.has_patience),
-            Responses(prompt, responses),
-            has_variance=False,
-        )
-        return found.tolist()
+        asked = self.scorer.score_rows(prompts, responses, wait=self.has_patience)
+        return Scored.of(await self._counted(asked), True)
 
     async def best_of_n(
         self,
@@ -150,8 +149,8 @@ class Call:
         relative: bool,
         log_probabilities: Sequence[float] | None,
         similarities: Sequence[Sequence[float]] | None,
-    ) -> tuple[BestOfN, list[int]]:
-        """The best of a prompt's responses by a rule, and the tokens of each."""
+    ) -> BestOfN:
+        """The best of a prompt's responses by a rule."""
         self._check_count(len(responses))
         return await self._counted(
             self.scorer.best_of_n(
@@ -162,55 +161,35 @@ class Call:
                 log_probabilities=log_probabilities,
                 similarities=similarities,
                 wait=self.has_patience,
-            ),
-            Responses(prompt, responses),
+            )
         )
 
-    async def covariance(self, prompt: Text, responses: Sequence[Text]) -> tuple[JointRewards, list[int]]:
-        """The joint posterior of a prompt's responses, and the tokens of each."""
+    async def covariance(self, prompt: Text, responses: Sequence[Text]) -> JointRewards:
+        """The joint posterior of a prompt's responses."""
         self._check_count(len(responses))
-        return await self._counted(
-            self.scorer.covariance(prompt, responses, wait=self.has_patience),
-            Responses(prompt, responses),
-        )
+        return await self._counted(self.scorer.covariance(prompt, responses, wait=self.has_patience))
 
-    async def _counted(self, answer: Awaitable[T], texts: Texts, has_variance: bool = True) -> tuple[T, list[int]]:
-        """An answer with the tokens of its rows; 503 where a client that waits would give up before it came."""
-        both = asyncio.gather(answer, asyncio.to_thread(lengths, self.scorer.rm, texts))
+    async def _counted(self, asked: Awaitable[T], has_variance: bool = True) -> T:
+        """An answer, whose rows are counted; 503 where a client that waits would give up before it came."""
         try:
             async with asyncio.timeout(self.options.patience if self.has_patience else None):
-                found, tokens = await both
+                found = await asked
         except TimeoutError as error:
             raise busy(f"no answer within {self.options.patience:g} s: the queue is too long", 5) from error
         except Exception as error:
             if is_out_of_memory(error):
                 raise busy("a row of the request needs more memory than there is", 5) from error
             raise
-        self.record.rows += len(tokens)
-        self.record.tokens += sum(tokens)
-        self.served.metrics.scored(self.model, len(tokens), sum(tokens), has_variance)
-        return found, tokens
+        rows, tokens = len(found.tokens), int(found.tokens.sum())
+        self.record.rows += rows
+        self.record.tokens += tokens
+        self.served.metrics.scored(self.model, rows, tokens, has_variance)
+        return found
 
     def _check_count(self, count: int) -> None:
         most = self.options.max_responses
         if count > most:
             raise InputError(f"the request has {count} texts to score, and at most {most} are taken in one")
-
-
-def _scored(found: RewardScores, tokens: list[int], has_variance: bool = True) -> Scored:
-    return Scored(
-        found.mean.tolist(),
-        found.std.tolist() if has_variance else None,
-        tokens,
-        found.truncated.tolist(),
-        None if found.baseline is None else found.baseline.tolist(),
-    )
-
-
-def lengths(rm: BayesianRewardModel, texts: Texts) -> list[int]:
-    """Tokens of each row, after it was cut."""
-    rows, _ = texts.tokenized(rm)
-    return [row.length for row in rows]
 
 
 def served_of(request: Request) -> Served:

@@ -56,21 +56,47 @@ class Responses(Texts):
 
     def tokenized(self, rm: BayesianRewardModel) -> tuple[list[TokenizedRow], list[str | None]]:
         """See `Texts`."""
-        prompts, responses = self.checked()
-        rows = rm.encoder.encode(prompts, responses, numbered("response", len(prompts)))
-        return rows, [key_of(prompt) for prompt in prompts]
+        return _encoded(rm, *self.checked())
+
+
+@dataclass(frozen=True)
+class Rows(Texts):
+    """Responses, each to a prompt of its own."""
+
+    prompts: Any
+    responses: Any
+
+    def lengths(self) -> list[int]:
+        """See `Texts`."""
+        prompts, responses = as_list(self.prompts), as_list(self.responses)
+        if not (is_list(prompts) and is_list(responses)):
+            return []
+        return [_bytes(prompt) + _bytes(response) for prompt, response in zip(prompts, responses, strict=False)]
+
+    def tokenized(self, rm: BayesianRewardModel) -> tuple[list[TokenizedRow], list[str | None]]:
+        """See `Texts`."""
+        return _encoded(rm, *checked_rows(self.prompts, self.responses))
+
+
+def _encoded(
+    rm: BayesianRewardModel, prompts: list[Text], responses: list[Text]
+) -> tuple[list[TokenizedRow], list[str | None]]:
+    rows = rm.encoder.encode(prompts, responses, numbered("response", len(prompts)))
+    return rows, [key_of(prompt) for prompt in prompts]
 
 
 @dataclass(frozen=True)
 class Rendered(Texts):
-    """Texts that somebody else has rendered."""
+    """Texts that somebody else has rendered, or the token ids that somebody else has made of them."""
 
     texts: Any
     add_special_tokens: bool
 
     def lengths(self) -> list[int]:
         """See `Texts`."""
-        return [_bytes(text) for text in self.texts] if is_list(self.texts) else []
+        if not is_list(self.texts):
+            return []
+        return [BYTES_A_TOKEN * len(text) if is_list(text) else _bytes(text) for text in self.texts]
 
     def tokenized(self, rm: BayesianRewardModel) -> tuple[list[TokenizedRow], list[str | None]]:
         """See `Texts`."""
@@ -79,6 +105,9 @@ class Rendered(Texts):
         if not self.texts:
             raise InputError("there is nothing to score: the list is empty")
         where = numbered("text", len(self.texts))
+        if all(is_list(text) for text in self.texts):
+            rows = rm.encoder.encode_ids(self.texts, where)
+            return rows, [None] * len(rows)
         for text, name in zip(self.texts, where, strict=True):
             if not isinstance(text, str):
                 raise InputError(f"{name} must be a string, not {described(text)}")

@@ -13,7 +13,7 @@ from bayesrm_fast.reward_model import BayesianRewardModel
 from bayesrm_fast.score.joint import JointRewards, joint_rewards
 from bayesrm_fast.score.means import rewards_of
 from bayesrm_fast.score.relative import Comparison, score_differences
-from bayesrm_fast.score.variances import RewardScores, score_examples
+from bayesrm_fast.score.variances import RewardScores, score_examples, truncated_and_tokens
 from bayesrm_fast.select.choice import BestOfN, check_needs, choose_each
 from bayesrm_fast.select.named_rules import rule_of
 from bayesrm_fast.select.rules import Rule
@@ -66,7 +66,7 @@ class Work(ABC, Generic[P, R]):
 
     @abstractmethod
     def prepare(self, rm: BayesianRewardModel) -> list[P]:
-        """Its parts; called once, beside the model.
+        """Its parts; called beside the model, and anew where the posterior is replaced before the answer is there.
 
         Raises:
             InputError: what cannot be served.
@@ -109,7 +109,7 @@ class Means(Work[Part, RewardScores]):
     def answer(self, parts: Sequence[Part], results: Sequence[Tensor]) -> RewardScores:
         """See `Work`."""
         mean = torch.stack(list(results))
-        return RewardScores(mean, torch.full_like(mean, torch.nan), _truncated(_rows(parts)))
+        return RewardScores(mean, torch.full_like(mean, torch.nan), *truncated_and_tokens(_rows(parts)))
 
 
 class Scores(Work[Part, RewardScores]):
@@ -130,7 +130,7 @@ class Scores(Work[Part, RewardScores]):
     def answer(self, parts: Sequence[Part], results: Sequence[tuple[Tensor, Tensor]]) -> RewardScores:
         """See `Work`."""
         mean, variance = (torch.stack(values) for values in zip(*results, strict=True))
-        return RewardScores(mean, variance, _truncated(_rows(parts)))
+        return RewardScores(mean, variance, *truncated_and_tokens(_rows(parts)))
 
 
 class Differences(Work[ComparedPart, RewardScores]):
@@ -170,8 +170,9 @@ class Differences(Work[ComparedPart, RewardScores]):
         order = [position for part in parts for position in part.positions]
         back = torch.tensor(order, dtype=torch.int64, device="cpu").argsort()
         mean, variance, baseline = (torch.cat(values)[back] for values in zip(*results, strict=True))
-        truncated = _truncated([part.rows[i] for part in parts for i in part.comparison.rows])
-        return RewardScores(mean, variance, truncated[back], baseline)
+        rows = [part.rows[i] for part in parts for i in part.comparison.rows]
+        truncated, tokens = truncated_and_tokens(rows)
+        return RewardScores(mean, variance, truncated[back], tokens[back], baseline)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -255,7 +256,3 @@ def _of_candidates(rm: BayesianRewardModel, candidates: Candidates) -> Candidate
 
 def _rows(parts: Sequence[Part]) -> list[TokenizedRow]:
     return [row for part in parts for row in part.rows]
-
-
-def _truncated(rows: Sequence[TokenizedRow]) -> Tensor:  # shape: (N,), bool
-    return torch.tensor([row.truncated for row in rows], dtype=torch.bool, device="cpu")

@@ -15,6 +15,7 @@ from bayesrm_fast.model.exclusive import exclusively
 from bayesrm_fast.model.lora import active
 from bayesrm_fast.model.passes import Passes
 from bayesrm_fast.model.token_budget import is_out_of_memory, release_memory
+from bayesrm_fast.posterior.base import Posterior
 from bayesrm_fast.reward_model import BayesianRewardModel
 from bayesrm_fast.serve.batching import next_batch
 from bayesrm_fast.serve.queue import RequestQueue
@@ -134,6 +135,7 @@ class Worker:
             self.queue.end(cause)
 
     def _make_tokens_of(self, request: Request) -> None:
+        request.posterior = _mark(self._rm.posterior)
         try:
             self.queue.tokenized(request, request.work.prepare(self._rm))
         except Exception as error:
@@ -177,16 +179,28 @@ class Worker:
             results = self._results(batch)
         except Exception as error:
             failure = error
+        if failure is not None:
+            traceback.clear_frames(failure.__traceback__)  # they hold what the batch has allocated
+            if is_out_of_memory(failure):
+                release_memory(self._rm.collator.device)
+        self._begin_anew(batch)
         if failure is None:
             for unit, result in zip(batch, results, strict=True):
                 self._deliver(unit, result)
             return True
-        traceback.clear_frames(failure.__traceback__)  # they hold what the batch has allocated
-        if is_out_of_memory(failure):
-            release_memory(self._rm.collator.device)
         if len(batch) == 1:
             self.queue.finish(batch[0].request, error=failure)
         return len(batch) == 1
+
+    def _begin_anew(self, batch: Sequence[Unit]) -> None:
+        """Requests that were tokenized under another posterior than there is after a batch of them.
+
+        So that an answer is of one: a request may run in several batches, and a choice be by a k that was tuned.
+        """
+        mark = _mark(self._rm.posterior)
+        for unit in batch:
+            if unit.request.posterior != mark:
+                self.queue.begin_anew(unit.request)
 
     def _results(self, batch: Sequence[Unit]) -> list[Any]:
         start = time.perf_counter()
@@ -215,6 +229,11 @@ class Worker:
             self.queue.finish(request, error=error)
         else:
             self.queue.finish(request, answer)
+
+
+def _mark(posterior: Posterior | None) -> tuple[Any, ...]:
+    """Equal while it is this posterior, with the λ, the temperature and the penalty that it has now."""
+    return () if posterior is None else (posterior, posterior.prior, posterior.temperature, posterior.penalty)
 
 
 _running: "weakref.WeakSet[Worker]" = weakref.WeakSet()

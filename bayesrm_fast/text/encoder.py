@@ -2,9 +2,10 @@
 
 import warnings
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from bayesrm_fast.errors import InputError
+from bayesrm_fast.errors import InputError, shown
 from bayesrm_fast.locks import lock_of
 from bayesrm_fast.text.examples import TokenizedPair, TokenizedRow
 from bayesrm_fast.text.joining import Joined, Joiner, Joining, as_plain, is_plain_text
@@ -117,6 +118,28 @@ class TextEncoder:
         joined = [Joined(text, has_specials=not add_special_tokens, boundary=boundary) for text in texts]
         encoded = self._tokenize(joined)
         return [self._cut(one, boundary, name) for one, name in zip(encoded, where, strict=True)]
+
+    def encode_ids(self, ids: Sequence[Sequence[int]], where: Sequence[str]) -> list[TokenizedRow]:
+        """Rows of token ids that somebody else has made: as they are, cut as a text that holds its special tokens.
+
+        Args:
+            ids: N rows of them.
+            where: what an error calls each row.
+
+        Raises:
+            InputError: a row without tokens, or what is no id of the tokenizer's.
+        """
+        count = len(self.tokenizer)
+        boundary = None if self.joining == "pair" else 0
+        rows = []
+        for own, name in zip(ids, where, strict=True):
+            wrong = next((one for one in own if type(one) is not int or not 0 <= one < count), None)
+            if wrong is not None:
+                raise InputError(f"{name}: a token's id must be from 0 to {count - 1}, not {shown(wrong)}")
+            same = [0] * len(own)
+            encoding = SimpleNamespace(ids=list(own), type_ids=same, sequence_ids=same, offsets=[(0, 1)] * len(own))
+            rows.append(self._cut(encoding, boundary, name))
+        return rows
 
     def encode_responses(self, responses: Sequence[Text]) -> list[list[int]]:
         """Token ids of checked responses by themselves: whole, without special tokens."""

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
-from bayesrm_fast.errors import InputError
+from bayesrm_fast.errors import InputError, shown
 from bayesrm_fast.text.texts import Text
 
 ANSWERING = ("assistant", "model", "gpt", "bot", "tool", "function", "ipython")
@@ -128,8 +128,8 @@ def _after_conversations(prompt: Text, responses: list[Text], names: Sequence[st
         role = ANSWERING[0] if isinstance(response, str) else response[0]["role"]
         if role not in ANSWERING and not openings[name] and (role in INSTRUCTING or not is_asked_next):
             raise InputError(
-                f"{where}: {name} begins with a message of the role {role!r} that does not repeat the prompt: give "
-                "whole conversations that begin with the prompt, or the messages after it alone"
+                f"{where}: {name} begins with a message of the role {shown(role)} that does not repeat the prompt: "
+                "give whole conversations that begin with the prompt, or the messages after it alone"
             )
     first = next(iter(openings.values()))
     if any(opening != first for opening in openings.values()):

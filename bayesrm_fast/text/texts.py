@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeGuard
 
-from bayesrm_fast.errors import InputError
+from bayesrm_fast.errors import InputError, named, shortened, shown
 
 Text = str | Sequence[Mapping[str, Any]]
 """A string, or a list of chat messages `{"role": ..., "content": ...}`."""
@@ -103,9 +103,9 @@ def _checked_message(message: Mapping[str, Any], where: str, expected: str) -> d
 
 
 def _shown(message: Mapping[str, Any], name: str, value: Any) -> str:
-    return (
-        f"a {name} of {described(value)}" if name in message else f"no {name} (it has {', '.join(map(str, message))})"
-    )
+    if name in message:
+        return f"a {name} of {described(value)}"
+    return f"no {name} (it has {named([shortened(str(key)) for key in message])})"
 
 
 def _text_of(part: Any, where: str) -> str:
@@ -113,7 +113,7 @@ def _text_of(part: Any, where: str) -> str:
         return part
     kind = part.get("type", "text") if isinstance(part, Mapping) else described(part)
     if kind not in TEXT_PARTS or not isinstance(part.get("text"), str):
-        raise InputError(f"{where} has a part of type {kind!r}, and only text can be scored")
+        raise InputError(f"{where} has a part of type {shown(kind)}, and only text can be scored")
     text: str = part["text"]
     return text
 

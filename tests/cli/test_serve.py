@@ -76,7 +76,7 @@ def server(model_folder, tmp_path_factory):
     folders = [tmp_path_factory.mktemp("served") / name for name in ("first", "second")]
     for folder in folders:
         shutil.copytree(model_folder, folder)
-    running = Server(*folders, "--reward", "lcb")
+    running = Server(*folders, "--penalty", "std")
     for folder in folders:
         shutil.rmtree(folder)
     try:
@@ -111,6 +111,7 @@ def test_every_route_scores_by_the_model(server):
         "/v1/covariance": ASKED,
         "/classify": {"input": ["able", "act"]},
         "/pooling": {"input": "able"},
+        "/score": {"queries": "able", "documents": ["act"]},
         "/rerank": {"query": "able", "documents": ["act"]},
         "/v1/embeddings": {"input": "able"},
         "/reward": {"prompt": "able ", "response": "act"},
@@ -187,8 +188,7 @@ def test_sigterm_finishes_what_was_accepted_and_refuses_the_rest(server):
         (["a="], "NAME=FOLDER, not 'a='"),
         (["a=x", "a=y"], "two models are named a"),
         (["x/rm", "y/rm"], "two models are named rm"),
-        (["a=x", "--reward", "relative"], "difference to the prompt's other candidates"),
-        (["a=x", "--reward", "best"], "must be one of mean, lcb"),
+        (["a=x", "--penalty", "relative"], "penalty must be one of std, entropic, none"),
         (["a=x", "--k", "-1"], "k must be a finite number"),
         (["a=x", "--token-file", "/nowhere"], "No such file"),
         (["a=x", "--token-file", os.devnull], "the token is empty"),

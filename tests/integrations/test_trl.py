@@ -9,17 +9,13 @@ from datasets import Dataset
 from tiny import tiny_tokenizer, words
 from transformers import AutoConfig, AutoModelForCausalLM
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
+from whole_rows import whole_rows
 
-from bayesrm_fast import BayesianRewardModel, InputError
+from bayesrm_fast import InputError
 from bayesrm_fast.integrations.trl import async_reward_function, reward_function
 from bayesrm_fast.score.variances import RewardScores
 
 CHAT = "{% for m in messages %}{{ m['content'] }} {% endfor %}"
-
-
-@pytest.fixture(scope="module")
-def rm(model_folder):
-    return BayesianRewardModel.from_pretrained(model_folder, device="cpu")
 
 
 def policy():
@@ -89,7 +85,7 @@ class Known:
 
     def score(self, prompts, responses, *, relative_to=None):
         mean = torch.tensor([float(len(response)) for response in responses])
-        return RewardScores(mean, torch.ones_like(mean), torch.zeros_like(mean, dtype=torch.bool))
+        return RewardScores(mean, torch.ones_like(mean), *whole_rows(len(mean)))
 
 
 def test_a_column_that_is_not_there_is_named(rm):

@@ -9,9 +9,11 @@ from types import ModuleType, SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from tiny import words
+from listening import served_at
+from tiny import tiny_tokenizer, words
 
-from bayesrm_fast import BayesianRewardModel, InputError
+from bayesrm_fast import InputError
+from bayesrm_fast.serve.engine import AsyncScorer
 
 BASE = "verl.experimental.reward_loop.reward_manager.base"
 PROMPT = [{"role": "user", "content": words(4)}]
@@ -37,11 +39,6 @@ def verl():
     yield verl
     for name in stand_ins:
         del sys.modules[name]
-
-
-@pytest.fixture(scope="module")
-def rm(model_folder):
-    return BayesianRewardModel.from_pretrained(model_folder, device="cpu")
 
 
 def config(**options):
@@ -85,6 +82,39 @@ def test_a_function_finds_the_prompt_in_the_rows_extra_info(verl, rm, model_fold
     assert found["score"] == pytest.approx(float(scores.mean - scores.variance), rel=1e-4, abs=1e-6)
     with pytest.raises(InputError, match="extra_info has no 'prompt'"):
         asyncio.run(verl.compute_score("made", RESPONSE, None, {}, **options))
+
+
+CHAT = "{% for m in messages %}{{ m['role'] }} {{ m['content'] }} {% endfor %}"
+
+
+@pytest.mark.parametrize("engine", ["vllm", "sglang"])
+def test_the_reward_loop_worker_of_verl_asks_a_server(rm, model_folder, tmp_path, engine):
+    reward_loop = pytest.importorskip("verl.experimental.reward_loop.reward_loop", reason="verl is not installed")
+    from omegaconf import OmegaConf
+    from verl import DataProto
+
+    tiny_tokenizer("llama", CHAT).save_pretrained(tmp_path)
+    model = {"enable": True, "model_path": str(tmp_path), "rollout": {"name": engine}}
+    manager = {"source": "register", "name": "naive"}
+    config = OmegaConf.create(
+        {
+            "actor_rollout_ref": {"model": {"path": str(model_folder), "tokenizer_path": None}},
+            "reward": {"custom_reward_function": {"path": None}, "reward_manager": manager, "reward_model": model},
+        }
+    )
+    responses = [words(4, i) for i in range(6)]
+    ids = torch.tensor(rm.tokenizer(responses, add_special_tokens=False)["input_ids"])
+    data = DataProto.from_dict(
+        tensors={"responses": ids, "attention_mask": torch.ones(6, 4, dtype=torch.int64)},
+        non_tensors={"raw_prompt": np.array([PROMPT] * 6 + [None], dtype=object)[:6]},
+    )
+    with served_at({str(tmp_path): AsyncScorer(rm)}) as url:
+        worker = reward_loop.RewardLoopWorker(config, url.removeprefix("http://"))
+        found = asyncio.run(worker.compute_score_batch(data))
+    texts = [f"user {PROMPT[0]['content']} assistant {response} " for response in responses]
+    rows = rm.encoder.encode_rendered(texts, add_special_tokens=True, where=texts)
+    expected = rm.score_tokenized(rows).mean.tolist()
+    assert [one["reward_score"] for one in found] == pytest.approx(expected, rel=1e-4, abs=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from tiny import tiny_adapter, tiny_pairs, tiny_tokenizer, words
+from whole_rows import whole_rows
 
 from bayesrm_fast import BayesianRewardModel, InputError
 from bayesrm_fast.posterior.files import CLASSES
@@ -18,7 +19,7 @@ def joint(n, seed=0, rank=3):
     generator = torch.Generator().manual_seed(seed)
     factor = torch.randn(n, rank, generator=generator, dtype=torch.float64)
     mean = torch.randn(n, generator=generator, dtype=torch.float64)
-    return JointRewards(mean, factor @ factor.T, torch.zeros(n, dtype=torch.bool)), factor
+    return JointRewards(mean, factor @ factor.T, *whole_rows(n)), factor
 
 
 def drawn(n, seed=0):
@@ -42,7 +43,7 @@ def test_probabilities_of_being_best_agree_with_a_million_draws(n):
 
 def test_the_probability_of_two_is_the_normal_distribution_function():
     covariance = torch.tensor([[2.0, 0.5], [0.5, 1.0]], dtype=torch.float64)
-    one = JointRewards(torch.tensor([0.3, 0.0], dtype=torch.float64), covariance, torch.zeros(2, dtype=torch.bool))
+    one = JointRewards(torch.tensor([0.3, 0.0], dtype=torch.float64), covariance, *whole_rows(2))
     expected = 0.5 * (1 + math.erf(0.3 / math.sqrt(2.0) / math.sqrt(2.0)))
     assert float(one.probability_of_being_best()[0]) == pytest.approx(expected, abs=3 * 0.5 / math.sqrt(DRAWS))
 
@@ -74,7 +75,7 @@ def test_a_number_of_draws_is_a_whole_one(what, count):
 
 
 def test_a_direction_whose_variance_rounding_made_negative_is_drawn_as_if_it_had_none():
-    one = JointRewards(torch.zeros(2), torch.diag(torch.tensor([1.0, -1e-2])), torch.zeros(2, dtype=torch.bool))
+    one = JointRewards(torch.zeros(2), torch.diag(torch.tensor([1.0, -1e-2])), *whole_rows(2))
     samples = one.samples(1000)
     assert samples[:, 0].std() > 0.9
     assert not samples[:, 1].any()
@@ -93,7 +94,7 @@ def test_the_next_comparison_is_of_those_that_may_win_and_differ():
     """Two leaders that vary alone; one that varies with the first, which says little of either; one far off."""
     mean = torch.tensor([0.0, 2.0, 1.9, 2.0, -9.0], dtype=torch.float64)
     factor = torch.tensor([[0.1, 0.0], [2.0, 0.0], [2.0, 0.0], [0.0, 2.0], [0.0, 0.0]], dtype=torch.float64)
-    one = JointRewards(mean, factor @ factor.T, torch.zeros(5, dtype=torch.bool))
+    one = JointRewards(mean, factor @ factor.T, *whole_rows(5))
     first, second, information = one.next_comparison()
     assert {first, second} == {1, 3}
     assert 0.05 < information < math.log(2)
@@ -104,7 +105,7 @@ def test_the_information_of_a_comparison_is_that_of_the_formula():
     one = JointRewards(
         torch.tensor([0.5, 0.0], dtype=torch.float64),
         torch.diag(torch.tensor([3.0, 1.0], dtype=torch.float64)),
-        torch.zeros(2, dtype=torch.bool),
+        *whole_rows(2),
     )
     grid = torch.linspace(-16, 16, 200_001, dtype=torch.float64)
     density = torch.exp(-0.5 * ((grid - 0.5) / 2) ** 2)
@@ -174,7 +175,7 @@ def test_what_does_not_fit_is_sketched_by_itself(rm, monkeypatch):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_of_equal_candidates_the_first_is_the_best_in_every_draw(dtype):
     covariance = torch.full((3, 3), 2.0 / 3, dtype=dtype)
-    joint = JointRewards(torch.full((3,), 0.1, dtype=dtype), covariance, torch.zeros(3, dtype=torch.bool))
+    joint = JointRewards(torch.full((3,), 0.1, dtype=dtype), covariance, *whole_rows(3))
     assert joint.probability_of_being_best(4096).tolist() == [1, 0, 0]
 
 
@@ -193,5 +194,5 @@ def test_equal_candidates_are_equal_to_the_last_digit_whatever_the_batches(rm, o
 
 def test_no_difference_has_a_variance_below_zero():
     covariance = torch.tensor([[1.0, 1.0 + 1e-7], [1.0 + 1e-7, 1.0]])
-    one = JointRewards(torch.zeros(2), covariance, torch.zeros(2, dtype=torch.bool))
+    one = JointRewards(torch.zeros(2), covariance, *whole_rows(2))
     assert one.relative().covariance.diagonal().tolist() == [0.0, 0.0]

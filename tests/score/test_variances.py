@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from tiny import tiny_adapter, tiny_pairs, tiny_tokenizer, words
+from whole_rows import whole_rows
 
 from bayesrm_fast import BayesianRewardModel, InputError
 from bayesrm_fast.score.variances import PairScores, RewardScores, score_examples
@@ -91,7 +92,7 @@ def test_numbers_are_in_the_order_of_the_examples_whatever_the_batches(rm):
 
 def test_a_table_of_scores_has_their_columns():
     mean, variance = torch.tensor([1.0, -2.0]), torch.tensor([4.0, 0.0])
-    scores = RewardScores(mean, variance, torch.tensor([False, True]))
+    scores = RewardScores(mean, variance, torch.tensor([False, True]), torch.tensor([3, 9]))
     assert scores.std.tolist() == [2.0, 0.0]
     table = scores.to_pandas()
     assert list(table.columns) == ["mean", "variance", "std", "truncated"]
@@ -99,7 +100,7 @@ def test_a_table_of_scores_has_their_columns():
 
 
 def test_the_probability_of_a_pair_knows_variance_and_temperature():
-    pairs = PairScores(torch.tensor([3.0]), torch.tensor([5.0]), torch.tensor([False]), temperature=2.0)
+    pairs = PairScores(torch.tensor([3.0]), torch.tensor([5.0]), *whole_rows(1), temperature=2.0)
     expected = 1 / (1 + math.exp(-3 / math.sqrt(4 + math.pi / 8 * 5)))
     assert float(pairs.probability) == pytest.approx(expected, rel=1e-6)
     assert list(pairs.to_pandas().columns) == ["mean", "variance", "std", "truncated", "probability"]

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from tiny import tiny_adapter, tiny_pairs, tiny_tokenizer, words
+from whole_rows import whole_rows
 
 from bayesrm_fast import BayesianRewardModel, InputError
 from bayesrm_fast.score.variances import score_examples
@@ -250,6 +251,8 @@ def test_rows_that_were_cut_are_told(rm):
     short.posterior = rm.posterior
     best = short.best_of_n("a", ["able", words(9, 1)])
     assert best.truncated.tolist() == [False, True]
+    assert best.tokens.tolist() == [row.length for row in short.tokenize(["a"] * 2, ["able", words(9, 1)])]
+    assert best.tokens[1] == 8
 
 
 class Hopeful(Rule):
@@ -266,12 +269,11 @@ CANDIDATE_SET = Candidates("a", ["able", "about", "act"])
 
 def test_a_candidate_whose_variance_is_not_known_is_not_chosen_by_a_rule_that_needs_it():
     known = KnownCandidates(torch.tensor([9.0, 1.0, 2.0]), torch.tensor([torch.nan, 0.0, 4.0]))
-    cut = torch.zeros(3, dtype=torch.bool)
-    best = choice.chosen(PenalisedReward("std", 1.0), CANDIDATE_SET, known, cut)
+    best = choice.chosen(PenalisedReward("std", 1.0), CANDIDATE_SET, known, *whole_rows(3))
     assert (best.index, best.response, best.variances_computed) == (1, "about", 2)
-    assert choice.chosen(Hopeful(), CANDIDATE_SET, known, cut).index == 2
-    assert choice.chosen(MeanReward(), CANDIDATE_SET, known, cut).index == 0
-    nothing = choice.chosen(MeanReward(), CANDIDATE_SET, KnownCandidates(known.mean), cut)
+    assert choice.chosen(Hopeful(), CANDIDATE_SET, known, *whole_rows(3)).index == 2
+    assert choice.chosen(MeanReward(), CANDIDATE_SET, known, *whole_rows(3)).index == 0
+    nothing = choice.chosen(MeanReward(), CANDIDATE_SET, KnownCandidates(known.mean), *whole_rows(3))
     assert (nothing.variances_computed, nothing.variance.isnan().all()) == (0, True)
 
 

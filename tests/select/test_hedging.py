@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from whole_rows import whole_rows
 
 from bayesrm_fast.errors import InputError
 from bayesrm_fast.score.joint import JointRewards
@@ -99,7 +100,7 @@ def a_posterior():
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_posterior_needs_no_gold_and_hedges_where_risk_matters(family):
     mean, covariance = a_posterior()
-    joint = JointRewards(mean, covariance, torch.zeros(41, dtype=torch.bool))
+    joint = JointRewards(mean, covariance, *whole_rows(41))
     pool = HedgingPool(mean, joint.samples(4000))
     averse = hedge(family, [pool], aversion=0.5)
     assert averse.is_interior

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from rule_cases import JOINT, PROBABILITY_ERROR, known_candidates, rules
+from whole_rows import whole_rows
 
 from bayesrm_fast import InputError
 from bayesrm_fast.select.choice import chosen
@@ -76,7 +77,7 @@ def test_among_equal_candidates_none_is_better_than_the_first(name, rule):
 
 @RULE
 def test_a_single_candidate_is_chosen(name, rule):
-    best = chosen(rule, Candidates("a", ["able"]), known_candidates(1), torch.zeros(1, dtype=torch.bool))
+    best = chosen(rule, Candidates("a", ["able"]), known_candidates(1), *whole_rows(1))
     assert (best.index, best.response) == (0, "able")
 
 
@@ -87,7 +88,7 @@ def test_a_reward_that_is_no_number_is_refused_by_its_row(name, rule):
     mean[1] = torch.nan
     one = Candidates("a", ["able", "about", "act"], where="candidates, row 7")
     with pytest.raises(InputError, match="candidates, row 7: the reward of response 2 is nan"):
-        chosen(rule, one, dataclasses.replace(known, mean=mean), torch.zeros(3, dtype=torch.bool))
+        chosen(rule, one, dataclasses.replace(known, mean=mean), *whole_rows(3))
 
 
 @RULE
@@ -244,4 +245,4 @@ def test_probabilities_that_are_none_are_refused():
 
     known = KnownCandidates(torch.zeros(2))
     with pytest.raises(InputError, match="Wrong gave the candidates of the prompt no probabilities"):
-        chosen(Wrong(), Candidates("a", ["able", "act"]), known, torch.zeros(2, dtype=torch.bool))
+        chosen(Wrong(), Candidates("a", ["able", "act"]), known, *whole_rows(2))

@@ -2,7 +2,7 @@
 
 import pytest
 
-from bayesrm_fast.serve.answers import LONGEST_MESSAGE, busy, documented, refusal, shortened
+from bayesrm_fast.serve.answers import LONGEST_MESSAGE, busy, documented, refusal
 
 
 def test_a_sentence_has_an_end():
@@ -14,10 +14,6 @@ def test_a_sentence_has_an_end():
 @pytest.mark.parametrize(("seconds", "header"), [(0.0, "1"), (0.2, "1"), (2.5, "3"), (100.0, "100")])
 def test_the_seconds_to_wait_are_whole(seconds, header):
     assert busy("full", seconds).headers == {"Retry-After": header}
-
-
-def test_a_text_is_cut_to_what_is_left():
-    assert [shortened("abcdef", n) for n in (6, 4)] == ["abcdef", "abc…"]
 
 
 def test_what_is_documented_has_a_meaning():

@@ -23,10 +23,10 @@ from bayesrm_fast import BayesianRewardModel
 from bayesrm_fast.serve.app import create_app
 from bayesrm_fast.serve.engine import AsyncScorer
 
-CASES = int(os.environ.get("BAYESRM_API_CASES", "200"))
+CASES = int(os.environ.get("BAYESRM_API_CASES", "100"))
 """Requests that are made up from the document; `make fuzz-api` makes 2,000."""
 
-ROUTES, POSTS = 15, 12
+ROUTES, POSTS = 17, 14
 
 
 async def get(app, path):

@@ -1,22 +1,24 @@
 """Clients of a server, over a socket of this machine."""
 
 import asyncio
-import json
 import os
 import pickle
+import socket
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from types import SimpleNamespace
 
+import httpx
 import numpy as np
 import pytest
 import torch
 from fake_scorer import FakeScorer
+from fake_scorer import reward as known_reward
 from listening import served_at
 from tiny import words
 
-from bayesrm_fast import BayesianRewardModel, InputError
+from bayesrm_fast import InputError
 from bayesrm_fast.serve import client as client_module
 from bayesrm_fast.serve.client import AsyncClient, Client, ServerError
 from bayesrm_fast.serve.engine import AsyncScorer
@@ -24,11 +26,6 @@ from bayesrm_fast.serve.options import ServerOptions
 
 PROMPTS = [words(3), words(4, 7), words(3), words(4, 7), words(3)]
 RESPONSES = [words(2 + i, 3 * i) for i in range(5)]
-
-
-@pytest.fixture(scope="module")
-def rm(model_folder):
-    return BayesianRewardModel.from_pretrained(model_folder, device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +57,7 @@ def test_a_client_has_the_scores_of_the_model_in_the_order_of_its_rows(rm, url, 
         torch.testing.assert_close(getattr(found, name).float(), getattr(expected, name), rtol=1e-3, atol=1e-6)
     assert (found.baseline is None) == (relative_to is None)
     assert found.truncated.tolist() == expected.truncated.tolist()
+    assert found.tokens.tolist() == expected.tokens.tolist()
 
 
 @KINDS
@@ -73,6 +71,39 @@ def test_a_client_chooses_as_the_model_does(rm, url, make):
     conversation = [{"role": "user", "content": words(3)}]
     described = make(url).best_of_n(conversation, RESPONSES, {"rule": "mean"})
     assert described.variances_computed <= 1
+
+
+@KINDS
+def test_means_alone_take_no_backward_pass(rm, make):
+    with served_at({"rm": AsyncScorer(rm)}) as url:
+        client = make(url)
+        torch.testing.assert_close(
+            client.rewards(PROMPTS, RESPONSES).float(), rm.rewards(PROMPTS, RESPONSES), rtol=1e-3, atol=1e-6
+        )
+        page = httpx.get(f"{url}/metrics").text
+    assert 'bayesrm_rows_total{model="rm",variance="false"} 5.0' in page
+    assert 'variance="true"} 5.0' not in page
+
+
+@KINDS
+@pytest.mark.parametrize("proxy", ["socks5://127.0.0.1:1", "gopher://127.0.0.1:1", "http://[::1", "http://a:b"])
+def test_a_proxy_that_cannot_be_used_is_told(url, make, monkeypatch, proxy):
+    monkeypatch.setenv("ALL_PROXY", proxy)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.delenv("no_proxy", raising=False)
+    with pytest.raises(InputError, match=r"a proxy of the environment .* cannot be used"):
+        make(url).models()
+
+
+@KINDS
+def test_a_client_goes_on_where_its_server_is_started_anew(make):
+    """Its connections are kept, and end with the server."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    client = make(f"http://127.0.0.1:{port}", patience=30)
+    for _ in range(3):
+        with served_at({"rm": FakeScorer()}, port=port):
+            assert client.rewards(["able"], ["act"]).tolist() == [known_reward("able act")]
 
 
 def test_a_client_comes_out_of_a_pickle_with_the_same_scores(rm, url):
@@ -149,7 +180,7 @@ def answering(monkeypatch):
 
     monkeypatch.setattr(client_module, "asyncio", SimpleNamespace(gather=asyncio.gather, sleep=sleep))
     server = HTTPServer(("127.0.0.1", 0), Sequence)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=[0.01], daemon=True).start()
 
     def start(*answers):
         server.answers = list(answers)
@@ -186,40 +217,12 @@ def test_patience_ends_and_faults_are_told(answering, make, answers, message):
         make(url, patience=10).models()
 
 
-def reward(**other):
-    return {"mean": 1.0, "std": 0.5, "tokens": 3, "truncated": False, "baseline": None} | other
-
-
 @KINDS
-@pytest.mark.parametrize(
-    ("answer", "message"),
-    [
-        ({"rewards": [reward(mean=float("nan")), reward()]}, r"rewards\[0\]: mean must be a finite number"),
-        ({"rewards": [reward(), reward(mean=None)]}, r"rewards\[1\]: mean must be a finite number"),
-        ({"rewards": [reward(), reward(std=None)]}, r"rewards\[1\]: std must be"),
-        ({"rewards": [reward()]}, "rewards must be a list of 2"),
-        ({"rewards": [reward()] * 3}, "rewards must be a list of 2"),
-        ({"rewards": [reward(), {"mean": 1.0}]}, r"rewards\[1\] lacks 'std'"),
-        ({"rewards": [reward(), 5]}, "not iterable"),
-        ({"something": "else"}, "rewards must be a list"),
-    ],
-)
-def test_an_answer_that_is_none_gives_no_numbers(answering, make, answer, message):
-    url, _ = answering((200, {}, json.dumps(answer).encode()))
-    with pytest.raises(ServerError, match=f"{message}.*; is this a server of bayesrm"):
-        make(url).score(["a", "a"], ["b", "c"])
-
-
-@KINDS
-@pytest.mark.parametrize("index", [2, -1, None, 0.0])
-def test_a_choice_of_no_candidate_is_none(answering, make, index):
-    candidates = [reward(score=1.0), reward(score=2.0, std=None)]
-    url, _ = answering(
-        *[(200, {}, json.dumps({"index": one, "candidates": candidates}).encode()) for one in (1, index)]
-    )
-    assert make(url).best_of_n("a", ["b", "c"]).response == "c"
-    with pytest.raises(ServerError, match="index must be that of a response"):
-        make(url).best_of_n("a", ["b", "c"])
+@pytest.mark.parametrize("name", ["score", "rewards", "best_of_n"])
+def test_an_answer_that_is_none_gives_no_numbers(answering, make, name):
+    url, _ = answering((200, {}, b'{"something": "else"}'))
+    with pytest.raises(ServerError, match="; is this a server of bayesrm"):
+        getattr(make(url), name)(*(["a", ["b"]] if name == "best_of_n" else [["a"], ["b"]]))
 
 
 @KINDS

@@ -6,23 +6,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from serving import PROMPTS, SECONDS, HeldModel, assert_agree, batch_came, fitted, queued, responses, run
+from serving import PROMPTS, SECONDS, HeldModel, assert_agree, batch_came, queued, responses, run
 from tiny import tiny_adapter, tiny_tokenizer, words
 
 from bayesrm_fast import BayesianRewardModel, InputError
 from bayesrm_fast.select.rules import PenalisedReward, Rule
 from bayesrm_fast.serve.engine import AsyncScorer, EngineClosed
-
-
-@pytest.fixture(scope="module")
-def rm():
-    return fitted()
-
-
-@pytest.fixture
-def held(monkeypatch):
-    with HeldModel(monkeypatch) as model:
-        yield model
 
 
 def similarities(count):

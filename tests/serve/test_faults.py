@@ -6,7 +6,7 @@ import contextlib
 import httpx
 import pytest
 import torch
-from serving import POISON, SECONDS, HeldModel, fitted, until
+from serving import POISON, SECONDS, until
 from tolerances import RELATIVE
 
 from bayesrm_fast.serve.app import create_app
@@ -14,18 +14,6 @@ from bayesrm_fast.serve.engine import AsyncScorer
 from bayesrm_fast.serve.options import ServerOptions
 
 TEXTS = ["able act", "act again add", "age ago", "air all almost"]
-
-
-@pytest.fixture(scope="module")
-def rm():
-    return fitted()
-
-
-@pytest.fixture
-def held(monkeypatch):
-    model = HeldModel(monkeypatch)
-    yield model
-    model.let_go()
 
 
 @contextlib.asynccontextmanager

@@ -24,12 +24,13 @@ def test_the_engines_figures_are_those_of_now(client, scorer):
     assert [found[f"bayesrm_{name}_total", "rm"] for name in names] == [getattr(stats, name) for name in names]
 
 
-def test_answers_and_rows_are_counted(client):
-    client.post("/get_reward", json={"query": ["able act"] * 3})
-    client.post("/get_reward", json={"query": ["able"], "form": "rewards"})
-    client.post("/get_reward", json={})
-    client.get("/nowhere")
-    found = samples(client)
+def test_answers_and_rows_are_counted(served):
+    with served() as client:
+        client.post("/get_reward", json={"query": ["able act"] * 3})
+        client.post("/get_reward", json={"query": ["able"], "form": "rewards"})
+        client.post("/get_reward", json={})
+        client.get("/nowhere")
+        found = samples(client)
     assert found["bayesrm_requests_total", "/get_reward", "200"] == 2
     assert found["bayesrm_requests_total", "/get_reward", "422"] == 1
     assert found["bayesrm_requests_total", "none", "404"] == 1

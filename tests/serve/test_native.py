@@ -2,12 +2,22 @@
 
 import pytest
 from fake_scorer import STD, reward
+from starlette.testclient import TestClient
 
-from bayesrm_fast.score.joint import DRAWS
+from bayesrm_fast.serve.app import create_app
+from bayesrm_fast.serve.engine import AsyncScorer
+from bayesrm_fast.serve.native import MOST_DRAWS_HERE
 
 ASKED = {"prompt": "able", "responses": ["act", "act again"]}
 TALK = [{"role": "user", "content": "able"}]
 MEANS = [reward("able act"), reward("able act again")]
+
+
+@pytest.fixture(scope="module")
+def real(rm):
+    """A client of a server on the real engine."""
+    with TestClient(create_app({"rm": AsyncScorer(rm)}), raise_server_exceptions=False) as client:
+        yield client
 
 
 @pytest.mark.parametrize(
@@ -34,6 +44,15 @@ def test_rewards_may_be_relative(client, relative):
     assert [(one["mean"], one["baseline"]) for one in found] == [(mean - baseline, baseline) for mean in MEANS]
 
 
+def test_means_alone_take_no_backward_pass(client, scorer, monkeypatch):
+    asked = []
+    scores = scorer._scores
+    monkeypatch.setattr(scorer, "_scores", lambda texts, variance: asked.append(variance) or scores(texts, variance))
+    found = client.post("/v1/rewards", json=ASKED | {"variance": False}).json()["rewards"]
+    assert [(one["mean"], one["std"]) for one in found] == [(mean, None) for mean in MEANS]
+    assert asked == [False]
+
+
 def test_a_cut_row_is_told(client):
     found = client.post("/v1/rewards", json=ASKED | {"responses": ["act " * 20]}).json()["rewards"]
     assert [(one["tokens"], one["truncated"]) for one in found] == [(8, True)]
@@ -51,12 +70,39 @@ def test_a_cut_row_is_told(client):
         ({"responses": [[{"content": "act"}]]}, "responses[0][0].role: Field required"),
         ({"temperature": 1}, "temperature: Extra inputs are not permitted"),
         ({"relative": "mean"}, "relative: Input should be 'prompt'"),
+        ({"relative": "prompt", "variance": False}, "relative goes with variances"),
     ],
 )
 def test_a_wrong_field_is_told_by_its_name(client, change, sentence):
     answer = client.post("/v1/rewards", json=ASKED | change)
     assert answer.status_code == 422
     assert sentence in answer.json()["error"]["message"]
+
+
+SECRET = "a text of a client, of some length, that no answer may repeat"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"prompt": None, "messages": [{"role": "user", "content": [{"type": SECRET, "text": "able"}]}]},
+        {"prompt": None, "messages": [{"role": "user", SECRET: "able"}]},
+        {"responses": [[{"role": SECRET, "content": "act"}]]},
+        {"rule": SECRET},
+        {"rule": {"rule": SECRET}},
+        {"rule": {"rule": "std", SECRET: 1}},
+        {"rule": {"rule": "std", "k": SECRET}},
+        {"rule": {"rule": "thompson", "draws": SECRET}},
+        {"rule": {"rule": "soft", "reward": SECRET}},
+        {"rule": f'{{"rule": "std", "{SECRET}": 1, "{SECRET}": 2}}'},
+        {"model": SECRET},
+        {SECRET: SECRET},
+    ],
+)
+def test_no_error_repeats_more_than_the_beginning_of_a_name(real, change):
+    answer = real.post("/v1/best_of_n", json=ASKED | change)
+    assert answer.status_code in (404, 422)
+    assert SECRET[:41] not in answer.text
 
 
 def test_what_the_model_refuses_is_told_as_it_says_it(client):
@@ -98,7 +144,7 @@ def test_what_was_not_needed_to_choose_is_null(client):
         ("sing", "rule must be one of mean"),
         ({"rule": "std", "beta": 1}, "rule std takes k, not beta"),
         ({"name": "std"}, "a rule must name itself"),
-        ({"rule": "thompson", "draws": 10**6}, f"draws must be at most {DRAWS}"),
+        ({"rule": "thompson", "draws": 10**6}, f"draws must be at most {MOST_DRAWS_HERE}"),
         ({"rule": "rbon_wd", "reward": {"rule": "thompson", "draws": 10**12}}, ""),
         ({"rule": "soft", "reward": {"rule": "most_probably_best", "draws": 10**6}}, "draws must be at most"),
     ],

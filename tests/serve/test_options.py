@@ -5,26 +5,12 @@ import math
 import pytest
 
 from bayesrm_fast import InputError
-from bayesrm_fast.serve.options import RewardChoice, ServerOptions
-
-
-def test_the_reward_is_the_mean_or_a_lower_bound():
-    assert RewardChoice("mean", 2.0).of(1.0, 0.25) == 1.0
-    assert RewardChoice("lcb", 2.0).of(1.0, 0.25) == 0.5
-
-
-def test_a_bound_that_no_number_can_hold_is_refused():
-    with pytest.raises(InputError, match="not a finite number"):
-        RewardChoice("lcb", 1e308).of(0.0, 1e3)
+from bayesrm_fast.serve.options import ServerOptions
 
 
 @pytest.mark.parametrize(
     ("make", "sentence"),
     [
-        (lambda: RewardChoice("relative"), "difference to the prompt's other candidates"),
-        (lambda: RewardChoice("best"), "must be one of mean, lcb, not 'best'"),
-        (lambda: RewardChoice("lcb", -1.0), "k must be a finite number"),
-        (lambda: RewardChoice("lcb", math.nan), "k must be a finite number"),
         (lambda: ServerOptions(threshold=math.inf), "threshold must be"),
         (lambda: ServerOptions(patience=0.0), "patience must be"),
         (lambda: ServerOptions(token=""), "the token is empty"),

@@ -4,21 +4,10 @@ import asyncio
 import threading
 
 import pytest
-from serving import PROMPTS, SECONDS, HeldModel, assert_agree, batch_came, fitted, queued, responses, run, text, until
+from serving import PROMPTS, SECONDS, assert_agree, batch_came, queued, responses, run, text, until
 
 from bayesrm_fast import InputError
 from bayesrm_fast.serve.engine import AsyncScorer, EngineClosed, QueueFull
-
-
-@pytest.fixture(scope="module")
-def rm():
-    return fitted()
-
-
-@pytest.fixture
-def held(monkeypatch):
-    with HeldModel(monkeypatch) as model:
-        yield model
 
 
 def test_a_cancelled_request_leaves_the_queue_with_its_tokens(rm, held):

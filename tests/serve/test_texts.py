@@ -4,7 +4,7 @@ import pytest
 from tiny import tiny_adapter, tiny_tokenizer
 
 from bayesrm_fast import BayesianRewardModel
-from bayesrm_fast.serve.texts import Rendered, Responses
+from bayesrm_fast.serve.texts import Rendered, Responses, Rows
 
 MESSAGES = [{"role": "user", "content": "12345678"}, {"role": "user", "content": [{"type": "text", "text": "1234"}]}]
 
@@ -21,6 +21,10 @@ MESSAGES = [{"role": "user", "content": "12345678"}, {"role": "user", "content":
         (Responses(None, [3, "12345678", [None, {"content": None}]]), 2),
         (Rendered(["12345678", "\ud800" * 4], True), 2 + 3),
         (Rendered("12345678", True), 1),
+        (Rendered([[5, 6, 7], [8]], True), 4),
+        (Rendered([[5] * 1000], True), 50),
+        (Rows(["12345678", "1234"], ["1234", "12345678"]), 3 + 3),
+        (Rows(["12345678"], "1234"), 1),
     ],
 )
 def test_tokens_are_reckoned_by_bytes_whatever_is_given(texts, tokens):

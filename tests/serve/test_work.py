@@ -10,11 +10,6 @@ from bayesrm_fast.serve.texts import Responses
 from bayesrm_fast.serve.work import Choice, Differences, Joint, Means, Scores
 
 
-@pytest.fixture(scope="module")
-def rm():
-    return fitted()
-
-
 def references(i):
     return [responses(i)[j] for j in (1, 0, 1, 0)]
 

@@ -9,24 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from serving import POISON, PROMPTS, SECONDS, HeldModel, assert_agree, batch_came, fitted, queued, responses, run
+from serving import POISON, PROMPTS, SECONDS, assert_agree, batch_came, fitted, queued, responses, run
 from tiny import words
 
 from bayesrm_fast import InputError
 from bayesrm_fast.serve.engine import AsyncScorer, EngineClosed
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture(scope="module")
-def rm():
-    return fitted()
-
-
-@pytest.fixture
-def held(monkeypatch):
-    with HeldModel(monkeypatch) as model:
-        yield model
 
 
 ASKED = {

@@ -243,3 +243,30 @@ def test_a_prompt_that_the_template_has_rendered_already_is_told():
     rendered = tokenizer.apply_chat_template([{"role": "user", "content": "above"}], tokenize=False)
     with pytest.warns(UserWarning, match="row 2: the prompt holds the special token </s>"):
         TextEncoder(tokenizer, 64).encode(["above", rendered], ["again", "again"])
+
+
+@pytest.mark.parametrize("architecture", ["llama", "bert"])
+@pytest.mark.parametrize("words", [5, 40])
+def test_token_ids_are_the_rows_of_the_text_that_they_are_of(architecture, words):
+    tokenizer = tiny_tokenizer(architecture)
+    encoder = TextEncoder(tokenizer, 16)
+    text = f"<s> {' '.join(['above', 'all', 'act', 'again', 'also'] * (words // 5))} </s>"
+    rendered = encoder.encode_rendered([text], add_special_tokens=False, where=["text 1"])
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert encoder.encode_ids([ids], ["text 1"]) == rendered
+    assert rendered[0].truncated == (words == 40)
+
+
+@pytest.mark.parametrize(
+    ("ids", "told"),
+    [
+        ([], "text 1 has no tokens"),
+        ([5, -1], "text 1: a token's id must be from 0 to .*, not -1"),
+        ([5, 10**6], "text 1: a token's id must be from 0 to .*, not 1000000"),
+        ([True], "not True"),
+        (["able"], "not 'able'"),
+    ],
+)
+def test_what_is_no_token_is_refused_by_its_row(ids, told):
+    with pytest.raises(InputError, match=told):
+        TextEncoder(tiny_tokenizer("llama"), 16).encode_ids([ids], ["text 1"])

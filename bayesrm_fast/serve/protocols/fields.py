@@ -1,12 +1,13 @@
 """What every drop-in takes beside its protocol's own fields, in the body or in the address."""
 
 import math
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import Query
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field
 
-from bayesrm_fast.serve.options import RELATIVE_IS_REFUSED, RewardChoice, RewardKind
+from bayesrm_fast.errors import InputError
+from bayesrm_fast.select.penalties import Penalty, PenaltyOfStd
 from bayesrm_fast.serve.served import Call, Record, Served
 
 
@@ -14,18 +15,12 @@ class RewardFields(BaseModel):
     """Which model, and what of it is *the* reward; a trainer that knows no such field has them in its address."""
 
     model: str | None = Field(None, description="Name of the model. Default: the first.")
-    reward: RewardKind | None = Field(
-        None, description="What is the reward: `mean`, or `lcb` for mean − k·std. Default: what the server was told."
+    penalty: Penalty | None = Field(
+        None,
+        description="What is subtracted from the mean reward: `std` for k·std, `entropic` for k/2·std², or `none`. "
+        "Default: what the server was told.",
     )
-    k: float | None = Field(None, ge=0, allow_inf_nan=False, description="Weight of the std in `lcb`.")
-
-    @field_validator("reward", mode="before")
-    @classmethod
-    def is_of_one_sample(cls, value: Any) -> Any:
-        """Say why a reward is not relative here."""
-        if value == "relative":
-            raise ValueError(RELATIVE_IS_REFUSED)
-        return value
+    k: float | None = Field(None, ge=0, allow_inf_nan=False, description="Weight of the penalty.")
 
 
 class DropInFields(RewardFields):
@@ -42,19 +37,25 @@ def call_of(served: Served, record: Record, address: RewardFields, body: RewardF
     return Call(served, record, body.model if body.model is not None else address.model, has_patience=True)
 
 
-def reward_of(served: Served, address: RewardFields, body: RewardFields) -> RewardChoice:
-    """What is the reward: by the body, by the address, or as the server was told."""
-    default = served.options.reward
-    kind = body.reward or address.reward or default.kind
+def penalty_of(served: Served, address: RewardFields, body: RewardFields) -> PenaltyOfStd:
+    """What a mean reward is lessened by: by the body, by the address, or as the server was told."""
+    default = served.options.penalty
     k = next((given for given in (body.k, address.k) if given is not None), default.k)
-    return RewardChoice(kind, k)
+    return PenaltyOfStd(body.penalty or address.penalty or default.kind, k)
 
 
-def rewards_of(choice: RewardChoice, mean: list[float], std: list[float] | None) -> list[float]:
-    """The rewards; without std they are the means."""
+def rewards_of(penalty: PenaltyOfStd, mean: list[float], std: list[float] | None) -> list[float]:
+    """The rewards; without std they are the means.
+
+    Raises:
+        InputError: a k for which one is not finite.
+    """
     if std is None:
         return mean
-    return [choice.of(one, spread) for one, spread in zip(mean, std, strict=True)]
+    rewards = [one - penalty.of(spread) for one, spread in zip(mean, std, strict=True)]
+    if not all(map(math.isfinite, rewards)):
+        raise InputError(f"k is {penalty.k}, and a reward less its penalty is not a finite number")
+    return rewards
 
 
 def sigmoid(value: float) -> float:

@@ -6,7 +6,7 @@ from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
 from bayesrm_fast.serve.answers import OF_A_POST
-from bayesrm_fast.serve.protocols.fields import DropInFields, FromAddress, call_of, reward_of, rewards_of
+from bayesrm_fast.serve.protocols.fields import DropInFields, FromAddress, call_of, penalty_of, rewards_of
 from bayesrm_fast.serve.served import Record, ServedModels
 
 router = APIRouter(tags=["drop-in: LlamaFactory"])
@@ -34,11 +34,11 @@ class ScoreAnswer(BaseModel):
 @router.post("/v1/score/evaluation", responses=OF_A_POST)
 async def score(body: ScoreBody, address: FromAddress, served: ServedModels, record: Record) -> ScoreAnswer:
     """Rewards of whole texts."""
-    choice = reward_of(served, address, body)
+    penalty = penalty_of(served, address, body)
     if body.model == "model" and "model" not in served.scorers:
         body.model = None
     call = call_of(served, record, address, body)
     found = await call.score_text(body.messages, add_special_tokens=False)
     std = found.std or []
-    rewards = rewards_of(choice, found.mean, std)
+    rewards = rewards_of(penalty, found.mean, std)
     return ScoreAnswer(id=f"scoreeval-{record.request_id}", model=call.model, scores=rewards, std=std)

@@ -7,7 +7,7 @@ from pydantic import BaseModel, Field
 
 from bayesrm_fast.posterior.probit import probability_above
 from bayesrm_fast.serve.answers import OF_A_POST
-from bayesrm_fast.serve.protocols.fields import DropInFields, FromAddress, call_of, reward_of, rewards_of
+from bayesrm_fast.serve.protocols.fields import DropInFields, FromAddress, call_of, penalty_of, rewards_of
 from bayesrm_fast.serve.served import Record, ServedModels
 
 router = APIRouter(tags=["drop-in: OpenRLHF"])
@@ -47,11 +47,11 @@ async def get_reward(
     body: GetRewardBody, address: FromAddress, served: ServedModels, record: Record
 ) -> FullAnswer | RewardsAlone:
     """Rewards of whole texts, in the form that OpenRLHF reads."""
-    choice = reward_of(served, address, body)
+    penalty = penalty_of(served, address, body)
     call = call_of(served, record, address, body)
-    has_variance = body.form == "full" or choice.kind != "mean"
+    has_variance = body.form == "full" or penalty.kind != "none"
     found = await call.score_text(body.query, add_special_tokens=False, variance=has_variance)
-    rewards = rewards_of(choice, found.mean, found.std)
+    rewards = rewards_of(penalty, found.mean, found.std)
     if body.form == "rewards" or found.std is None:
         return RewardsAlone(rewards=rewards)
     threshold = served.options.threshold if body.threshold is None else body.threshold

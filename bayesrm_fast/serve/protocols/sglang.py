@@ -6,7 +6,7 @@ from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
 from bayesrm_fast.serve.answers import OF_A_POST
-from bayesrm_fast.serve.protocols.fields import DropInFields, FromAddress, call_of, reward_of, rewards_of
+from bayesrm_fast.serve.protocols.fields import DropInFields, FromAddress, call_of, penalty_of, rewards_of
 from bayesrm_fast.serve.served import Record, Served, ServedModels
 
 router = APIRouter(tags=["drop-in: SGLang"])
@@ -70,12 +70,12 @@ async def classify_text(
     body: TextBody, address: FromAddress, served: Served, record: Record
 ) -> TextAnswer | list[TextAnswer]:
     """Rewards of texts: a list for a list."""
-    choice = reward_of(served, address, body)
+    penalty = penalty_of(served, address, body)
     call = call_of(served, record, address, body)
     texts = [body.text] if isinstance(body.text, str) else body.text
     found = await call.score_text(texts, add_special_tokens=True)
     std = found.std or []
-    rewards = rewards_of(choice, found.mean, std)
+    rewards = rewards_of(penalty, found.mean, std)
     rows = zip(rewards, std, found.tokens, found.truncated, strict=True)
     answers = [
         TextAnswer(
@@ -92,12 +92,12 @@ async def embeddings(
     body: EmbeddingsBody, address: FromAddress, served: ServedModels, record: Record
 ) -> EmbeddingsAnswer:
     """Rewards of texts, each as an embedding of one number."""
-    choice = reward_of(served, address, body)
+    penalty = penalty_of(served, address, body)
     call = call_of(served, record, address, body)
     texts = [body.input] if isinstance(body.input, str) else body.input
     found = await call.score_text(texts, add_special_tokens=True)
     std = found.std or []
-    rewards = rewards_of(choice, found.mean, std)
+    rewards = rewards_of(penalty, found.mean, std)
     return EmbeddingsAnswer(
         model=call.model,
         data=[

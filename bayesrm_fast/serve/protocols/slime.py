@@ -7,7 +7,7 @@ from pydantic import BaseModel, Field
 
 from bayesrm_fast.serve.answers import OF_A_POST
 from bayesrm_fast.serve.native import Given, as_text
-from bayesrm_fast.serve.protocols.fields import DropInFields, RewardFields, call_of, reward_of
+from bayesrm_fast.serve.protocols.fields import DropInFields, RewardFields, call_of, penalty_of, rewards_of
 from bayesrm_fast.serve.served import Record, ServedModels
 
 router = APIRouter(tags=["drop-in: slime"])
@@ -50,22 +50,18 @@ async def reward(
     body: RewardBody, address: Annotated[RewardAddress, Query()], served: ServedModels, record: Record
 ) -> float | RewardDict:
     """The reward of one sample."""
-    choice = reward_of(served, address, body)
+    penalty = penalty_of(served, address, body)
     call = call_of(served, record, address, body)
-    is_mean_alone = address.form == "number" and choice.kind == "mean"
+    is_mean_alone = address.form == "number" and penalty.kind == "none"
     if isinstance(body.prompt, str) and address.prompts == "rendered":
         text = body.prompt + body.response
         found = await call.score_text([text], add_special_tokens=False, variance=not is_mean_alone)
     else:
         prompt = as_text(body.prompt)
         response: Any = body.response if isinstance(prompt, str) else [{"role": "assistant", "content": body.response}]
-        if is_mean_alone:
-            return (await call.means(prompt, [response]))[0]
-        found = await call.score(prompt, [response])
-    if found.std is None:
-        return found.mean[0]
-    value = choice.of(found.mean[0], found.std[0])
-    if address.form == "number":
+        found = await call.score(prompt, [response], variance=not is_mean_alone)
+    (value,) = rewards_of(penalty, found.mean, found.std)
+    if found.std is None or address.form == "number":
         return value
     return RewardDict(
         reward=value, mean=found.mean[0], std=found.std[0], tokens=found.tokens[0], truncated=found.truncated[0]

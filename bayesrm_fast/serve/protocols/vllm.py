@@ -1,10 +1,11 @@
-"""vLLM's routes for sequence classifiers with one label: `/classify`, `/pooling` and `/rerank`."""
+"""vLLM's routes for sequence classifiers with one label: `/classify`, `/pooling`, `/score` and `/rerank`."""
 
 import time
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter
-from pydantic import BaseModel, Discriminator, Field, Tag
+from pydantic import AliasChoices, BaseModel, Discriminator, Field, Tag
 
 from bayesrm_fast.errors import InputError
 from bayesrm_fast.serve.answers import OF_A_POST
@@ -14,7 +15,7 @@ from bayesrm_fast.serve.protocols.fields import (
     FromAddress,
     RewardFields,
     call_of,
-    reward_of,
+    penalty_of,
     rewards_of,
     sigmoid,
 )
@@ -39,11 +40,23 @@ class Activated(DropInFields):
         return reward if self.use_activation is False else sigmoid(reward)
 
 
-class InputBody(Activated):
-    """Texts, templated already."""
+TokenId = Annotated[int, Field(ge=0)]
 
-    input: str | list[str] = Field(description="One text or several.", examples=["What is 2 + 2?\n\nIt is 4."])
-    add_special_tokens: bool = Field(True, description="Whether the tokenizer adds its special tokens.")
+
+class InputBody(Activated):
+    """Texts, templated already, or their token ids."""
+
+    input: str | list[str] | list[TokenId] | list[list[TokenId]] = Field(
+        description="One text or several, or the token ids of one or several.",
+        examples=["What is 2 + 2?\n\nIt is 4."],
+    )
+    add_special_tokens: bool = Field(True, description="Whether the tokenizer adds its special tokens to texts.")
+
+    @property
+    def rows(self) -> Sequence[str] | Sequence[Sequence[int]]:
+        """The texts, or their token ids."""
+        is_one = isinstance(self.input, str) or (self.input and isinstance(self.input[0], int))
+        return [self.input] if is_one else self.input  # type: ignore[return-value]
 
 
 class MessagesBody(Activated):
@@ -72,6 +85,36 @@ class RerankBody(Activated):
     query: str = Field(examples=["What is 2 + 2?"])
     documents: Annotated[list[str], Field(min_length=1)] = Field(examples=[["It is 4.", "It is 5."]])
     top_n: int = Field(0, ge=0, description="How many are answered; 0 for all.")
+
+
+Several = str | Annotated[list[str], Field(min_length=1)]
+
+
+class ScoreBody(Activated):
+    """Prompts with their responses: as many of each, or one prompt for all."""
+
+    prompts: Several = Field(
+        validation_alias=AliasChoices("queries", "text_1", "data_1"),
+        description="Prompts; `text_1` and `data_1` are other names of theirs.",
+        examples=["What is 2 + 2?"],
+    )
+    responses: Several = Field(
+        validation_alias=AliasChoices("documents", "items", "text_2", "data_2"),
+        description="Responses; `items`, `text_2` and `data_2` are other names of theirs.",
+        examples=[["It is 4.", "It is 5."]],
+    )
+
+    @property
+    def rows(self) -> tuple[list[str], list[str]]:
+        """The prompt of each response, and the responses.
+
+        Raises:
+            InputError: neither one prompt nor as many as responses.
+        """
+        prompts, responses = ([one] if isinstance(one, str) else one for one in (self.prompts, self.responses))
+        if len(prompts) not in (1, len(responses)):
+            raise InputError(f"there are {len(prompts)} prompts for {len(responses)} responses: give one, or as many")
+        return (prompts * len(responses) if len(prompts) == 1 else prompts), responses
 
 
 def _form(body: Any) -> str:
@@ -143,6 +186,22 @@ class PoolingAnswer(Listed):
     usage: Usage
 
 
+class ScoreResult(BaseModel):
+    """One response's reward, as above."""
+
+    index: int
+    object: Literal["score"] = "score"
+    score: float
+    std: float
+
+
+class ScoreAnswer(Listed):
+    """The answer of `/score`."""
+
+    data: list[ScoreResult]
+    usage: Usage
+
+
 class Document(BaseModel):
     """A document as it was given."""
 
@@ -171,18 +230,17 @@ async def _found(
     body: InputBody | MessagesBody, address: RewardFields, served: Served, record: Record
 ) -> tuple[list[tuple[float, float]], dict[str, Any]]:
     """Activated rewards with their std, and the rest of an answer."""
-    choice = reward_of(served, address, body)
+    penalty = penalty_of(served, address, body)
     call = call_of(served, record, address, body)
     if isinstance(body, InputBody):
-        texts = [body.input] if isinstance(body.input, str) else body.input
-        found = await call.score_text(texts, add_special_tokens=body.add_special_tokens)
+        found = await call.score_text(body.rows, add_special_tokens=body.add_special_tokens)
     else:
         *prompt, response = as_text(body.messages)
         if not prompt or response["role"] != "assistant":
             raise InputError("messages must hold a prompt, and end with the assistant's response, which is scored")
         found = await call.score(prompt, [[response]])
     std = found.std or []
-    rewards = [body.activated(reward) for reward in rewards_of(choice, found.mean, std)]
+    rewards = [body.activated(reward) for reward in rewards_of(penalty, found.mean, std)]
     rest = {"created": int(time.time()), "model": call.model, "usage": _usage(found)}
     return list(zip(rewards, std, strict=True)), rest
 
@@ -211,16 +269,37 @@ async def pooling(body: PoolingBody, address: FromAddress, served: ServedModels,
     return PoolingAnswer(id=f"pool-{record.request_id}", data=data, **rest)
 
 
+@router.post("/score", responses=OF_A_POST)
+@router.post("/v1/score", responses=OF_A_POST)
+async def score(body: ScoreBody, address: FromAddress, served: ServedModels, record: Record) -> ScoreAnswer:
+    """Rewards of responses to their prompts, which are joined as the model joins them."""
+    penalty = penalty_of(served, address, body)
+    call = call_of(served, record, address, body)
+    found = await call.score_rows(*body.rows)
+    std = found.std or []
+    rewards = rewards_of(penalty, found.mean, std)
+    return ScoreAnswer(
+        id=f"score-{record.request_id}",
+        created=int(time.time()),
+        model=call.model,
+        data=[
+            ScoreResult(index=i, score=body.activated(reward), std=spread)
+            for i, (reward, spread) in enumerate(zip(rewards, std, strict=True))
+        ],
+        usage=_usage(found),
+    )
+
+
 @router.post("/rerank", responses=OF_A_POST)
 @router.post("/v1/rerank", responses=OF_A_POST)
 @router.post("/v2/rerank", responses=OF_A_POST)
 async def rerank(body: RerankBody, address: FromAddress, served: ServedModels, record: Record) -> RerankAnswer:
     """The documents that answer the query best, by their reward."""
-    choice = reward_of(served, address, body)
+    penalty = penalty_of(served, address, body)
     call = call_of(served, record, address, body)
     found = await call.score(body.query, body.documents)
     std = found.std or []
-    rewards = rewards_of(choice, found.mean, std)
+    rewards = rewards_of(penalty, found.mean, std)
     order = sorted(range(len(rewards)), key=lambda i: -rewards[i])[: body.top_n or None]
     results = [
         RerankResult(

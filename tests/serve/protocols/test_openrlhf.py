@@ -6,7 +6,8 @@ import pytest
 from fake_scorer import STD, reward
 
 from bayesrm_fast.posterior.probit import probability_above
-from bayesrm_fast.serve.options import RewardChoice, ServerOptions
+from bayesrm_fast.select.penalties import PenaltyOfStd
+from bayesrm_fast.serve.options import ServerOptions
 
 QUERY = "<s>able act</s>"
 
@@ -30,32 +31,26 @@ def test_the_text_is_tokenized_as_it_stands(client):
 
 @pytest.mark.parametrize("field", ["body", "address"])
 def test_the_reward_may_be_a_lower_bound(client, field):
-    asked = {"reward": "lcb", "k": 2.0}
+    asked = {"penalty": "std", "k": 2.0}
     body, address = ({"query": [QUERY], **asked}, {}) if field == "body" else ({"query": [QUERY]}, asked)
     assert client.post("/get_reward", json=body, params=address).json()["rewards"] == [reward(QUERY) - 2 * STD]
 
 
 def test_the_server_is_told_what_the_reward_is(served):
-    with served(ServerOptions(reward=RewardChoice("lcb", 3.0), threshold=-1.0)) as client:
+    with served(ServerOptions(penalty=PenaltyOfStd("std", 3.0), threshold=-1.0)) as client:
         found = client.post("/get_reward", json={"query": [QUERY]}).json()
         assert found["rewards"] == [reward(QUERY) - 3 * STD]
         assert found["scores"] == [probability_above(-1.0, reward(QUERY), STD)]
-        assert client.post("/get_reward", json={"query": [QUERY], "reward": "mean"}).json()["rewards"] == [
+        assert client.post("/get_reward", json={"query": [QUERY], "penalty": "none"}).json()["rewards"] == [
             reward(QUERY)
         ]
-
-
-def test_a_relative_reward_is_explained(client):
-    answer = client.post("/get_reward", json={"query": [QUERY], "reward": "relative"})
-    assert answer.status_code == 422
-    assert "this protocol sends one sample alone" in answer.json()["error"]["message"]
 
 
 def test_means_alone_take_no_backward_pass(client, scorer, monkeypatch):
     asked = []
     scores = scorer._scores
     monkeypatch.setattr(scorer, "_scores", lambda texts, variance: asked.append(variance) or scores(texts, variance))
-    for body in ({"form": "rewards"}, {"form": "rewards", "reward": "lcb"}, {}):
+    for body in ({"form": "rewards"}, {"form": "rewards", "penalty": "std"}, {}):
         client.post("/get_reward", json={"query": [QUERY], **body})
     assert asked == [False, True, True]
 

@@ -12,6 +12,7 @@ import pytest
     ],
 )
 def test_the_bytes_are_the_clients(golden, name, path):
+    """`sglang_embeddings` is what the reward loop of verl 0.9.1 sends."""
     golden(name, path)
 
 

@@ -12,7 +12,7 @@ def test_the_bytes_are_the_trainers(golden, name):
 
 
 def test_a_dict_has_all_that_is_known(client):
-    assert client.post("/reward", params={"form": "dict", "reward": "lcb"}, json=SAMPLE).json() == {
+    assert client.post("/reward", params={"form": "dict", "penalty": "std"}, json=SAMPLE).json() == {
         "reward": reward("able act") - STD,
         "mean": reward("able act"),
         "std": STD,
@@ -32,5 +32,5 @@ def test_a_plain_prompt_is_joined_as_the_model_joins_it(client):
 def test_the_lower_bound_of_a_bare_number(client, prompt, address):
     sample = SAMPLE | {"prompt": prompt}
     mean = client.post("/reward", params=address, json=sample).json()
-    bound = client.post("/reward", params={**address, "reward": "lcb", "k": 0.5}, json=sample).json()
+    bound = client.post("/reward", params={**address, "penalty": "std", "k": 0.5}, json=sample).json()
     assert bound == mean - STD / 2

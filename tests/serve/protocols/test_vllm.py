@@ -14,11 +14,15 @@ TALK = [{"role": "user", "content": "able"}, {"role": "assistant", "content": "a
         ("vllm_classify", "/classify"),
         ("vllm_classify_sigmoid", "/classify"),
         ("vllm_classify_messages", "/classify"),
+        ("vllm_classify_ids", "/classify"),
         ("vllm_pooling", "/pooling"),
+        ("vllm_pooling_ids", "/pooling"),
+        *[(f"vllm_score_{form}", path) for form in ("texts", "queries", "data") for path in ("/score", "/v1/score")],
         *[("vllm_rerank", path) for path in ("/rerank", "/v1/rerank", "/v2/rerank")],
     ],
 )
 def test_the_bytes_are_the_clients(golden, name, path):
+    """`vllm_classify` is what the reward loop of verl 0.9.1 sends."""
     golden(name, path)
 
 
@@ -65,7 +69,7 @@ def test_another_task_is_refused_by_name(client):
 
 
 def test_documents_are_ranked_by_the_reward_that_is_asked_for(client):
-    body = {"query": "able", "documents": ["a", "act again"], "use_activation": False, "reward": "lcb", "k": 4.0}
+    body = {"query": "able", "documents": ["a", "act again"], "use_activation": False, "penalty": "std", "k": 4.0}
     results = client.post("/rerank", json=body).json()["results"]
     assert [(one["index"], one["relevance_score"]) for one in results] == [
         (1, reward("able act again") - 4 * STD),
@@ -75,3 +79,34 @@ def test_documents_are_ranked_by_the_reward_that_is_asked_for(client):
 
 def test_usage_counts_tokens_after_the_cut(client):
     assert client.post("/classify", json={"input": ["able " * 50, "act"]}).json()["usage"]["prompt_tokens"] == 9
+
+
+@pytest.mark.parametrize("path", ["/classify", "/pooling"])
+@pytest.mark.parametrize(
+    ("given", "texts"),
+    [([5, 60, 7], ["5 60 7"]), ([[5, 60], [7]], ["5 60", "7"]), ([], []), ("5 60", ["<s>5 60"])],
+)
+def test_token_ids_get_no_special_tokens(client, scorer, path, given, texts):
+    data = client.post(path, json={"input": given, "use_activation": False}).json()["data"]
+    assert [one.get("probs", one.get("data")) for one in data] == [[reward(text)] for text in texts]
+
+
+@pytest.mark.parametrize("given", [[-1], [[-1]], [1.5], [True], [[1], "a"], ["a", 1], [[["a"]]]])
+def test_what_is_neither_text_nor_token_ids_is_refused_by_its_field(client, given):
+    answer = client.post("/classify", json={"input": given})
+    assert answer.status_code == 422
+    assert answer.json()["error"]["message"].startswith("input")
+
+
+def test_every_response_is_scored_with_its_own_prompt(client):
+    body = {"text_1": ["able", "all"], "text_2": ["act", "again"], "use_activation": False}
+    data = client.post("/score", json=body).json()["data"]
+    assert [one["score"] for one in data] == [reward("able act"), reward("all again")]
+
+
+@pytest.mark.parametrize(("prompts", "responses"), [(["a", "b"], ["c"]), (["a", "b"], ["c", "d", "e"])])
+def test_prompts_and_responses_must_be_as_many(client, prompts, responses):
+    answer = client.post("/score", json={"queries": prompts, "documents": responses})
+    assert answer.status_code == 422
+    count = f"there are {len(prompts)} prompts for {len(responses)} responses"
+    assert answer.json()["error"]["message"] == f"{count}: give one, or as many"
