@@ -10,7 +10,7 @@ from bayesrm_fast.errors import InputError
 from bayesrm_fast.model.passes import Passes, check_finite_variances
 from bayesrm_fast.posterior.base import Posterior
 from bayesrm_fast.posterior.probit import label_entropy, probit_probability
-from bayesrm_fast.score.features import Outside, whitened_gradients
+from bayesrm_fast.score.features import Outside, gradients_of_scalars, whitened_gradients
 from bayesrm_fast.text.examples import TokenizedRow, distinct
 
 DRAWS = 65_536
@@ -178,3 +178,17 @@ def joint_rewards(
     check_finite_variances(covariance.diagonal(), rows)
     truncated = torch.tensor([row.truncated for row in rows], dtype=torch.bool, device="cpu")
     return JointRewards(mean, covariance, truncated, error, posterior.temperature)
+
+
+def joint_scores(passes: Passes, row: TokenizedRow, posterior: Posterior, outside: Outside = "auto") -> JointRewards:
+    """The joint posterior of the S scalars of one row, by one forward pass and S backward passes.
+
+    Raises:
+        InputError: what `joint_rewards` raises.
+    """
+    features = gradients_of_scalars(passes, [row], posterior, outside)
+    covariance, error = features.covariance()
+    covariance = covariance.to(features.mean)
+    check_finite_variances(covariance.diagonal(), [row] * len(covariance))
+    truncated = torch.full((len(covariance),), row.truncated, dtype=torch.bool, device="cpu")
+    return JointRewards(features.mean, covariance, truncated, error, posterior.temperature)
