@@ -81,9 +81,9 @@ class TokenReadout:
             raise InputError("it scores segments, not whole responses: call score_segments, or fit it on steps")
         (rows, length), labels = batch.input_ids.shape, len(self.output_weights)
         logits = getattr(output, "logits", None)
-        is_expected = isinstance(logits, Tensor) and logits.dim() == 3 and logits.shape[1] >= length
-        if not is_expected or (logits.shape[0], logits.shape[2]) != (rows, labels):
-            what = list(logits.shape) if isinstance(logits, Tensor) else "none"
+        shape = list(logits.shape) if isinstance(logits, Tensor) else []
+        if not isinstance(logits, Tensor) or [*shape[::2], len(shape)] != [rows, labels, 3] or shape[1] < length:
+            what = shape if isinstance(logits, Tensor) else "none"
             raise InputError(f"a token classifier gives logits [{rows}, {length}, {labels}], and it gives {what}")
         at = batch.read_at.to(logits.device)
         own = torch.arange(rows, dtype=torch.int64, device=logits.device)[:, None]

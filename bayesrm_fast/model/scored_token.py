@@ -63,8 +63,7 @@ def scored_token_alone(model: nn.Module, batch: TokenBatch, token: ScoredToken) 
     assert layer is not None
     rows = torch.arange(batch.input_ids.shape[0], dtype=torch.int64, device=batch.input_ids.device)[:, None]
     at = torch.zeros_like(rows)
-    if token == "read":
-        assert batch.read_at is not None
+    if token == "read" and batch.read_at is not None:  # the readout refuses a batch that does not say
         at = batch.read_at
     elif token == "last":
         at = (batch.input_ids != batch.pad_token_id).long().cumsum(1).argmax(1, keepdim=True)

@@ -1,5 +1,6 @@
 """Scores of a response's segments, jointly, and what is made of them for a choice or for training."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -34,7 +35,7 @@ class AggregateScore:
     @property
     def std(self) -> float:
         """Its posterior standard deviation."""
-        return self.variance**0.5
+        return math.sqrt(self.variance)
 
 
 @dataclass(frozen=True)
