@@ -54,7 +54,7 @@ class Scale:
 
 
 FULL = Scale(problems=500, held_out_problems=120, epochs=3, batch=16, max_length=256, seeds=3)
-QUICK = Scale(problems=8, held_out_problems=4, epochs=1, batch=4, max_length=128, seeds=1)
+QUICK = Scale(problems=4, held_out_problems=2, epochs=1, batch=4, max_length=128, seeds=1)
 
 
 def problems() -> list[list[dict[str, Any]]]:

@@ -4,13 +4,16 @@ import numpy as np
 import pytest
 import torch
 from dense_reference import DenseSteps
-from tiny import tiny_step_model, tiny_steps, tiny_token_classifier, tiny_tokenizer
+from tiny import ARCHITECTURES, tiny_step_model, tiny_steps, tiny_token_classifier, tiny_tokenizer
 from tolerances import FLOAT32_INSIDE, RELATIVE
 
 from bayesrm_fast import BayesianRewardModel, InputError
 
 PRECISION = 0.7
 WEIGHTS = {1: (1.0,), 2: (-1.0, 1.0)}
+WITHOUT = ("opt", "gemma3_text")
+"""Of which transformers has no token classifiers."""
+
 HEADS = {"llama": "score", "bert": "classifier"}
 
 
@@ -67,6 +70,14 @@ def test_variance_covariance_and_evidence(architecture, outputs, structure, rank
     assert rm.posterior.record.pairs == sum(len(row["completions"]) for row in rows)
     dense = dense_of(rm, rows, outputs)
     assert_numbers_agree(rm, dense, tiny_steps(1, seed=7)[0], structure, rank, RELATIVE[torch.float64])
+
+
+@pytest.mark.parametrize("architecture", [name for name in ARCHITECTURES if name not in ("llama", "bert", *WITHOUT)])
+def test_every_architecture(architecture):
+    rows = tiny_steps()
+    rm = BayesianRewardModel(*tiny_step_model(architecture, dtype=torch.float64))
+    rm.fit(rows, structure="ggn", rank=32, prior_precision=PRECISION)
+    assert_numbers_agree(rm, dense_of(rm, rows, 2), tiny_steps(1, seed=7)[0], "ggn", 32, FLOAT32_INSIDE)
 
 
 @pytest.mark.parametrize("structure", ["kfac", "ggn"])

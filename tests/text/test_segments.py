@@ -76,6 +76,15 @@ def test_a_joining_of_ones_own_keeps_the_separators(joining):
     assert row.labels == [True, False, True]
 
 
+@pytest.mark.parametrize("joining", [None, "concatenate", "template"])
+def test_a_separator_may_be_a_special_token_also_where_it_ends_the_row(joining):
+    template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    encoder = segments(separator="</s>", joining=joining, chat_template=template)
+    (row,) = encoder.encode_steps([STEPS])
+    assert row.ends[-1] == len(row.row.input_ids) - 1
+    assert [tokens_of(encoder, row)[end] for end in row.ends] == ["</s>"] * 3
+
+
 @pytest.mark.parametrize("architecture", ["llama", "bert"])
 @pytest.mark.parametrize("ends", [[8, 19], [(0, 7), (8, 19)], [(4, 7), (15, 19)]])
 def test_spans_are_read_at_their_last_token(architecture, ends):
