@@ -124,8 +124,7 @@ class RewardModel:
         # scored at its end by a model that knows of none.
         padding = getattr(config, "pad_token_id", None)
         is_token = padding is not None and 0 <= padding < vocab_size
-        # A token classifier is told where to read: no padding token has to be known from those of a row.
-        self.collator = Collator(padding if is_token and self.segments is None else None, vocab_size, device)
+        self.collator = Collator(padding if is_token else None, vocab_size, device)
         tokens = max_batch_tokens or BATCH_TOKENS.get(device.type)
         self._budget = None if tokens is None else TokenBudget(tokens)
 

@@ -3,9 +3,10 @@
 import pytest
 import torch
 from tiny import tiny_adapter, tiny_step_model, tiny_steps, tiny_tokenizer
+from tolerances import FLOAT32_INSIDE
 
 from bayesrm_fast import BayesianRewardModel, InputError
-from bayesrm_fast.score.joint import JointRewards
+from bayesrm_fast.score.joint import JointRewards, joint_rewards
 from bayesrm_fast.score.segments import SegmentScores
 
 STEPS = tiny_steps(1, seed=9)[0]
@@ -46,6 +47,15 @@ def test_the_text_with_its_ends_is_scored_as_the_model_reads_it(rm):
         logits = rm.model(**inputs).logits[0]
     assert found.input_ids == row.input_ids
     torch.testing.assert_close(found.mean, (logits[:, 1] - logits[:, 0])[found.ends], rtol=1e-6, atol=1e-6)
+
+
+def test_a_row_for_each_segment_says_the_same(rm):
+    """Which is how a fit sees them."""
+    (row,) = rm.tokenize_steps([STEPS | {"completions": COMPLETIONS, "labels": None}])
+    found = joint_rewards(rm.passes(), row.reads(rm.shortcuts.no_mask), rm.fitted)
+    expected = rm.score_segments(PROMPT, COMPLETIONS)
+    torch.testing.assert_close(found.mean, expected.mean, rtol=FLOAT32_INSIDE, atol=FLOAT32_INSIDE)
+    torch.testing.assert_close(found.covariance, expected.covariance, rtol=FLOAT32_INSIDE, atol=FLOAT32_INSIDE)
 
 
 def test_several_responses_are_scored_as_each_by_itself(rm):
