@@ -48,6 +48,7 @@ def folder(tmp_path_factory, adapter_folder, step_adapter_folder):
     write_rows(made / "pairs.jsonl", tiny_pairs())
     (made / "my-step-adapter").symlink_to(step_adapter_folder)
     write_rows(made / "steps.jsonl", tiny_steps())
+    write_rows(made / "held-out-steps.jsonl", tiny_steps(seed=11))
     write_rows(made / "held-out.jsonl", tiny_pairs(4, seed=5))
     subsets = ("donotanswer", "hep-python", "mine")
     rows = [{"id": i, "subset": subsets[i % 3], **pair} for i, pair in enumerate(tiny_pairs(6, seed=7))]

@@ -14,6 +14,10 @@ if TYPE_CHECKING:
 
 Model = Annotated[Path, typer.Argument(help="Folder of an adapter, with its posterior where one is needed.")]
 Pairs = Annotated[Path, typer.Argument(help="JSONL, JSONL.gz or Parquet with prompt, chosen, rejected.")]
+Labelled = Annotated[
+    Path,
+    typer.Argument(help="JSONL, JSONL.gz or Parquet with prompt, chosen, rejected; or prompt, completions, labels."),
+]
 Output = Annotated[Path, typer.Argument(help="Results, as .jsonl, .jsonl.gz or .parquet.")]
 Relative = Annotated[
     bool,

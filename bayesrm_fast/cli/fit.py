@@ -1,6 +1,5 @@
 """`bayesrm fit`."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,6 +10,7 @@ from bayesrm_fast.cli.arguments import (
     AppendsEos,
     AsJson,
     Joined,
+    Labelled,
     MaxBatchTokens,
     MaxLength,
     StepSeparator,
@@ -26,12 +26,7 @@ from bayesrm_fast.errors import InputError
 
 def fit(
     model: Annotated[Path, typer.Argument(help="Folder or hub name of an adapter, or of any model (--virtual-rank).")],
-    pairs: Annotated[
-        Path,
-        typer.Argument(
-            help="JSONL, JSONL.gz or Parquet with prompt, chosen, rejected; or prompt, completions, labels."
-        ),
-    ],
+    pairs: Labelled,
     output: Annotated[
         Path | None, typer.Option(help="Folder for adapter and posterior. Default: the adapter's own.")
     ] = None,
@@ -69,8 +64,8 @@ def fit(
     from bayesrm_fast.fit.options import FitOptions
     from bayesrm_fast.saved.folders import check_target, is_saved_adapter
     from bayesrm_fast.text.files import read_rows
-    from bayesrm_fast.text.records import candidate_sets, preference_pairs
-    from bayesrm_fast.text.steps import is_stepwise, stepwise_responses
+    from bayesrm_fast.text.records import candidate_sets
+    from bayesrm_fast.text.steps import is_stepwise, labelled_records
 
     folder = output or model
     settle(model)
@@ -99,11 +94,7 @@ def fit(
     sets = candidate_sets(rows, str(pairs)) if unlabelled else []
     if any(one.tools for one in sets):
         raise InputError(f"{pairs} has tools, which go with labelled pairs: leave out --unlabelled")
-    labelled: Sequence[Any] = []
-    if in_steps:
-        labelled = stepwise_responses(rows, str(pairs), labelled=True)
-    elif not unlabelled:
-        labelled = preference_pairs(rows, str(pairs))
+    labelled = [] if unlabelled else labelled_records(rows, str(pairs))
 
     with one_writer(folder, "run"):
         loaded = load(

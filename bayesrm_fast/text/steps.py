@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bayesrm_fast.errors import InputError
-from bayesrm_fast.text.records import Row, as_rows
+from bayesrm_fast.text.records import PreferencePair, Row, as_rows, preference_pairs
 from bayesrm_fast.text.texts import Text, as_list, checked_text, described, is_list, is_missing
 
 
@@ -66,6 +66,21 @@ def stepwise_responses(rows: Iterable[Any], source: str = "responses", *, labell
     if not found:
         raise InputError(f"{source}: there are no rows")
     return found
+
+
+def labelled_records(rows: Sequence[Any], source: str) -> list[PreferencePair] | list[StepwiseResponse]:
+    """What a posterior is fitted on: pairs, or responses in labelled steps where the first row has its response so.
+
+    Args:
+        rows: of a file, at least one.
+        source: what to call them in an error.
+
+    Raises:
+        InputError: what `preference_pairs` or `iter_stepwise_responses` raises.
+    """
+    if is_stepwise(rows[0]):
+        return stepwise_responses(rows, source, labelled=True)
+    return preference_pairs(rows, source)
 
 
 def checked_steps(steps: Any, where: str) -> list[str]:

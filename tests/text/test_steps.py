@@ -6,8 +6,14 @@ import pytest
 from datasets import Dataset
 from tiny import tiny_steps
 
-from bayesrm_fast import InputError, StepwiseResponse
-from bayesrm_fast.text.steps import checked_steps, is_stepwise, iter_stepwise_responses, stepwise_responses
+from bayesrm_fast import InputError, PreferencePair, StepwiseResponse
+from bayesrm_fast.text.steps import (
+    checked_steps,
+    is_stepwise,
+    iter_stepwise_responses,
+    labelled_records,
+    stepwise_responses,
+)
 
 GOOD = {"prompt": "able", "completions": ["act", "add"], "labels": [True, False]}
 
@@ -73,6 +79,14 @@ def test_what_is_no_row_and_no_rows_are_refused():
 def test_a_row_is_known_by_its_completions():
     assert is_stepwise(GOOD)
     assert not is_stepwise({"prompt": "able", "chosen": "act", "rejected": "add"})
+
+
+def test_the_first_row_says_what_all_are():
+    pair = {"prompt": "able", "chosen": "act", "rejected": "add"}
+    assert labelled_records([GOOD], "rows") == [StepwiseResponse(**GOOD)]
+    assert labelled_records([pair], "rows") == [PreferencePair(**pair)]
+    with pytest.raises(InputError, match="rows, row 2 has no column 'completions'"):
+        labelled_records([GOOD, pair], "rows")
 
 
 def test_steps_are_checked_by_themselves_too():
