@@ -14,4 +14,4 @@ def test_steps_quick(tmp_path):
     (found,) = json.loads((tmp_path / "steps-quick.json").read_text())["by_seed"]
     assert found["steps"] > 0
     assert found["labels"]["MAP"]["accuracy"] == found["labels"]["posterior"]["accuracy"]
-    assert len(found["best_of_n"]) == 1 + 4 * 4
+    assert len(found["best_of_n"]) == 2 + 4 * 4
