@@ -114,7 +114,7 @@ def ways(passes: Passes, row: SegmentedRow, posteriors: Mapping[str, Posterior])
         found |= {
             f"{name}: variances, a backward pass each": lambda posterior=posterior: variances(posterior),
             f"{name}: covariance, a backward pass each": lambda posterior=posterior: (
-                joint_scores(passes, whole, posterior, "exact").covariance
+                joint_scores(passes, [whole], posterior, "exact")[0].covariance
             ),
             f"{name}: covariance, a row each": lambda posterior=posterior: (
                 joint_rewards(passes, reads, posterior, "exact").covariance

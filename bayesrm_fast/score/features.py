@@ -39,6 +39,16 @@ class WhitenedGradients:
     sketched: Tensor | None
     squared_norms: Tensor
 
+    def split(self, size: int) -> "list[WhitenedGradients]":
+        """Those of every `size` scalars one after another."""
+        parts = [part.split(size) for part in self.exact]
+        pieces = zip(self.mean.split(size), self.squared_norms.split(size), strict=True)
+        sketches = None if self.sketched is None else self.sketched.split(size)
+        return [
+            WhitenedGradients(mean, [part[i] for part in parts], None if sketches is None else sketches[i], norms)
+            for i, (mean, norms) in enumerate(pieces)
+        ]
+
     def covariance(self) -> tuple[Tensor, float | None]:  # shape: (n, n), float64
         """Of the rewards, with an exact diagonal; and the root mean square of the sketch's relative error, if any.
 

@@ -180,15 +180,24 @@ def joint_rewards(
     return JointRewards(mean, covariance, truncated, error, posterior.temperature)
 
 
-def joint_scores(passes: Passes, row: TokenizedRow, posterior: Posterior, outside: Outside = "auto") -> JointRewards:
-    """The joint posterior of the S scalars of one row, by one forward pass and S backward passes.
+def joint_scores(
+    passes: Passes, rows: Sequence[TokenizedRow], posterior: Posterior, outside: Outside = "auto"
+) -> list[JointRewards]:
+    """For each row the joint posterior of its S scalars, by one forward pass and S backward passes over all rows.
+
+    Args:
+        passes, posterior, outside: as for `whitened_gradients`.
+        rows: each read at as many tokens as the others.
 
     Raises:
         InputError: what `joint_rewards` raises.
     """
-    features = gradients_of_scalars(passes, [row], posterior, outside)
-    covariance, error = features.covariance()
-    covariance = covariance.to(features.mean)
-    check_finite_variances(covariance.diagonal(), [row] * len(covariance))
-    truncated = torch.full((len(covariance),), row.truncated, dtype=torch.bool, device="cpu")
-    return JointRewards(features.mean, covariance, truncated, error, posterior.temperature)
+    features = gradients_of_scalars(passes, rows, posterior, outside)
+    found = []
+    for row, own in zip(rows, features.split(len(features.mean) // len(rows)), strict=True):
+        covariance, error = own.covariance()
+        covariance = covariance.to(own.mean)
+        check_finite_variances(covariance.diagonal(), [row] * len(covariance))
+        truncated = torch.full((len(covariance),), row.truncated, dtype=torch.bool, device="cpu")
+        found.append(JointRewards(own.mean, covariance, truncated, error, posterior.temperature))
+    return found

@@ -1,7 +1,7 @@
 """Scores of a response's segments, jointly, and what is made of them for a choice or for training."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from bayesrm_fast.errors import InputError
 from bayesrm_fast.model.passes import Passes
+from bayesrm_fast.model.token_budget import free_bytes
 from bayesrm_fast.posterior.base import Posterior
 from bayesrm_fast.posterior.probit import probit_probability
 from bayesrm_fast.score.aggregates import chained_products, minimum, product
@@ -18,6 +19,12 @@ from bayesrm_fast.score.joint import JointRewards, joint_scores
 from bayesrm_fast.text.examples import SegmentedRow
 
 Aggregate = Literal["mean", "last", "min", "product"]
+
+SHARE_FOR_GRADIENTS = 1 / 8
+"""Of the free memory of model and host: what the gradients of responses that share their passes may hold."""
+
+MOST_RESPONSES = 16
+"""That share their passes."""
 
 
 @dataclass(frozen=True)
@@ -149,11 +156,23 @@ def segment_scores(
         InputError: a score or a variance that is NaN or infinite, by its segment.
     """
     is_causal = passes.forward.shortcuts.no_mask
-    return [
-        SegmentScores(
-            joint_scores(passes, row.whole(is_causal), posterior, outside),
-            row.row.input_ids,
-            torch.tensor(row.ends, dtype=torch.int64, device="cpu"),
-        )
-        for row in rows
-    ]
+    found: dict[int, SegmentScores] = {}
+    for positions in _in_batches(passes, rows, posterior):
+        whole = [rows[i].whole(is_causal) for i in positions]
+        for i, joint in zip(positions, joint_scores(passes, whole, posterior, outside), strict=True):
+            ends = torch.tensor(rows[i].ends, dtype=torch.int64, device="cpu")
+            found[i] = SegmentScores(joint, rows[i].row.input_ids, ends)
+    return [found[i] for i in range(len(rows))]
+
+
+def _in_batches(passes: Passes, rows: Sequence[SegmentedRow], posterior: Posterior) -> Iterator[list[int]]:
+    """Positions of responses with as many segments each, few enough that all of their gradients fit in memory."""
+    a_gradient = max(posterior.parameters * passes.tapped.gradient_dtype.itemsize, 1)
+    free = min(free_bytes(device) for device in (passes.device, torch.device("cpu")))
+    by_count: dict[int, list[int]] = {}
+    for i, row in enumerate(rows):
+        by_count.setdefault(len(row.ends), []).append(i)
+    for count, positions in by_count.items():
+        size = min(max(int(SHARE_FOR_GRADIENTS * free) // (count * a_gradient), 1), MOST_RESPONSES)
+        for start in range(0, len(positions), size):
+            yield positions[start : start + size]

@@ -6,7 +6,8 @@ from tiny import tiny_adapter, tiny_step_model, tiny_steps, tiny_tokenizer
 from tolerances import FLOAT32_INSIDE
 
 from bayesrm_fast import BayesianRewardModel, InputError
-from bayesrm_fast.score.joint import JointRewards, joint_rewards
+from bayesrm_fast.score import segments
+from bayesrm_fast.score.joint import JointRewards, joint_rewards, joint_scores
 from bayesrm_fast.score.segments import SegmentScores
 
 STEPS = tiny_steps(1, seed=9)[0]
@@ -58,12 +59,28 @@ def test_a_row_for_each_segment_says_the_same(rm):
     torch.testing.assert_close(found.covariance, expected.covariance, rtol=FLOAT32_INSIDE, atol=FLOAT32_INSIDE)
 
 
-def test_several_responses_are_scored_as_each_by_itself(rm):
-    rows = tiny_steps(3, seed=4)
-    for one, row in zip(rm.score_steps(rows), rows, strict=True):
-        alone = rm.score_segments(row["prompt"], row["completions"])
-        torch.testing.assert_close(one.covariance, alone.covariance, rtol=1e-6, atol=1e-9)
-        torch.testing.assert_close(one.mean, alone.mean, rtol=1e-6, atol=1e-9)
+@pytest.mark.parametrize("outside", ["exact", "sketch"])
+@pytest.mark.parametrize(("most", "sizes"), [(1, [1] * 8), (2, [1, 1, 2, 2, 2]), (16, [2, 3, 3])])
+def test_responses_of_as_many_steps_share_their_passes(rm, monkeypatch, most, sizes, outside):
+    monkeypatch.setattr(segments, "MOST_RESPONSES", most)
+    found = []
+
+    def counted(passes, rows, *options):
+        found.append(len(rows))
+        return joint_scores(passes, rows, *options)
+
+    monkeypatch.setattr(segments, "joint_scores", counted)
+    rows = tiny_steps(8, seed=4)
+    together = rm.score_tokenized_segments(rm.tokenize_steps(rows), outside=outside)
+    assert sorted(found) == sizes
+    close = {"rtol": FLOAT32_INSIDE, "atol": FLOAT32_INSIDE * max(float(one.variance.max()) for one in together)}
+    for one, row in zip(together, rows, strict=True):
+        alone = rm.score_segments(row["prompt"], row["completions"], outside=outside)
+        torch.testing.assert_close(one.covariance, alone.covariance, **close)
+        torch.testing.assert_close(one.mean, alone.mean, **close)
+        assert one.input_ids == alone.input_ids
+        assert torch.equal(one.ends, alone.ends)
+        assert (one.joint.sketch_error is None) == (outside == "exact")
 
 
 def test_mean_and_last_are_linear():
