@@ -4,7 +4,7 @@ import functools
 import itertools
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
@@ -123,6 +123,7 @@ def _scored_pairs(
 def _scored_steps(
     loaded: "BayesianRewardModel", chunks: "Iterable[list[StepwiseResponse]]"
 ) -> "Iterator[tuple[list[StepwiseResponse], list[dict[str, Any]]]]":
+    from bayesrm_fast.score.segments import Aggregate
     from bayesrm_fast.text.prefetching import prefetched
 
     def tokenized() -> "Iterator[tuple[list[StepwiseResponse], list[SegmentedRow]]]":
@@ -141,6 +142,7 @@ def _scored_steps(
                     "std": one.std.tolist(),
                     "probability": one.probability.tolist(),
                     "first_error": one.first_error().tolist(),
+                    "aggregates": {by: vars(one.aggregate(by)) for by in get_args(Aggregate)},
                     "truncated": one.truncated,
                 }
                 for response, one in zip(chunk, scores, strict=True)

@@ -271,6 +271,9 @@ def test_every_step_is_scored(step_adapter_folder, model_folder, tmp_path, summa
             assert found[name] == pytest.approx(getattr(expected, name).tolist(), rel=1e-4, abs=1e-5)
         assert found["first_error"] == pytest.approx(expected.first_error().tolist(), rel=1e-4, abs=1e-6)
         assert found["truncated"] is False
+        for by, one in found["aggregates"].items():
+            assert one == pytest.approx(vars(expected.aggregate(by)), rel=1e-4, abs=1e-5)
+        assert list(found["aggregates"]) == ["mean", "last", "min", "product"]
     message = refused("score", tmp_path / "rm", tmp_path / "steps.jsonl", tmp_path / "other.jsonl", "--relative")
     assert "--relative is for rows of responses" in message
     message = refused("score", model_folder, tmp_path / "steps.jsonl", tmp_path / "other.jsonl")
