@@ -55,7 +55,7 @@ class Scale:
     seeds: int
 
 
-FULL = Scale(problems=200, held_out_problems=100, epochs=4, batch=8, max_length=160, seeds=2)
+FULL = Scale(problems=100, held_out_problems=60, epochs=4, batch=8, max_length=192, seeds=2)
 QUICK = Scale(problems=4, held_out_problems=2, epochs=1, batch=4, max_length=128, seeds=1)
 
 
@@ -83,17 +83,22 @@ def step_model(seed: int, max_length: int) -> BayesianRewardModel:
 
 
 def that_fit(rm: BayesianRewardModel, groups: Sequence[Sequence[Any]], count: int) -> list[list[Any]]:
-    """The first `count` problems whose solutions are all short enough."""
+    """Of the first problems that keep right and wrong ones, `count` of them, the solutions that are short enough."""
     found: list[list[Any]] = []
     for rows in groups:
-        try:
-            rm.tokenize_steps(rows, labelled=True)
-        except InputError:
-            continue
-        found.append(list(rows))
+        short = [row for row in rows if _fits(rm, row)]
+        if len({all(row["labels"]) for row in short}) == 2:
+            found.append(short)
         if len(found) == count:
-            break
-    return found
+            return found
+    raise SystemExit(f"{FILE} has {len(found)} problems with solutions of {rm.encoder.max_length} tokens, not {count}")
+
+
+def _fits(rm: BayesianRewardModel, row: Any) -> bool:
+    try:
+        return not rm.tokenize_steps([row], labelled=True)[0].row.truncated
+    except InputError:
+        return False
 
 
 def train(rm: BayesianRewardModel, rows: Sequence[SegmentedRow], scale: Scale) -> None:
