@@ -153,7 +153,7 @@ def segment_scores(
         outside: as for `whitened_gradients`.
 
     Raises:
-        InputError: a score or a variance that is NaN or infinite, by its segment.
+        InputError: a score or a variance that is NaN or infinite, by its response.
     """
     is_causal = passes.forward.shortcuts.no_mask
     found: dict[int, SegmentScores] = {}

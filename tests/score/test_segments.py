@@ -132,6 +132,20 @@ def test_rewards_of_tokens_are_zero_but_where_a_segment_ends():
     assert penalised.nonzero().flatten().tolist() == [2, 4, 6]
 
 
+def test_a_score_that_is_nan_is_named_by_its_row():
+    model, tokenizer = tiny_step_model("llama")
+    rows = [{"prompt": "able", "completions": ["act", word], "labels": [True, False]} for word in ("add", "art")]
+    rm = BayesianRewardModel(model, tokenizer).fit(tiny_steps(), rank=8)
+    posterior = rm.posterior
+    with torch.no_grad():
+        model.get_input_embeddings().weight[tokenizer.convert_tokens_to_ids("art")] = float("nan")
+    with pytest.raises(InputError, match="pairs, row 2: segment 2: the model's reward is NaN"):
+        rm.fit(rows)
+    rm.posterior = posterior
+    with pytest.raises(InputError, match="responses, row 2: the model's reward is NaN"):
+        rm.score_steps(rows)
+
+
 def test_what_cannot_be_asked_is_refused(rm):
     with pytest.raises(InputError, match="aggregate must be one of mean, last, min, product, not 'max'"):
         scores().aggregate("max")
