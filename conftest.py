@@ -12,7 +12,7 @@ import torch
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before any kernel is decorated
 
-from tiny import tiny_adapter, tiny_base, tiny_pairs, tiny_tokenizer
+from tiny import tiny_adapter, tiny_base, tiny_pairs, tiny_step_model, tiny_token_classifier, tiny_tokenizer
 
 from bayesrm_fast import BayesianRewardModel
 
@@ -37,6 +37,21 @@ def adapter_folder(base_folder, tmp_path_factory):
     base = AutoModelForSequenceClassification.from_pretrained(base_folder)
     tiny_adapter("llama", base=base).save_pretrained(folder)
     tiny_tokenizer("llama").save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def step_adapter_folder(tmp_path_factory):
+    """A saved adapter of a token classifier, without a posterior."""
+    from transformers import AutoModelForTokenClassification
+
+    base_folder, folder = tmp_path_factory.mktemp("step-base"), tmp_path_factory.mktemp("step-adapter")
+    tiny_token_classifier("llama").save_pretrained(base_folder)
+    base = AutoModelForTokenClassification.from_pretrained(base_folder)
+    model, tokenizer = tiny_step_model("llama", base=base)
+    for target in (base_folder, folder):
+        tokenizer.save_pretrained(target)
+    model.save_pretrained(folder)
     return folder
 
 

@@ -9,8 +9,17 @@ if TYPE_CHECKING:
     from bayesrm_fast.fit.options import FitOptions
     from bayesrm_fast.reward_model import BayesianRewardModel
     from bayesrm_fast.text.records import Candidates, PreferencePair
+    from bayesrm_fast.text.steps import StepwiseResponse
 
-__all__ = ["BayesianRewardModel", "Candidates", "FitOptions", "InputError", "PreferencePair", "RewardEnsemble"]
+__all__ = [
+    "BayesianRewardModel",
+    "Candidates",
+    "FitOptions",
+    "InputError",
+    "PreferencePair",
+    "RewardEnsemble",
+    "StepwiseResponse",
+]
 
 _HOMES = {
     "BayesianRewardModel": "reward_model",
@@ -19,6 +28,7 @@ _HOMES = {
     "InputError": "errors",
     "PreferencePair": "text.records",
     "RewardEnsemble": "ensemble",
+    "StepwiseResponse": "text.steps",
 }
 
 

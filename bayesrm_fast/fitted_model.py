@@ -19,8 +19,9 @@ from bayesrm_fast.score.features import Outside
 from bayesrm_fast.score.joint import JointRewards, joint_rewards
 from bayesrm_fast.score.means import rewards_of
 from bayesrm_fast.score.relative import Comparison, positions_of_equals, score_differences, within_prompts
+from bayesrm_fast.score.segments import SegmentScores, segment_scores
 from bayesrm_fast.score.variances import PairScores, RewardScores, score_examples, truncated_and_tokens
-from bayesrm_fast.text.examples import TokenizedPair, TokenizedRow
+from bayesrm_fast.text.examples import SegmentedRow, TokenizedPair, TokenizedRow
 from bayesrm_fast.text.prefetching import prefetched
 from bayesrm_fast.text.records import (
     Candidates,
@@ -29,7 +30,9 @@ from bayesrm_fast.text.records import (
     checked_rows,
     single_responses,
 )
-from bayesrm_fast.text.texts import Text, key_of
+from bayesrm_fast.text.segments import Span
+from bayesrm_fast.text.steps import StepwiseResponse, checked_steps
+from bayesrm_fast.text.texts import Text, checked_text, key_of
 
 STREAM_WINDOW = 256
 """Rows of a stream that are sorted by length together."""
@@ -204,6 +207,57 @@ class FittedRewardModel(RewardModel):
         """
         rows = self.tokenize_candidates(candidate_sets([Candidates(prompt, responses)]))
         return joint_rewards(self.passes(), rows, self.fitted, outside)
+
+    def score_segments(
+        self,
+        prompt: Text,
+        response: str | Sequence[str],
+        *,
+        ends: Sequence[int] | Sequence[Span] | None = None,
+        outside: Outside = "auto",
+    ) -> SegmentScores:
+        """Scores of the segments of one response by a token classifier, jointly Gaussian.
+
+        Args:
+            prompt: what is answered.
+            response: its S steps, as trl's `completions`; or with `ends` the text.
+            ends: the end of each segment in characters of the response, ascending, each segment beginning where the one
+                before it ends; or `(start, end)` of each.
+            outside: as for `covariance`.
+
+        Returns:
+            Means `[S]`, covariance `[S, S]` and more, with the row's tokens and the S at which it is read.
+
+        Raises:
+            InputError: a model that scores whole responses, text that cannot be read, segments that tokens do not
+                follow, or a response that is longer than `max_length`.
+        """
+        prompt = checked_text(prompt, "the prompt")
+        if ends is None:
+            steps = checked_steps(response, "the response, without ends,")
+            (row,) = self.segment_encoder.encode_steps([StepwiseResponse(prompt, steps, where="the response")])
+        else:
+            row = self.segment_encoder.encode_spans(prompt, response, ends)  # type: ignore[arg-type]
+        return self.score_tokenized_segments([row], outside=outside)[0]
+
+    def score_steps(self, responses: Iterable[Any]) -> list[SegmentScores]:
+        """`score_segments` of each of several responses in steps: rows with `prompt` and `completions`.
+
+        Raises:
+            InputError: what `score_segments` raises, by row.
+        """
+        return self.score_tokenized_segments(self.tokenize_steps(responses))
+
+    @exclusive
+    def score_tokenized_segments(
+        self, rows: Sequence[SegmentedRow], *, outside: Outside = "auto"
+    ) -> list[SegmentScores]:
+        """`score_steps` of tokenized responses.
+
+        Raises:
+            InputError: a score or a variance that is NaN or infinite.
+        """
+        return segment_scores(self.passes(), rows, self.fitted, outside)
 
     def score_stream(self, rows: Iterable[Any], *, window: int = STREAM_WINDOW) -> Iterator[tuple[float, float, bool]]:
         """Reward and variance of every row of an iterable that need not fit in memory, in its order.

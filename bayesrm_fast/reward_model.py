@@ -20,20 +20,14 @@ from bayesrm_fast.fit.virtual import make_virtual_adapter
 from bayesrm_fast.model.exclusive import exclusive, in_own_state
 from bayesrm_fast.model.layers import adapter_config
 from bayesrm_fast.model.passes import Progress
-from bayesrm_fast.model.readout import PooledReadout
 from bayesrm_fast.model.virtual import Targets, VirtualAdapter
 from bayesrm_fast.posterior.base import ModelRecord, Posterior
 from bayesrm_fast.saved.folders import save_folder
 from bayesrm_fast.saved.models import add_adapter, check_restorable
 from bayesrm_fast.saved.reward_models import SavedFit, load_reward_model, read_fit
-from bayesrm_fast.text.examples import TokenizedPair
+from bayesrm_fast.text.examples import LabelledExample
 from bayesrm_fast.text.joining import A_FUNCTION, Joining
-from bayesrm_fast.text.records import (
-    PreferencePair,
-    checked_rows,
-    pairs_within_prompts,
-    preference_pairs,
-)
+from bayesrm_fast.text.records import checked_rows, pairs_within_prompts, preference_pairs
 from bayesrm_fast.text.texts import Text
 
 
@@ -55,6 +49,7 @@ class BayesianRewardModel(ChoosingRewardModel):
         max_length: int | None = None,
         joining: Joining | None = None,
         appends_eos: bool | None = None,
+        step_separator: str | None = None,
         max_batch_tokens: int | None = None,
         device: str | torch.device | None = None,
         **model_options: Any,
@@ -63,15 +58,16 @@ class BayesianRewardModel(ChoosingRewardModel):
 
         Args:
             path: folder or hub name of a peft LoRA adapter, whose base model is loaded too; of what `save_pretrained`
-                wrote; or with `virtual_rank` of any sequence classifier.
+                wrote; or with `virtual_rank` of any classifier. A token classifier is known by the adapter's task type,
+                TOKEN_CLS, or by the model's architecture.
             virtual_rank, virtual_targets: as for the class. A saved folder brings its own; where they are given, its
                 virtual adapters and its posterior are left for `fit` to make anew.
             output_weights, max_length, max_batch_tokens: as for the class. A saved posterior brings its own
                 `output_weights` and `max_length`.
-            joining, appends_eos: as for the class. A saved posterior brings its own, but for a function, which no file
-                can hold; where others are given, it is left for `fit` to make anew.
+            joining, appends_eos, step_separator: as for the class. A saved posterior brings its own, but for a
+                function, which no file can hold; where others are given, it is left for `fit` to make anew.
             device: where the model goes. Default: a GPU where there is one. Ignored with `device_map`.
-            model_options: for `AutoModelForSequenceClassification.from_pretrained`, such as `dtype`,
+            model_options: for the `from_pretrained` of transformers' auto class, such as `dtype`,
                 `quantization_config`, `device_map`, `attn_implementation` or `trust_remote_code`. `revision` is that of
                 what `path` names on the hub; for a folder, of the base model that its adapter names.
 
@@ -95,6 +91,7 @@ class BayesianRewardModel(ChoosingRewardModel):
             max_length=max_length,
             joining=joining,
             appends_eos=appends_eos,
+            step_separator=step_separator,
             max_batch_tokens=max_batch_tokens,
         )
 
@@ -104,13 +101,15 @@ class BayesianRewardModel(ChoosingRewardModel):
         if saved.virtual is not None:
             options |= {"virtual_rank": saved.virtual.virtual_rank, "virtual_targets": saved.virtual.virtual_targets}
         if saved.posterior is not None:
-            saved = saved.joined_as(options.get("joining"), options.get("appends_eos"))
+            asked = (options.get(name) for name in ("joining", "appends_eos", "step_separator"))
+            saved = saved.joined_as(*asked)
         if saved.posterior is not None:
             record = saved.posterior.record
             if record.joining != A_FUNCTION:
                 options["joining"] = record.joining
             options |= {
                 "appends_eos": record.appends_eos,
+                "step_separator": record.step_separator,
                 "output_weights": record.output_weights,
                 "max_length": record.max_length if options.get("max_length") is None else options["max_length"],
             }
@@ -153,7 +152,7 @@ class BayesianRewardModel(ChoosingRewardModel):
         """
         if not self.lora and self.virtual is None:
             raise InputError("there is nothing to save: call fit first")
-        if type(self.readout) is not PooledReadout:
+        if not self.can_be_saved:
             raise InputError("a model with a readout of its own cannot be saved: loading it would read it otherwise")
         self.check_unchanged()
         if self.adapter is not None:
@@ -172,15 +171,18 @@ class BayesianRewardModel(ChoosingRewardModel):
         progress: Progress | None = None,
         **named: Any,
     ) -> Self:
-        """Fit the posterior on preference pairs; an earlier one is kept until the new one is whole.
+        """Fit the posterior on preference pairs, or a token classifier's on labelled steps.
+
+        An earlier one is kept until the new one is whole.
 
         Args:
             pairs: `PreferencePair`, mappings with `prompt`, `chosen` and `rejected`, a `datasets.Dataset` or a
                 `DataFrame`. Without `prompt`, it is what both conversations begin with; where they repeat it, it is
-                read once. Pairs of equal responses are left out, with a warning.
+                read once. Pairs of equal responses are left out, with a warning. For a token classifier
+                `StepwiseResponse`, or rows in trl's stepwise form with `prompt`, `completions` and `labels`.
             options: structure, rank, prior precision and more.
-            validation_pairs: the held-out pairs of `prior_precision="validation"`. Default: every tenth of `pairs`,
-                kept out of the fit.
+            validation_pairs: the held-out pairs of `prior_precision="validation"`, in the form of `pairs`. Default:
+                every tenth of `pairs`, or of the responses, kept out of the fit.
             progress: called with the pairs done and their total over all passes.
             named: fields of `FitOptions` by name, in place of `options`: `fit(pairs, structure="kfac", rank=None)`.
 
@@ -190,11 +192,17 @@ class BayesianRewardModel(ChoosingRewardModel):
         options = self._options(options, named, is_labelled=True)
         if validation_pairs is not None and options.chosen != "validation":
             raise InputError("validation_pairs are used by prior_precision='validation' alone")
-        checked = preference_pairs(pairs)
-        validation = None
-        if validation_pairs is not None:
-            validation = self.encoder.encode_pairs(preference_pairs(validation_pairs, "validation_pairs"))
-        return self._fit(checked, validation, options, is_labelled=True, progress=progress)
+        examples = self._labelled(pairs, "pairs")
+        validation = None if validation_pairs is None else self._labelled(validation_pairs, "validation_pairs")
+        return self._fit(examples, validation, options, is_labelled=True, progress=progress)
+
+    def _labelled(self, rows: Iterable[Any], source: str) -> Sequence[LabelledExample]:
+        """Pairs, or of a token classifier steps, tokenized."""
+        if self.segments is None:
+            return self.encoder.encode_pairs(preference_pairs(rows, source))
+        is_causal = self.shortcuts.no_mask
+        responses = self.tokenize_steps(rows, source, labelled=True)
+        return [step for response in responses for step in response.steps(is_causal)]
 
     def fit_unlabelled(
         self,
@@ -219,7 +227,7 @@ class BayesianRewardModel(ChoosingRewardModel):
             InputError: rows that cannot be read, no prompt with two responses, or options that cannot be served.
         """
         options = self._options(options, named, is_labelled=False)
-        pairs = pairs_within_prompts(*checked_rows(prompts, responses))
+        pairs = self.encoder.encode_pairs(pairs_within_prompts(*checked_rows(prompts, responses)))
         return self._fit(pairs, None, options, is_labelled=False, progress=progress)
 
     def _options(self, options: FitOptions | None, named: dict[str, Any], is_labelled: bool) -> FitOptions:
@@ -241,14 +249,13 @@ class BayesianRewardModel(ChoosingRewardModel):
     @exclusive
     def _fit(
         self,
-        pairs: Sequence[PreferencePair],
-        validation: list[TokenizedPair] | None,
+        tokenized: Sequence[LabelledExample],
+        validation: Sequence[LabelledExample] | None,
         options: FitOptions,
         *,
         is_labelled: bool,
         progress: Progress | None,
     ) -> Self:
-        tokenized = self.encoder.encode_pairs(pairs)
         lora, self.lora = self.lora, self.find_lora()
         try:
             virtual, posterior = self._fitted(tokenized, validation, options, is_labelled, progress)
@@ -260,8 +267,8 @@ class BayesianRewardModel(ChoosingRewardModel):
 
     def _fitted(
         self,
-        tokenized: list[TokenizedPair],
-        validation: list[TokenizedPair] | None,
+        tokenized: Sequence[LabelledExample],
+        validation: Sequence[LabelledExample] | None,
         options: FitOptions,
         is_labelled: bool,
         progress: Progress | None,
@@ -278,6 +285,7 @@ class BayesianRewardModel(ChoosingRewardModel):
             joining=self.encoder.joiner.recorded,
             appends_eos=self.encoder.joiner.appends_eos,
             pad_token_id=self.collator.pad_token_id,
+            step_separator=None if self.segments is None else self.segments.separator,
         )
         passes = self.passes_over(self.taps(virtual, options.include_head))
         return virtual, fit_posterior(
@@ -301,5 +309,5 @@ class BayesianRewardModel(ChoosingRewardModel):
         Raises:
             InputError: fewer than two pairs, pairs that cannot be read, or an unknown `prior_precision`.
         """
-        tokenized = self.encoder.encode_pairs(preference_pairs(pairs))
+        tokenized = self._labelled(pairs, "pairs")
         return calibrate_posterior(self.passes(), tokenized, self.fitted, prior_precision, progress)

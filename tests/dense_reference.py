@@ -58,7 +58,7 @@ class DensePosterior:
         for module, _ in self.modules.values():
             module.weight.requires_grad_(True)
         self.pairs = pairs
-        self.observed = [self._observe(chosen, rejected) for chosen, rejected in pairs]
+        self.observed = [self._observe(*pair) for pair in pairs]
         self.curvature = np.array([o["curvature"] for o in self.observed])
         self.jacobians = np.stack([o["jacobian"] for o in self.observed])
         self.log_likelihood = sum(o["log_likelihood"] for o in self.observed)
@@ -82,10 +82,13 @@ class DensePosterior:
         return reward.item(), np.concatenate([grad.numpy().ravel() for grad in grads])
 
     def _observe(self, chosen, rejected):
-        """Jacobian of the difference, and every layer's inputs and output gradients token by token."""
+        return self._observe_signed((chosen, 1.0), (rejected, -1.0))
+
+    def _observe_signed(self, *rows):
+        """Jacobian of the signed sum, and every layer's inputs and output gradients token by token."""
         tokens = {name: [] for name in self.modules}
         margin, jacobian = 0.0, 0.0
-        for row, sign in ((chosen, 1.0), (rejected, -1.0)):
+        for row, sign in rows:
             seen = {}
             handles = [
                 module.register_forward_hook(
@@ -183,3 +186,23 @@ class DensePosterior:
             + 0.5 * len(self.theta) * np.log(precision)
             - 0.5 * log_determinant
         )
+
+
+class DenseSteps(DensePosterior):
+    """The same over labelled steps of a token classifier, with the Bernoulli likelihood.
+
+    Args:
+        model, options: as above.
+        steps: `(ids, position, label)` of each step.
+
+    A row is `(ids, position)`.
+    """
+
+    def reward(self, row):
+        ids, position = row
+        return self.model(input_ids=torch.tensor([ids])).logits[0, position] @ self.output_weights
+
+    def _observe(self, ids, position, label):
+        found = self._observe_signed(((ids, position), 1.0))
+        correct = np.exp(found["log_likelihood"])
+        return found | {"log_likelihood": np.log(correct if label else 1 - correct)}

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import typer
 from listening import served_at
-from tiny import tiny_pairs, tiny_policy, tiny_tokenizer, words
+from tiny import tiny_pairs, tiny_policy, tiny_steps, tiny_tokenizer, words
 
 from bayesrm_fast import BayesianRewardModel
 from bayesrm_fast.cli.main import app
@@ -33,7 +33,7 @@ def shown(page, language):
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory, adapter_folder):
+def folder(tmp_path_factory, adapter_folder, step_adapter_folder):
     """What the pages name."""
     made = tmp_path_factory.mktemp("docs")
     rm = BayesianRewardModel.from_pretrained(adapter_folder, device="cpu")
@@ -46,6 +46,9 @@ def folder(tmp_path_factory, adapter_folder):
     shapes = {"similarities": [[float(i == j) for j in range(6)] for i in range(6)], "gold": [0, 1, 0, 0, 1, 0]}
     write_rows(made / "judged.jsonl.gz", [row | shapes for row in candidates])
     write_rows(made / "pairs.jsonl", tiny_pairs())
+    (made / "my-step-adapter").symlink_to(step_adapter_folder)
+    write_rows(made / "steps.jsonl", tiny_steps())
+    write_rows(made / "held-out-steps.jsonl", tiny_steps(seed=11))
     write_rows(made / "held-out.jsonl", tiny_pairs(4, seed=5))
     subsets = ("donotanswer", "hep-python", "mine")
     rows = [{"id": i, "subset": subsets[i % 3], **pair} for i, pair in enumerate(tiny_pairs(6, seed=7))]

@@ -2,8 +2,14 @@
 
 import torch
 from peft import LoraConfig, get_peft_model
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedTokenizerFast
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    PreTrainedTokenizerFast,
+)
 
 TEXT = (
     "a ability able about above accept across act action add after again against age ago air all almost alone along "
@@ -58,12 +64,15 @@ TARGETS = {
 }
 
 
-def tiny_tokenizer(architecture, chat_template=None):
+def tiny_tokenizer(architecture, chat_template=None, *, knows_line_breaks=False):
     decoder = architecture in DECODERS
     specials = ["<pad>", "<s>", "</s>", "<unk>"]
-    vocab = {word: i for i, word in enumerate([*specials, *WORDS])}
+    vocab = {word: i for i, word in enumerate([*specials, *WORDS, *["\n"] * knows_line_breaks])}
     inner = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
     inner.pre_tokenizer = pre_tokenizers.Whitespace()
+    if knows_line_breaks:
+        spaces, breaks = pre_tokenizers.Split(Regex(" +"), "removed"), pre_tokenizers.Split("\n", "isolated")
+        inner.pre_tokenizer = pre_tokenizers.Sequence([spaces, breaks])
     if decoder:
         inner.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
         names = dict(bos_token="<s>", eos_token="</s>")
@@ -93,6 +102,14 @@ def tiny_base(architecture, num_labels=1, dtype=torch.float32, **overrides):
         del options["max_position_embeddings"]  # its configuration refuses one
     config = AutoConfig.for_model(architecture, **(options | dict(pad_token_id=0, bos_token_id=1) | overrides))
     return _enlarged(AutoModelForSequenceClassification.from_config(config), architecture, dtype)
+
+
+def tiny_token_classifier(architecture, num_labels=2, dtype=torch.float32, **overrides):
+    """The same as a classifier of tokens, of which a line break is one."""
+    torch.manual_seed(0)
+    options = _COMMON | _OWN.get(architecture, {}) | dict(vocab_size=len(WORDS) + 5, num_labels=num_labels)
+    config = AutoConfig.for_model(architecture, **(options | dict(pad_token_id=0, bos_token_id=1) | overrides))
+    return _enlarged(AutoModelForTokenClassification.from_config(config), architecture, dtype)
 
 
 def tiny_policy(architecture="llama", dtype=torch.float64, **overrides):
@@ -138,6 +155,25 @@ def tiny_adapter(architecture, *, dtype=torch.float32, num_labels=1, base=None, 
                 parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
     # get_peft_model holds new adapter weights in float32; a float64 test needs all of it in float64.
     return (model.to(dtype) if dtype == torch.float64 else model).eval()
+
+
+def tiny_step_model(architecture, *, dtype=torch.float32, num_labels=2, base=None, **lora):
+    """A LoRA adapter of a token classifier, with its tokenizer."""
+    base = tiny_token_classifier(architecture, num_labels, dtype) if base is None else base
+    model = tiny_adapter(architecture, dtype=dtype, base=base, task_type="TOKEN_CLS", **lora)
+    return model, tiny_tokenizer(architecture, knows_line_breaks=True)
+
+
+def tiny_steps(count=4, seed=0):
+    """Responses of two to four labelled steps."""
+    generator = torch.Generator().manual_seed(seed)
+    rows = []
+    for i in range(count):
+        lengths = torch.randint(1, 5, (2 + i % 3,), generator=generator).tolist()
+        labels = torch.randint(2, (len(lengths),), generator=generator).bool().tolist()
+        steps = [words(length, seed + 100 * i + j) for j, length in enumerate(lengths)]
+        rows.append({"prompt": words(2 + i % 4, seed + 100 * i + 50), "completions": steps, "labels": labels})
+    return rows
 
 
 def words(count, seed=0):

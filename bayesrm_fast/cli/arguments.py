@@ -14,6 +14,10 @@ if TYPE_CHECKING:
 
 Model = Annotated[Path, typer.Argument(help="Folder of an adapter, with its posterior where one is needed.")]
 Pairs = Annotated[Path, typer.Argument(help="JSONL, JSONL.gz or Parquet with prompt, chosen, rejected.")]
+Labelled = Annotated[
+    Path,
+    typer.Argument(help="JSONL, JSONL.gz or Parquet with prompt, chosen, rejected; or prompt, completions, labels."),
+]
 Output = Annotated[Path, typer.Argument(help="Results, as .jsonl, .jsonl.gz or .parquet.")]
 Relative = Annotated[
     bool,
@@ -23,6 +27,9 @@ Resume = Annotated[bool, typer.Option(help="Continue a run that was killed.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")]
 Joined = Annotated[
     str | None, typer.Option("--joining", help="How a row is made: template, pair, blank line or concatenate.")
+]
+StepSeparator = Annotated[
+    str | None, typer.Option(help="What stands after each step, for token classifiers. Default: a line break.")
 ]
 AppendsEos = Annotated[bool | None, typer.Option("--append-eos/--no-eos", help="Whether rows end in the eos token.")]
 MaxLength = Annotated[int | None, typer.Option(help="Tokens at which a row is cut.")]

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from bayesrm_fast.atomic import check_folder, one_writer
-from bayesrm_fast.cli.arguments import AsJson, MaxBatchTokens, Model, Pairs, precision
+from bayesrm_fast.cli.arguments import AsJson, Labelled, MaxBatchTokens, Model, precision
 from bayesrm_fast.cli.models import load_fitted
 from bayesrm_fast.cli.places import check_apart, files_in
 from bayesrm_fast.cli.terminal import progress_bar, show_summary
@@ -14,18 +14,18 @@ from bayesrm_fast.cli.terminal import progress_bar, show_summary
 
 def calibrate(
     model: Model,
-    pairs: Pairs,
+    pairs: Labelled,
     prior_precision: Annotated[str, typer.Option(help="validation, evidence, margins or a number.")] = "validation",
     plot: Annotated[Path | None, typer.Option(help="Draw a reliability diagram into this file.")] = None,
     max_batch_tokens: MaxBatchTokens = None,
     as_json: AsJson = False,
 ) -> None:
-    """Choose prior precision and temperature by held-out pairs, and save them with the posterior."""
+    """Choose prior precision and temperature by held-out pairs or steps, and save them with the posterior."""
     from bayesrm_fast.fit.calibration import check_plot
     from bayesrm_fast.posterior.files import save_posterior
     from bayesrm_fast.saved.folders import local_folder
     from bayesrm_fast.text.files import read_rows
-    from bayesrm_fast.text.records import preference_pairs
+    from bayesrm_fast.text.steps import is_stepwise, labelled_records
 
     chosen = precision(prior_precision)
     folder = local_folder(model)
@@ -34,11 +34,14 @@ def calibrate(
         check_plot(plot)
         check_apart(plot, [pairs], "the input")
         check_apart(plot, files_in(folder), "a file of the model")
-    rows = preference_pairs(read_rows(pairs), str(pairs))
+    rows = read_rows(pairs)
+    labelled = labelled_records(rows, str(pairs))
     with one_writer(folder, "run"):
         loaded = load_fitted(folder, max_batch_tokens)
+        if is_stepwise(rows[0]):
+            loaded.segment_encoder  # noqa: B018  (raises for a model that scores whole responses)
         with progress_bar("calibrating") as tell:
-            found = loaded.calibrate(rows, chosen, progress=tell)
+            found = loaded.calibrate(labelled, chosen, progress=tell)
         save_posterior(loaded.fitted, folder)
     if plot is not None:
         found.plot(plot)

@@ -10,9 +10,10 @@ from bayesrm_fast.cli.arguments import (
     AppendsEos,
     AsJson,
     Joined,
+    Labelled,
     MaxBatchTokens,
     MaxLength,
-    Pairs,
+    StepSeparator,
     dtype,
     number,
     precision,
@@ -25,7 +26,7 @@ from bayesrm_fast.errors import InputError
 
 def fit(
     model: Annotated[Path, typer.Argument(help="Folder or hub name of an adapter, or of any model (--virtual-rank).")],
-    pairs: Pairs,
+    pairs: Labelled,
     output: Annotated[
         Path | None, typer.Option(help="Folder for adapter and posterior. Default: the adapter's own.")
     ] = None,
@@ -54,15 +55,17 @@ def fit(
     output_weights: Annotated[str | None, typer.Option(help="Weight of each output, separated by commas.")] = None,
     joining: Joined = None,
     append_eos: AppendsEos = None,
+    step_separator: StepSeparator = None,
     max_length: MaxLength = None,
     max_batch_tokens: MaxBatchTokens = None,
     as_json: AsJson = False,
 ) -> None:
-    """Fit the posterior of an adapter, or of a model's virtual adapters, on preference pairs and save it."""
+    """Fit the posterior of an adapter, or of a model's virtual adapters, on preference pairs or steps, and save it."""
     from bayesrm_fast.fit.options import FitOptions
     from bayesrm_fast.saved.folders import check_target, is_saved_adapter
     from bayesrm_fast.text.files import read_rows
-    from bayesrm_fast.text.records import candidate_sets, preference_pairs
+    from bayesrm_fast.text.records import candidate_sets
+    from bayesrm_fast.text.steps import is_stepwise, labelled_records
 
     folder = output or model
     settle(model)
@@ -84,10 +87,14 @@ def fit(
     )
     weights = None if output_weights is None else [number("output-weights", w) for w in output_weights.split(",")]
     check_folder(folder)
-    sets = candidate_sets(read_rows(pairs), str(pairs)) if unlabelled else []
+    rows = read_rows(pairs)
+    in_steps = is_stepwise(rows[0])
+    if in_steps and unlabelled:
+        raise InputError(f"{pairs} has responses in steps, which need labels: leave out --unlabelled")
+    sets = candidate_sets(rows, str(pairs)) if unlabelled else []
     if any(one.tools for one in sets):
         raise InputError(f"{pairs} has tools, which go with labelled pairs: leave out --unlabelled")
-    labelled = [] if unlabelled else preference_pairs(read_rows(pairs), str(pairs))
+    labelled = [] if unlabelled else labelled_records(rows, str(pairs))
 
     with one_writer(folder, "run"):
         loaded = load(
@@ -95,10 +102,13 @@ def fit(
             output_weights=weights,
             joining=joining,
             appends_eos=append_eos,
+            step_separator=step_separator,
             max_length=max_length,
             max_batch_tokens=max_batch_tokens,
             **virtual,
         )
+        if in_steps:
+            loaded.segment_encoder  # noqa: B018  (raises for a model that scores whole responses)
         check_target(folder, None if loaded.adapter is None else loaded.base_model)
         with progress_bar("fitting") as tell:
             if unlabelled:

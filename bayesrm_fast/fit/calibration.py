@@ -23,7 +23,7 @@ from bayesrm_fast.fit.prior import (
 from bayesrm_fast.model.passes import Passes, Progress
 from bayesrm_fast.posterior.base import Posterior, PriorChoice
 from bayesrm_fast.posterior.probit import probit_probability
-from bayesrm_fast.text.examples import TokenizedPair
+from bayesrm_fast.text.examples import LabelledExample
 
 TEMPERATURES = tuple(2.0 ** (exponent / 8) for exponent in range(-24, 25))
 """T from 1/8 to 8, eight values an octave."""
@@ -225,7 +225,7 @@ def calibrate(
 
 def calibrate_posterior(
     passes: Passes,
-    pairs: Sequence[TokenizedPair],
+    pairs: Sequence[LabelledExample],
     posterior: Posterior,
     prior_precision: Precision,
     progress: Progress | None,

@@ -1,4 +1,4 @@
-"""From preference pairs to a posterior."""
+"""From preference pairs, or labelled steps, to a posterior."""
 
 from collections.abc import Sequence
 
@@ -15,7 +15,7 @@ from bayesrm_fast.model.passes import Passes, Progress, drawn
 from bayesrm_fast.posterior.base import FitRecord, ModelRecord, Posterior, PriorChoice
 from bayesrm_fast.posterior.ggn import GgnPosterior
 from bayesrm_fast.posterior.kronecker import KroneckerPosterior
-from bayesrm_fast.text.examples import TokenizedPair
+from bayesrm_fast.text.examples import LabelledExample
 from bayesrm_fast.versions import library_versions
 
 MARGIN_PAIRS = 128
@@ -32,8 +32,8 @@ HELD_OUT_EVERY = 10
 
 def fit_posterior(
     passes: Passes,
-    pairs: Sequence[TokenizedPair],
-    validation: Sequence[TokenizedPair] | None,
+    pairs: Sequence[LabelledExample],
+    validation: Sequence[LabelledExample] | None,
     options: FitOptions,
     model: ModelRecord,
     *,
@@ -44,7 +44,7 @@ def fit_posterior(
 
     Args:
         passes: the tapped model.
-        pairs: tokenized, chosen first.
+        pairs: tokenized, chosen first; or the steps of responses.
         validation: held-out pairs for `prior_precision="validation"`; None keeps every tenth of `pairs` out.
         options: with a prior precision.
         model: that the posterior belongs to.
@@ -69,17 +69,23 @@ def fit_posterior(
     return posterior
 
 
-def _split(pairs: Sequence[TokenizedPair]) -> tuple[list[TokenizedPair], list[TokenizedPair]]:
+def _split(pairs: Sequence[LabelledExample]) -> tuple[list[LabelledExample], list[LabelledExample]]:
     if len(pairs) < 2:
         raise InputError("prior_precision='validation' needs at least two pairs, or validation pairs of its own")
-    held_out = set(range(HELD_OUT_EVERY // 2, len(pairs), HELD_OUT_EVERY)) or {len(pairs) - 1}
+    groups: dict[str | int, list[int]] = {}
+    for i, pair in enumerate(pairs):
+        groups.setdefault(i if pair.group is None else pair.group, []).append(i)
+    if len(groups) < 2:
+        raise InputError("prior_precision='validation' needs steps of at least two responses")
+    every = list(groups.values())
+    held_out = {i for group in every[HELD_OUT_EVERY // 2 :: HELD_OUT_EVERY] or every[-1:] for i in group}
     kept = [pair for i, pair in enumerate(pairs) if i not in held_out]
     return kept, [pairs[i] for i in sorted(held_out)]
 
 
 def _gathered(
     passes: Passes,
-    pairs: Sequence[TokenizedPair],
+    pairs: Sequence[LabelledExample],
     options: FitOptions,
     model: ModelRecord,
     is_labelled: bool,
@@ -110,8 +116,8 @@ def _gathered(
 
 def _prior(
     passes: Passes,
-    pairs: Sequence[TokenizedPair],
-    validation: Sequence[TokenizedPair] | None,
+    pairs: Sequence[LabelledExample],
+    validation: Sequence[LabelledExample] | None,
     options: FitOptions,
     posterior: Posterior,
     counter: PassCounter,

@@ -9,17 +9,17 @@ from bayesrm_fast.fit.memory import ggn_memory
 from bayesrm_fast.fit.options import FitOptions
 from bayesrm_fast.fit.progress import PassCounter
 from bayesrm_fast.fit.sketches import GgnSketch
-from bayesrm_fast.model.passes import Passes, likelihood_cotangent, rewards_in
+from bayesrm_fast.model.passes import Passes, label_logits, likelihood_cotangent, rewards_in
 from bayesrm_fast.posterior.stored_basis import StoredBasis
-from bayesrm_fast.text.examples import TokenizedPair
+from bayesrm_fast.text.examples import LabelledExample
 
 logger = logging.getLogger("bayesrm_fast")
 
 
 def gather_eigenpairs(
-    passes: Passes, pairs: Sequence[TokenizedPair], options: FitOptions, counter: PassCounter
+    passes: Passes, pairs: Sequence[LabelledExample], options: FitOptions, counter: PassCounter
 ) -> tuple[Tensor, dict[str, StoredBasis], Tensor]:  # shapes: (M,), [(K, r, d)], (K,)
-    """The pairs' reward differences; eigenvectors, a part for each site; and eigenvalues, float64.
+    """The logits of the pairs' labels; eigenvectors, a part for each site; and eigenvalues, float64.
 
     Raises:
         InputError: the fit does not fit in memory; the message says what rank would.
@@ -41,4 +41,4 @@ def gather_eigenpairs(
     rows, eigenvalues = latest.eigenpairs(options.kept)
     stored = dtype if options.basis_dtype is None else options.basis_dtype
     bases = {site.name: StoredBasis.of(rows.pop(site.name).view(-1, site.r, site.d), stored) for site in sites}
-    return rewards_in(scalars), bases, eigenvalues
+    return label_logits(rewards_in(scalars), pairs), bases, eigenvalues

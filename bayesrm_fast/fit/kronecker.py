@@ -10,16 +10,16 @@ from bayesrm_fast.fit.moments import EigenvalueCorrection, KroneckerMoments
 from bayesrm_fast.fit.options import FitOptions
 from bayesrm_fast.fit.progress import PassCounter
 from bayesrm_fast.model.lora import LoraTap
-from bayesrm_fast.model.passes import Passes, likelihood_cotangent, rewards_in
+from bayesrm_fast.model.passes import Passes, label_logits, likelihood_cotangent, rewards_in
 from bayesrm_fast.posterior.kronecker import KroneckerBlock
 from bayesrm_fast.sites import Site
-from bayesrm_fast.text.examples import TokenizedPair
+from bayesrm_fast.text.examples import LabelledExample
 
 
 def gather_blocks(
-    passes: Passes, pairs: Sequence[TokenizedPair], options: FitOptions, counter: PassCounter
+    passes: Passes, pairs: Sequence[LabelledExample], options: FitOptions, counter: PassCounter
 ) -> tuple[Tensor, dict[str, KroneckerBlock]]:  # shape: (M,)
-    """The pairs' reward differences, and the blocks; one pass for kfac, two for ekfac."""
+    """The logits of the pairs' labels, and the blocks; one pass for kfac, two for ekfac."""
     sites, rank = passes.tapped.sites, options.kept
     _warn_of_full_rank(sites, rank)
     input_owner = _input_owners(passes, pairs[0])
@@ -36,7 +36,7 @@ def gather_blocks(
             pairs, likelihood_cotangent, lambda: EigenvalueCorrection(bases), counter.next_pass()
         )
         blocks = ekfac_blocks(blocks, measured)
-    return rewards_in(scalars), blocks
+    return label_logits(rewards_in(scalars), pairs), blocks
 
 
 def _warn_of_full_rank(sites: Sequence[Site], rank: int | None) -> None:
@@ -49,7 +49,7 @@ def _warn_of_full_rank(sites: Sequence[Site], rank: int | None) -> None:
         )
 
 
-def _input_owners(passes: Passes, pair: TokenizedPair) -> dict[str, str]:
+def _input_owners(passes: Passes, pair: LabelledExample) -> dict[str, str]:
     """For each site of an A, the site of the first A that is called on the same tensor."""
     taps = {tap.name: tap for tap in passes.tapped.taps if isinstance(tap, LoraTap)}
     first = passes.shared_inputs(pair)

@@ -8,7 +8,7 @@ from bayesrm_fast.fit.sketches import GGN_OVERSAMPLING, keeps_every_pair, sketch
 from bayesrm_fast.model.passes import Passes
 from bayesrm_fast.model.token_budget import free_bytes
 from bayesrm_fast.text.batches import plan_batches
-from bayesrm_fast.text.examples import TokenizedPair
+from bayesrm_fast.text.examples import LabelledExample
 
 SPARE = 0.9
 """Of the free memory: what a fit may plan with."""
@@ -50,7 +50,7 @@ class FitMemory:
         raise InputError(f"rank={self.rank} does not fit: {self}; {advice}")
 
 
-def ggn_memory(passes: Passes, pairs: Sequence[TokenizedPair], rank: int | None, second_pass: bool) -> FitMemory:
+def ggn_memory(passes: Passes, pairs: Sequence[LabelledExample], rank: int | None, second_pass: bool) -> FitMemory:
     """Of a ggn fit on these pairs: test matrix and sketch, or gradients; eigenvectors; one batch's gradients."""
     sites = passes.tapped.sites
     batch = _largest_batch(passes, pairs)
@@ -64,7 +64,7 @@ def ggn_memory(passes: Passes, pairs: Sequence[TokenizedPair], rank: int | None,
     )
 
 
-def weights_that_fit(passes: Passes, pairs: Sequence[TokenizedPair], rank: int | None, second_pass: bool) -> int:
+def weights_that_fit(passes: Passes, pairs: Sequence[LabelledExample], rank: int | None, second_pass: bool) -> int:
     """How many weights a ggn fit of this rank on these pairs has memory for."""
     columns = None if rank is None else rank + GGN_OVERSAMPLING
     vectors = _kept_by_fit(len(pairs), rank, columns, second_pass) + _largest_batch(passes, pairs)
@@ -80,7 +80,7 @@ def _kept_by_fit(pairs: int, rank: int | None, columns: int | None, second_pass:
     return 2 * columns + (columns if second_pass else min(rank, columns))
 
 
-def _largest_batch(passes: Passes, pairs: Sequence[TokenizedPair]) -> int:
+def _largest_batch(passes: Passes, pairs: Sequence[LabelledExample]) -> int:
     return max(len(positions) for positions in plan_batches(pairs, passes.budget.batch_tokens))
 
 

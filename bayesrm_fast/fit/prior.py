@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from bayesrm_fast.errors import InputError
-from bayesrm_fast.model.passes import Passes, Progress, unit_cotangent
+from bayesrm_fast.model.passes import Passes, Progress, label_logits, unit_cotangent
 from bayesrm_fast.ops import segment_outer
 from bayesrm_fast.posterior.base import Posterior, PriorChoice
 from bayesrm_fast.posterior.probit import probit_logit
 from bayesrm_fast.sites import Site
-from bayesrm_fast.text.examples import TokenizedPair
+from bayesrm_fast.text.examples import LabelledExample
 
 GRID = tuple(10.0 ** (exponent / 4) for exponent in range(-16, 33))
 """λ from 1e-4 to 1e8, four values a decade: where the curve is shown, and what held-out pairs choose from."""
@@ -120,7 +120,7 @@ class _SquaredNorms:
         self.total = self.total.to(gradient.device) + squared_norm
 
 
-def margins_and_norms(passes: Passes, pairs: Sequence[TokenizedPair]) -> tuple[Tensor, Tensor]:  # shapes: (M,), (M,)
+def margins_and_norms(passes: Passes, pairs: Sequence[LabelledExample]) -> tuple[Tensor, Tensor]:  # shapes: (M,), (M,)
     """Reward differences of pairs and the squared norms of their gradients, float64."""
     margins, norms = torch.zeros(2, len(pairs), dtype=torch.float64, device="cpu")
     for batch in passes.over(pairs, unit_cotangent, _SquaredNorms):
@@ -131,16 +131,16 @@ def margins_and_norms(passes: Passes, pairs: Sequence[TokenizedPair]) -> tuple[T
 
 def variance_curve(
     passes: Passes,
-    pairs: Sequence[TokenizedPair],
+    pairs: Sequence[LabelledExample],
     posterior: Posterior,
     precisions: Sequence[float],
     progress: Progress | None,
 ) -> tuple[Tensor, Tensor]:  # shapes: (M,), (L, M)
-    """Reward differences of pairs, and their variances at every λ of a list, float64."""
+    """The logits of the pairs' labels, and their variances at every λ of a list, float64."""
     difference = torch.zeros(len(pairs), dtype=torch.float64, device="cpu")
     variance = torch.zeros(len(precisions), len(pairs), dtype=torch.float64, device="cpu")
     make_consumer = partial(posterior.variance_curve_consumer, precisions)
     for batch in passes.over(pairs, unit_cotangent, make_consumer, progress):
         difference[batch.positions] = batch.rewards.double().cpu()
         variance[:, batch.positions] = batch.consumer.variance.double().cpu()
-    return difference, variance
+    return label_logits(difference, pairs), variance

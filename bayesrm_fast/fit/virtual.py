@@ -22,14 +22,14 @@ from bayesrm_fast.model.virtual import (
     linear_layers,
 )
 from bayesrm_fast.text.batches import TokenBatch
-from bayesrm_fast.text.examples import TokenizedPair
+from bayesrm_fast.text.examples import LabelledExample
 
 SAMPLE = 128
 """Pairs whose tokens give A; their directions settle long before that."""
 
 
 def make_virtual_adapter(
-    passes: Passes, pairs: Sequence[TokenizedPair], options: VirtualOptions, fit: FitOptions
+    passes: Passes, pairs: Sequence[LabelledExample], options: VirtualOptions, fit: FitOptions
 ) -> VirtualAdapter:
     """Virtual adapters whose A are the leading eigenvectors of the layers' input second moments, one for each input.
 
@@ -55,7 +55,7 @@ def make_virtual_adapter(
 
 
 def input_directions(
-    passes: Passes, layers: Sequence[LinearLayer], pairs: Sequence[TokenizedPair], rank: int
+    passes: Passes, layers: Sequence[LinearLayer], pairs: Sequence[LabelledExample], rank: int
 ) -> dict[int, Tensor]:
     """For each `input_number` the leading `rank` eigenvectors of the input's second moment, rows of `[rank, d_in]`."""
     sample = drawn(pairs, SAMPLE)

@@ -62,6 +62,7 @@ def _call(batch: TokenBatch, rows: Tensor) -> Call:
             attention_mask=mask[:, :length],
             token_type_ids=None if types is None else types[rows, :length],
             signs=(1.0,),
+            read_at=None if batch.read_at is None else batch.read_at[rows],
         ),
     )
 
@@ -73,12 +74,13 @@ def in_order(calls: Sequence[Call], scalars: Sequence[Tensor]) -> Tensor:  # sha
     return torch.cat(list(scalars))[torch.cat([call.rows for call in calls]).argsort()]
 
 
-def by_row(x: Tensor, batch: TokenBatch) -> Tensor | None:  # shape: (B, T, d) or (B, d)
+def by_row(x: Tensor, batch: TokenBatch) -> Tensor | None:  # shape: (B, T, d), (B, S, d) or (B, d)
     """What a layer saw or gave in a call, by row; None where it is neither of the call's tokens nor of its rows.
 
     Args:
         x: `[B, T', d]`, `[B, 1, T', d]`, `[T', B, d]`, `[B · T, d]`, or of rows `[B, d]`, `[B, 1, d]` or `[1, B, d]`,
-            where T' is T or more, because some models pad to a multiple of their attention's window.
+            where T' is T or more, because some models pad to a multiple of their attention's window; or `[B, S, d]` of
+            the S tokens at which rows are read.
         batch: of the call.
     """
     rows, length = batch.input_ids.shape
@@ -91,6 +93,8 @@ def by_row(x: Tensor, batch: TokenBatch) -> Tensor | None:  # shape: (B, T, d) o
         return x[:, :length]
     if x.dim() == 3 and x.shape[1] == rows and x.shape[0] >= length:
         return x[:length].transpose(0, 1)
+    if batch.read_at is not None and batch.read_at.shape[1] > 1 and x.shape[:-1] == batch.read_at.shape:
+        return x
     if x.shape[:-1] in ((rows, 1), (1, rows)):  # Longformer's queries at its global token
         return x.reshape(rows, -1)
     return None
@@ -112,7 +116,7 @@ def loses(g: Tensor, batch: TokenBatch) -> bool:
 
 
 def joined(calls: Sequence[Call], seen: Sequence[Tensor], batch: TokenBatch, name: str) -> Tensor:
-    """What a layer saw or gave in each call as of the whole batch, `[B, T, d]` or `[B, d]`.
+    """What a layer saw or gave in each call as of the whole batch, `[B, T, d]`, `[B, S, d]` or `[B, d]`.
 
     Raises:
         InputError: it is neither of the batch's tokens nor of its rows.

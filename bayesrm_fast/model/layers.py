@@ -146,6 +146,11 @@ def is_language_model(model: nn.Module) -> bool:
     return isinstance(base, PreTrainedModel) and base.get_output_embeddings() is not None
 
 
+def is_token_classifier(model: nn.Module) -> bool:
+    """Whether a model of transformers is one of `AutoModelForTokenClassification`: logits for each token."""
+    return class_name(model).endswith("ForTokenClassification")
+
+
 def embedded_tokens(model: nn.Module) -> int | None:
     """Token ids that a model of transformers has embeddings for; None for any other model."""
     base = model.get_base_model() if isinstance(model, PeftModel) else model

@@ -301,6 +301,15 @@ def unit_cotangent(scalars: Tensor) -> Tensor:
     return torch.ones_like(scalars)
 
 
+def label_logits(scalars: Tensor, examples: Sequence[Example]) -> Tensor:  # shapes: (N,) -> (N,)
+    """Scalars of which `log σ` is the log-likelihood of the examples' labels: Δ of a pair, ±z of a step."""
+    signs = [example.label_sign for example in examples]
+    return scalars * torch.tensor(signs, dtype=scalars.dtype, device=scalars.device)
+
+
 def likelihood_cotangent(differences: Tensor) -> Tensor:
-    """`√Λ`, `Λ = σ(Δ)(1 − σ(Δ))`, under which `Σ j jᵀ` over pairs is the GGN of the Bradley–Terry loss."""
+    """`√Λ`, `Λ = σ(Δ)(1 − σ(Δ))`, under which `Σ j jᵀ` is the GGN of the Bradley–Terry loss.
+
+    And with a step's log-odds z for Δ, of the Bernoulli loss of its label: neither depends on the label.
+    """
     return (torch.sigmoid(differences) * torch.sigmoid(-differences)).sqrt()

@@ -16,8 +16,8 @@ class Readout(Protocol):
     A pass makes one backward pass for each of the S; taps and passes know no more of a readout than this.
 
     Attributes:
-        reads_one_token: whether the scalars may be read at one token of each row, so that it is worth trying whether
-            the last layer can work there alone (`shortcut_trials`).
+        reads_one_token: whether the scalars may be read at one token of each row, or at those that the batch says, so
+            that it is worth trying whether the last layer can work there alone (`shortcut_trials`).
     """
 
     reads_one_token: bool
@@ -55,9 +55,39 @@ class PooledReadout:
                 f"a sequence classifier gives logits [{rows}, {labels}], and it gives {type(output).__name__}{what}: "
                 "load it with AutoModelForSequenceClassification, or pass a readout of its own"
             )
-        logits = _at_least_float32(logits)
-        # A copy, because weights made under inference mode could not be kept for the backward pass.
-        return (logits @ self.output_weights.to(logits.device, logits.dtype, copy=True))[:, None]
+        return _weighted(logits, self.output_weights)[:, None]
+
+
+class TokenReadout:
+    """The log-odds `output_weights · logits` of a token classifier, at the S tokens of each row that are asked for.
+
+    Args:
+        output_weights: weight of each output in the log-odds, `[L]`: `(1,)`, or `(−1, 1)` where the second of two
+            outputs is that of a correct step.
+    """
+
+    reads_one_token = True
+
+    def __init__(self, output_weights: Tensor) -> None:
+        self.output_weights = output_weights
+
+    def scalars(self, output: Any, batch: TokenBatch) -> Tensor:  # shape: (B, S)
+        """See `Readout`; `output.logits` is `[B, T, L]`, and `batch.read_at` `[B, S]`.
+
+        Raises:
+            InputError: rows that are not segments, or the model gave anything else.
+        """
+        if batch.read_at is None:
+            raise InputError("it scores segments, not whole responses: call score_segments, or fit it on steps")
+        (rows, length), labels = batch.input_ids.shape, len(self.output_weights)
+        logits = getattr(output, "logits", None)
+        shape = list(logits.shape) if isinstance(logits, Tensor) else []
+        if not isinstance(logits, Tensor) or [*shape[::2], len(shape)] != [rows, labels, 3] or shape[1] < length:
+            what = shape if isinstance(logits, Tensor) else "none"
+            raise InputError(f"a token classifier gives logits [{rows}, {length}, {labels}], and it gives {what}")
+        at = batch.read_at.to(logits.device)
+        own = torch.arange(rows, dtype=torch.int64, device=logits.device)[:, None]
+        return _weighted(logits[own, at], self.output_weights)
 
 
 class TensorReadout:
@@ -78,6 +108,10 @@ class TensorReadout:
         return _at_least_float32(output).view(rows, 1)
 
 
+LOG_ODDS = (-1.0, 1.0)
+"""Output weights of a token classifier with two outputs, of which the second is that of a correct step."""
+
+
 def checked_output_weights(weights: Sequence[float] | Tensor | None, labels: int) -> Tensor:
     """Weights of a model's outputs in the reward, `[labels]`; raises InputError where they do not fit the model."""
     if weights is None:
@@ -88,6 +122,12 @@ def checked_output_weights(weights: Sequence[float] | Tensor | None, labels: int
     if checked.shape != (labels,) or not checked.isfinite().all():
         raise InputError(f"output_weights must be {labels} finite numbers, one for each output of the model")
     return checked
+
+
+def _weighted(logits: Tensor, weights: Tensor) -> Tensor:  # shapes: (…, L), (L,) -> (…)
+    logits = _at_least_float32(logits)
+    # A copy, because weights made under inference mode could not be kept for the backward pass.
+    return logits @ weights.to(logits.device, logits.dtype, copy=True)
 
 
 def _at_least_float32(x: Tensor) -> Tensor:

@@ -18,12 +18,13 @@ from bayesrm_fast.model.layers import (
     embedded_tokens,
     has_adapter,
     is_language_model,
+    is_token_classifier,
 )
 from bayesrm_fast.model.lengths import check_length, most_tokens
 from bayesrm_fast.model.lora import LoraTap, find_lora_taps
 from bayesrm_fast.model.passes import Passes, measured_budget
-from bayesrm_fast.model.readout import PooledReadout, Readout, checked_output_weights
-from bayesrm_fast.model.shortcut_trials import find_shortcuts, row_frame
+from bayesrm_fast.model.readout import LOG_ODDS, PooledReadout, Readout, TokenReadout, checked_output_weights
+from bayesrm_fast.model.shortcut_trials import RowFrame, find_shortcuts, row_frame
 from bayesrm_fast.model.shortcuts import Shortcuts
 from bayesrm_fast.model.taps import Tap, TappedModel
 from bayesrm_fast.model.token_budget import BATCH_TOKENS, TokenBudget
@@ -31,9 +32,11 @@ from bayesrm_fast.model.virtual import Targets, VirtualAdapter, VirtualOptions
 from bayesrm_fast.sites import Site
 from bayesrm_fast.text.batches import Collator
 from bayesrm_fast.text.encoder import TextEncoder, default_max_length
-from bayesrm_fast.text.examples import TokenizedPair, TokenizedRow
+from bayesrm_fast.text.examples import SegmentedRow, TokenizedPair, TokenizedRow
 from bayesrm_fast.text.joining import Joining
 from bayesrm_fast.text.records import Candidates, all_pairs, checked_rows
+from bayesrm_fast.text.segments import STEP_SEPARATOR, SegmentEncoder
+from bayesrm_fast.text.steps import stepwise_responses
 from bayesrm_fast.text.texts import Text
 
 
@@ -42,17 +45,22 @@ class RewardModel:
 
     Args:
         model: a `PeftModel` with one active LoRA adapter, or with `virtual_rank` any model; used where it is and left
-            as it was found. A sequence classifier, or with a `readout` for it a module of one's own.
+            as it was found. A sequence classifier; a token classifier, which scores the segments of responses; or with
+            a `readout` for it a module of one's own.
         tokenizer: a fast tokenizer. With a chat template it renders conversations by it; otherwise see `Joiner`.
         output_weights: weight of each of the model's outputs in the reward, `[num_labels]`. Needed where the model has
-            several outputs; 1 where it has one, or a `readout` of its own.
+            several outputs; 1 where it has one, or a `readout` of its own. Two outputs of a token classifier are those
+            of a wrong and of a correct step, and by default the log-odds are scored, (−1, 1).
         readout: what of the model's output is scored: `TensorReadout()` for a model that gives its rewards as a tensor.
-            Default: `PooledReadout(output_weights)`, for sequence classifiers.
+            Default: `PooledReadout(output_weights)` for sequence classifiers, `TokenReadout(output_weights)` for token
+            classifiers.
         max_length: tokens at which a row is cut (`TextEncoder` says how). Default: what tokenizer and model accept, at
             most 4,096.
         joining: how prompt and response become one text: "template", "pair", "blank line", "concatenate" or a function
             of both (`Joiner`). Default: as the model was trained, where its files say, else by its tokenizer.
         appends_eos: whether rows end in the tokenizer's eos. Default: as for `joining`.
+        step_separator: what stands after each step of a response, for token classifiers: one token, at which the step
+            is read, or "" for nothing. Default: a line break, as in trl. `SegmentEncoder` says how steps are joined.
         max_batch_tokens: tokens of one batch, padding included. Default: 4,096 on a CPU, on a GPU what two short trials
             say of its free memory. Smaller batches follow by themselves where memory runs out.
         virtual_rank: rows of each virtual adapter's A, which `fit` finds in the inputs of the layers; the reward stays
@@ -77,6 +85,7 @@ class RewardModel:
         max_length: int | None = None,
         joining: Joining | None = None,
         appends_eos: bool | None = None,
+        step_separator: str | None = None,
         max_batch_tokens: int | None = None,
     ) -> None:
         model = getattr(model, "_orig_mod", model)  # of torch.compile, whose graph has no taps
@@ -92,11 +101,21 @@ class RewardModel:
         labels = 1 if readout is not None else self._outputs()
         if readout is not None and output_weights is not None:
             raise InputError("output_weights are for sequence classifiers; a readout of its own weighs by itself")
+        of_tokens = is_token_classifier(model)
+        if output_weights is None and of_tokens and labels == len(LOG_ODDS):
+            output_weights = LOG_ODDS
         self.output_weights = checked_output_weights(output_weights, labels)
-        self.readout: Readout = PooledReadout(self.output_weights) if readout is None else readout
+        by_default = TokenReadout(self.output_weights) if of_tokens else PooledReadout(self.output_weights)
+        self.readout: Readout = by_default if readout is None else readout
+        self.can_be_saved = type(self.readout) is type(by_default)
         longest = default_max_length(tokenizer, most_tokens(model)) if max_length is None else max_length
         check_length(model, longest)
         self.encoder = TextEncoder(tokenizer, longest, joining, appends_eos)
+        self.segments: SegmentEncoder | None = None
+        if isinstance(self.readout, TokenReadout):
+            self.segments = SegmentEncoder(self.encoder, STEP_SEPARATOR if step_separator is None else step_separator)
+        elif step_separator is not None:
+            raise InputError(f"step_separator is for token classifiers, and {class_name(model)} is none")
         if max_batch_tokens is not None and max_batch_tokens < 1:
             raise InputError(f"max_batch_tokens must be positive, not {max_batch_tokens}")
         device = next(model.parameters()).device
@@ -156,6 +175,34 @@ class RewardModel:
         tools = [one.tools for one in sets for _ in one.responses]
         return self.encoder.encode(prompts, [response for one in sets for response in one.responses], where, tools)
 
+    def tokenize_steps(
+        self, responses: Iterable[Any], source: str = "responses", *, labelled: bool = False
+    ) -> list[SegmentedRow]:
+        """The same for responses in steps, of a token classifier.
+
+        Args:
+            responses: `StepwiseResponse`, or rows in trl's stepwise form: `prompt`, `completions` and perhaps `labels`.
+            source: what an error calls them.
+            labelled: whether labels must be there.
+
+        Raises:
+            InputError: responses that cannot be read, or a model that scores whole ones.
+        """
+        return self.segment_encoder.encode_steps(stepwise_responses(responses, source, labelled=labelled))
+
+    @property
+    def segment_encoder(self) -> SegmentEncoder:
+        """Of a token classifier; raises InputError for a model that scores whole responses."""
+        if self.segments is None:
+            raise InputError(
+                f"{class_name(self.model)} scores whole responses: for segments and steps load a token classifier "
+                "(AutoModelForTokenClassification), or give readout=TokenReadout(output_weights)"
+            )
+        return self.segments
+
+    def _row_frame(self) -> RowFrame:
+        return row_frame(self.encoder, is_told_where=self.segments is not None)
+
     @property
     @exclusive
     def shortcuts(self) -> Shortcuts:
@@ -166,7 +213,7 @@ class RewardModel:
                 self.readout,
                 self.collator,
                 max_length=self.encoder.max_length,
-                frame=row_frame(self.encoder),
+                frame=self._row_frame(),
             )
         return self._shortcuts
 
@@ -203,7 +250,7 @@ class RewardModel:
         tapped = TappedModel(Forward(self.model, self.readout, self.shortcuts), taps)
         budget = self._budget
         if budget is None:
-            budget = measured_budget(tapped, self.encoder.max_length, self.collator, row_frame(self.encoder))
+            budget = measured_budget(tapped, self.encoder.max_length, self.collator, self._row_frame())
             self._budget = budget if taps else None  # a pass without taps keeps nothing, and says nothing of one with
         return Passes(tapped, self.collator, budget)
 

@@ -18,7 +18,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from bayesrm_fast.model.layers import last_layer
 from bayesrm_fast.text.batches import TokenBatch
 
-ScoredToken = Literal["first", "last"]
+ScoredToken = Literal["first", "last", "read"]
 
 PREFIX = "bayesrm_scored_token_"
 """Of the attention functions' names. Each batch has its own, because models in other threads run theirs."""
@@ -56,14 +56,17 @@ def scored_token_alone(model: nn.Module, batch: TokenBatch, token: ScoredToken) 
     Args:
         model: for which `is_separable` holds.
         batch: that will run.
-        token: "first", or "last": the last that is no padding token, as transformers finds it.
+        token: "first"; "last": the last that is no padding token, as transformers finds it; or "read": those at which
+            the batch says that each row is read.
     """
     layer = last_layer(model)
     assert layer is not None
-    rows = torch.arange(batch.input_ids.shape[0], dtype=torch.int64, device=batch.input_ids.device)
+    rows = torch.arange(batch.input_ids.shape[0], dtype=torch.int64, device=batch.input_ids.device)[:, None]
     at = torch.zeros_like(rows)
-    if token == "last":
-        at = (batch.input_ids != batch.pad_token_id).long().cumsum(1).argmax(1)
+    if token == "read" and batch.read_at is not None:  # the readout refuses a batch that does not say
+        at = batch.read_at
+    elif token == "last":
+        at = (batch.input_ids != batch.pad_token_id).long().cumsum(1).argmax(1, keepdim=True)
     with contextlib.ExitStack() as stack:
         block = feed_forward(layer)
         if block is not None:
@@ -94,19 +97,26 @@ def _replaced(owner: nn.Module, name: str, method: Callable[..., Any]) -> Iterat
         vars(owner).update(own)
 
 
-def _scatter(computed: Tensor, length: int, rows: Tensor, at: Tensor) -> Tensor:  # (B, …) -> (B, length, …)
-    return computed.new_zeros(len(rows), length, *computed.shape[1:]).index_put((rows, at), computed)
+def _scatter(computed: Tensor, length: int, rows: Tensor, at: Tensor) -> Tensor:  # (B, S, …) -> (B, length, …)
+    return computed.new_zeros(len(rows), length, *computed.shape[2:]).index_put((rows, at), computed)
 
 
-def _at_scored_tokens(whole: Callable[[Tensor], Tensor], rows: Tensor, at: Tensor) -> Callable[[Tensor], Tensor]:
+def _at_scored_tokens(
+    whole: Callable[[Tensor], Tensor],
+    rows: Tensor,  # shape: (B, 1)
+    at: Tensor,  # shape: (B, S)
+) -> Callable[[Tensor], Tensor]:
     def run(hidden: Tensor) -> Tensor:  # shape: (B, T, d)
         row, position = rows.to(hidden.device), at.to(hidden.device)
-        return _scatter(whole(hidden[row, position][:, None])[:, 0], hidden.shape[1], row, position)
+        return _scatter(whole(hidden[row, position]), hidden.shape[1], row, position)
 
     return run
 
 
-def _for_scored_queries(rows: Tensor, at: Tensor) -> Callable[..., tuple[Tensor, None]]:
+def _for_scored_queries(
+    rows: Tensor,  # shape: (B, 1)
+    at: Tensor,  # shape: (B, S)
+) -> Callable[..., tuple[Tensor, None]]:
     def attend(
         module: nn.Module,
         query: Tensor,  # shape: (B, H, T, D)
@@ -121,11 +131,11 @@ def _for_scored_queries(rows: Tensor, at: Tensor) -> Callable[..., tuple[Tensor,
         if attention_mask is None and causal:
             seen = position + key.shape[2] - query.shape[2]
             places = torch.arange(key.shape[2], dtype=torch.int64, device=query.device)
-            attention_mask = (places <= seen[:, None])[:, None, None]
+            attention_mask = (places <= seen[:, :, None])[:, None]
         elif attention_mask is not None and attention_mask.shape[2] > 1:
-            attention_mask = attention_mask.expand(len(row), -1, -1, -1)[row, :, position][:, :, None]
-        scored = query[row, :, position][:, :, None]
+            attention_mask = attention_mask.expand(len(row), -1, -1, -1)[row, :, position].transpose(1, 2)
+        scored = query[row, :, position].transpose(1, 2)
         found, _ = sdpa_attention_forward(module, scored, key, value, attention_mask, is_causal=False, **options)
-        return _scatter(found[:, 0], query.shape[2], row, position), None
+        return _scatter(found, query.shape[2], row, position), None
 
     return attend

@@ -139,16 +139,17 @@ def _refusal(passes: Passes, rows: Sequence[TokenizedRow], shared: int) -> str |
     beginning = passes.collate([rows[0].part(0, shared)])
     following = passes.collate([row.part(shared, None) for row in rows])
     try:
-        _, (found,) = run_after(passes.tapped, beginning, following, unit_cotangent, KeptGradients)
-        _, (expected,) = passes.tapped.run(passes.collate(rows), unit_cotangent, KeptGradients)
+        _, found = run_after(passes.tapped, beginning, following, unit_cotangent, KeptGradients)
+        _, expected = passes.tapped.run(passes.collate(rows), unit_cotangent, KeptGradients)
     except ERRORS as failure:
         if is_out_of_memory(failure):
             raise
         return f"{type(failure).__name__}: {str(failure).splitlines()[0] if str(failure) else ''}"
     error = norm = 0.0
-    for site, gradient in expected.by_site.items():
-        error = math.hypot(error, float((found.by_site[site] - gradient).double().norm()))
-        norm = math.hypot(norm, float(gradient.double().norm()))
+    for shared_one, whole_one in zip(found, expected, strict=True):
+        for site, gradient in whole_one.by_site.items():
+            error = math.hypot(error, float((shared_one.by_site[site] - gradient).double().norm()))
+            norm = math.hypot(norm, float(gradient.double().norm()))
     rounding = max(torch.finfo(dtype).eps for dtype in {*dtypes, torch.float32} if dtype.is_floating_point) ** 0.5
     return None if error <= rounding * norm else f"its gradients differ by {error:.1e} of {norm:.1e}"
 

@@ -36,7 +36,7 @@ def groups_that_save(
 ) -> list[Group]:
     """The groups of rows that save the most tokens by sharing their beginning.
 
-    A row keeps at least the last token that is no padding token, because its reward is read there.
+    A row keeps at least the last token that is no padding token and those at which it is read.
 
     Args:
         rows: of whatever prompts; rows of several may share what these have in common, too.
@@ -46,7 +46,7 @@ def groups_that_save(
     """
     inputs = [_inputs(row) for row in rows]
     order = sorted(range(len(rows)), key=lambda i: inputs[i])
-    kept = [_last_real(rows[i].input_ids, pad_token_id) for i in order]
+    kept = [min((_last_real(rows[i].input_ids, pad_token_id), *(rows[i].read_at or ()))) for i in order]
     lengths = [len(rows[i].input_ids) for i in order]
     chosen: list[tuple[int, int, int, float]] = []  # start, stop, shared and saved tokens, in their order
     for depth, start, stop in _alike([_common(inputs[a], inputs[b]) for a, b in itertools.pairwise(order)]):

@@ -43,15 +43,17 @@ class RowFrame:
         begins, ends: special tokens at the ends of every row, such as the eos at which an encoder-decoder is read.
         reserved: token ids that no row has in between.
         has_types: whether rows have token types.
+        is_told_where: whether rows say at which token they are read; the trial rows are read at their last one.
     """
 
     begins: tuple[int, ...] = ()
     ends: tuple[int, ...] = ()
     reserved: frozenset[int] = frozenset()
     has_types: bool = False
+    is_told_where: bool = False
 
 
-def row_frame(encoder: TextEncoder) -> RowFrame:
+def row_frame(encoder: TextEncoder, is_told_where: bool = False) -> RowFrame:
     """What rows of an encoder have in common."""
     tokenizer = encoder.tokenizer
     has_types = "token_type_ids" in tokenizer.model_input_names
@@ -59,9 +61,9 @@ def row_frame(encoder: TextEncoder) -> RowFrame:
     ids = encoder.encode(["a"], ["a"])[0].input_ids
     special = [token in reserved and token != tokenizer.unk_token_id for token in ids]
     if all(special):
-        return RowFrame(reserved=reserved, has_types=has_types)
+        return RowFrame(reserved=reserved, has_types=has_types, is_told_where=is_told_where)
     first, last = special.index(False), special[::-1].index(False)
-    return RowFrame(tuple(ids[:first]), tuple(ids[len(ids) - last :]), reserved, has_types)
+    return RowFrame(tuple(ids[:first]), tuple(ids[len(ids) - last :]), reserved, has_types, is_told_where)
 
 
 def find_shortcuts(
@@ -127,7 +129,7 @@ def _exact(
     elif not is_separable(model):
         reasons["scored_token"] = "neither its last layer's attention nor its feed-forward block is one call"
     else:
-        tokens: tuple[ScoredToken, ...] = ("last", "first")
+        tokens: tuple[ScoredToken, ...] = ("read",) if trials[0].is_told_where else ("last", "first")
         refusals = {token: _refusal(trials, _at(replace(plain, scored_token=token))) for token in tokens}
         exact = [token for token in tokens if refusals[token] is None]
         if exact:
@@ -183,6 +185,7 @@ class _Trial:
     ) -> None:
         self.model, self.readout, self.collate = model, readout, collate
         self.rows = random_rows(frame, lengths, collate)
+        self.is_told_where = frame.is_told_where
         self.tokens_first = False
         plain = Forward(model, readout)
         try:
@@ -258,7 +261,8 @@ def random_rows(frame: RowFrame, lengths: Sequence[int], collate: Collator) -> l
     for ids, length in zip(drawn, lengths, strict=True):
         inner = max(length - len(frame.begins) - len(frame.ends), 1)
         row = [*frame.begins, *ids[:inner], *frame.ends]
-        rows.append(TokenizedRow(row, [0] * len(row) if frame.has_types else None, False))
+        read_at = (len(row) - 1,) if frame.is_told_where else None
+        rows.append(TokenizedRow(row, [0] * len(row) if frame.has_types else None, False, read_at=read_at))
     return rows
 
 

@@ -214,6 +214,8 @@ class TapPass:
             flat = flat.float() / scale
         if x.dim() == 2:  # a pooler, a head, or scored tokens alone: one vector a row
             return flat, self.row_offsets
+        if x.shape[1] < self.batch.input_ids.shape[1]:  # the tokens at which rows are read, alone
+            return flat, self.row_offsets * x.shape[1]
         return (flat if self.mask is None else flat[self.mask.to(x.device).reshape(-1)]), self.token_offsets
 
     def _scored_tokens(self, a: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:

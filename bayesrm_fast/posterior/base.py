@@ -30,6 +30,7 @@ class ModelRecord:
         joining: how prompt and response were joined, "a function" for one of one's own; None for what the model's files
             say.
         appends_eos: whether rows ended in eos; None for what the files say.
+        step_separator: what stood after each step; None for a model that scores whole responses.
     """
 
     base_model: str
@@ -40,6 +41,7 @@ class ModelRecord:
     pad_token_id: int | None = field(default=None, kw_only=True)
     joining: str | None = field(default=None, kw_only=True)
     appends_eos: bool | None = field(default=None, kw_only=True)
+    step_separator: str | None = field(default=None, kw_only=True)
 
     @property
     def fingerprint_sha256(self) -> str:
@@ -59,8 +61,9 @@ class FitRecord(ModelRecord):
     Attributes:
         structure: "kfac", "ekfac" or "ggn".
         rank: eigenvectors kept, of each large side (kfac, ekfac) or of the whole GGN (ggn); None for all.
-        pairs: number of preference pairs.
-        log_likelihood: `Σ log σ(r_chosen − r_rejected)` of the fitted pairs; None where nobody said which is better.
+        pairs: number of preference pairs, or of labelled steps.
+        log_likelihood: `Σ log σ(r_chosen − r_rejected)` of the fitted pairs, or that of the steps' labels; None where
+            nobody said which is better.
         squared_norm: `‖θ‖²` of the weights that the posterior is over.
         versions: of the libraries that fitted it.
     """

@@ -96,7 +96,7 @@ class PosteriorRecord(FitRecord, Record):
             raise InputError(f"{first} cannot be {getattr(self, first)!r:.60}")
 
 
-FILES = RecordFiles("a posterior", "posterior.json", "posterior.safetensors", format=4, schema=PosteriorRecord)
+FILES = RecordFiles("a posterior", "posterior.json", "posterior.safetensors", format=5, schema=PosteriorRecord)
 
 
 def save_posterior(posterior: Posterior, folder: Path) -> None:

@@ -4,10 +4,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from peft import PeftConfig, PeftModel, get_peft_model_state_dict
+from peft import PeftConfig, PeftModel, TaskType, get_peft_model_state_dict
 from peft.utils.other import ModulesToSaveWrapper
 from safetensors import SafetensorError, safe_open
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from bayesrm_fast.errors import InputError, named
 from bayesrm_fast.model.head import HEADS
@@ -28,23 +35,26 @@ def load_model(
     Args:
         name: a folder or a hub name.
         tokenizer_folder: where a tokenizer is preferred from, if it holds one.
-        model_options: for `AutoModelForSequenceClassification.from_pretrained`.
+        model_options: for the `from_pretrained` of transformers' auto class.
 
     Raises:
         InputError: no model, one whose weights are not all there, or one of remote code without `trust_remote_code`.
     """
-    model, tokenizer, absent = _loaded(f"the model {name}", str(name), tokenizer_folder, None, model_options)
+    model, tokenizer, absent = _loaded(f"the model {name}", str(name), tokenizer_folder, None, None, model_options)
     if absent:
         raise InputError(f"{name} is no reward model: it lacks {named(absent)}, which would be random")
     return model.eval(), tokenizer
 
 
-def load_adapter(folder: Path, **model_options: Any) -> tuple[PeftModel, PreTrainedTokenizerBase]:
+def load_adapter(
+    folder: Path, of_tokens: bool = False, **model_options: Any
+) -> tuple[PeftModel, PreTrainedTokenizerBase]:
     """Load a LoRA adapter on its base model, and its tokenizer.
 
     Args:
         folder: for which `has_adapter_files` holds.
-        model_options: for `AutoModelForSequenceClassification.from_pretrained`; `revision` is the base model's, by
+        of_tokens: whether it is known to be of a token classifier, where its own task type may not say so.
+        model_options: for the `from_pretrained` of transformers' auto class; `revision` is the base model's, by
             default the one that the adapter names.
 
     Raises:
@@ -61,7 +71,9 @@ def load_adapter(folder: Path, **model_options: Any) -> tuple[PeftModel, PreTrai
     labels = _labels(shapes)
     if labels == 0:
         raise InputError(f"{folder / ADAPTER_TENSORS} holds a score head without outputs")
-    model, tokenizer, absent = _loaded(f"the adapter's base model {base}", base, folder, labels, model_options)
+    what = f"the adapter's base model {base}"
+    task = TaskType.TOKEN_CLS if of_tokens else config.task_type
+    model, tokenizer, absent = _loaded(what, base, folder, labels, task, model_options)
     random = [name for name in absent if name not in shapes]
     if random:
         raise InputError(
@@ -142,7 +154,12 @@ def _check_all_loaded(model: PeftModel, name: str, folder: Path, shapes: Mapping
 
 
 def _loaded(
-    what: str, name: str, tokenizer_folder: Path | None, labels: int | None, options: dict[str, Any]
+    what: str,
+    name: str,
+    tokenizer_folder: Path | None,
+    labels: int | None,
+    task: str | None,
+    options: dict[str, Any],
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, list[str]]:
     """A model, its tokenizer, and the names of those weights that were not there and are random."""
     for folder in (Path(name), tokenizer_folder):
@@ -151,7 +168,7 @@ def _loaded(
     trusted = options.setdefault("trust_remote_code", False)  # None would ask on the terminal
     found = {**hub_options(options), "trust_remote_code": trusted}
     with naming_damage(what, name, MODEL_FILES):
-        model, loading = AutoModelForSequenceClassification.from_pretrained(
+        model, loading = _auto_class(name, task, found).from_pretrained(
             name, output_loading_info=True, **options, **({} if labels is None else {"num_labels": labels})
         )
     place, options_there = name, found
@@ -164,6 +181,15 @@ def _loaded(
         _ = tokenizer.all_special_ids  # and one whose special tokens have no ids
     reshaped = [key for key, *_ in loading["mismatched_keys"]]
     return model, tokenizer, sorted({*loading["missing_keys"], *reshaped})
+
+
+def _auto_class(name: str, task: str | None, options: dict[str, Any]) -> Any:
+    """What an adapter was trained on, else what a model says that it is."""
+    if task == TaskType.TOKEN_CLS:
+        return AutoModelForTokenClassification
+    said = [] if task == TaskType.SEQ_CLS else AutoConfig.from_pretrained(name, **options).architectures or []
+    of_tokens = any(architecture.endswith("ForTokenClassification") for architecture in said)
+    return AutoModelForTokenClassification if of_tokens else AutoModelForSequenceClassification
 
 
 def _adapter_config(folder: Path) -> PeftConfig:

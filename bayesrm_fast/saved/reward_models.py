@@ -42,7 +42,7 @@ class SavedFit:
     virtual: VirtualRecord | None = None
     posterior: Posterior | None = None
 
-    def joined_as(self, joining: Joining | None, appends_eos: bool | None) -> Self:
+    def joined_as(self, joining: Joining | None, appends_eos: bool | None, step_separator: str | None) -> Self:
         """Without a posterior whose rows were joined otherwise than is asked for; None asks for nothing.
 
         Raises:
@@ -56,7 +56,11 @@ class SavedFit:
                 f"the posterior in {self.folder} was fitted on rows joined by a function: give it as joining"
             )
         asked = A_FUNCTION if callable(joining) else joining
-        is_same = asked in (None, record.joining) and appends_eos in (None, record.appends_eos)
+        is_same = (
+            asked in (None, record.joining)
+            and appends_eos in (None, record.appends_eos)
+            and step_separator in (None, record.step_separator)
+        )
         return self if is_same else replace(self, posterior=None)
 
     def restored(self, model: RewardModel) -> tuple[VirtualAdapter | None, Posterior | None]:
@@ -129,7 +133,7 @@ def load_reward_model(
         makes_virtual: whether virtual adapters will be made anew: saved ones, and a posterior, are then left.
         output_weights: None for those of the posterior.
         device: where the model goes. Default: a GPU where there is one. Ignored with `device_map`.
-        model_options: for `AutoModelForSequenceClassification.from_pretrained`. `revision` is that of what `path` names
+        model_options: for the `from_pretrained` of transformers' auto class. `revision` is that of what `path` names
             on the hub; for a folder, of the base model that its adapter names.
 
     Raises:
@@ -142,7 +146,8 @@ def load_reward_model(
     model: Any
     fit = SavedFit(folder) if folder is None or makes_virtual else read_fit(folder, output_weights)
     if folder is not None and has_adapter_files(folder, or_fail=not makes_virtual and fit.virtual is None):
-        model, tokenizer = load_adapter(folder, **model_options)
+        of_tokens = fit.posterior is not None and fit.posterior.record.step_separator is not None
+        model, tokenizer = load_adapter(folder, of_tokens, **model_options)
     else:
         source = _model_name(source)
         model, tokenizer = load_model(source, folder, **model_options)

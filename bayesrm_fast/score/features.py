@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from bayesrm_fast.errors import InputError
-from bayesrm_fast.model.passes import Passes, Progress, unit_cotangent
+from bayesrm_fast.model.passes import Passes, Progress, rewards_in, unit_cotangent
 from bayesrm_fast.model.shared_backward import over_examples
 from bayesrm_fast.model.token_budget import free_bytes
 from bayesrm_fast.posterior.base import Posterior
@@ -26,7 +26,7 @@ PAIRS_AT_ONCE = 64
 
 @dataclass(frozen=True)
 class WhitenedGradients:
-    """`Σ^½ J` of n rewards, in parts on the CPU.
+    """`Σ^½ J` of n rewards, or of the n scalars of several rows, in parts on the CPU.
 
     Attributes:
         mean: the rewards `[n]`.
@@ -39,6 +39,16 @@ class WhitenedGradients:
     exact: list[Tensor]
     sketched: Tensor | None
     squared_norms: Tensor
+
+    def split(self, size: int) -> "list[WhitenedGradients]":
+        """Those of every `size` scalars one after another."""
+        parts = [part.split(size) for part in self.exact]
+        pieces = zip(self.mean.split(size), self.squared_norms.split(size), strict=True)
+        sketches = None if self.sketched is None else self.sketched.split(size)
+        return [
+            WhitenedGradients(mean, [part[i] for part in parts], None if sketches is None else sketches[i], norms)
+            for i, (mean, norms) in enumerate(pieces)
+        ]
 
     def covariance(self) -> tuple[Tensor, float | None]:  # shape: (n, n), float64
         """Of the rewards, with an exact diagonal; and the root mean square of the sketch's relative error, if any.
@@ -103,16 +113,29 @@ def whitened_gradients(
     outside: Outside = "auto",
     progress: Progress | None = None,
 ) -> WhitenedGradients:
-    """Gradients of the rows' rewards, in the order of the rows.
+    """The same of rows with one scalar each, their rewards; raises InputError where a readout gives several."""
+    found = gradients_of_scalars(passes, rows, posterior, outside, progress)
+    rewards_in(found.mean.view(len(rows), -1))
+    return found
+
+
+def gradients_of_scalars(
+    passes: Passes,
+    rows: Sequence[TokenizedRow],
+    posterior: Posterior,
+    outside: Outside = "auto",
+    progress: Progress | None = None,
+) -> WhitenedGradients:
+    """Whitened gradients of the S scalars of each row, row after row.
 
     Their part in the posterior's bases is a few numbers each; the part outside is as many as the posterior has weights,
     kept as they are or sketched. Where a sketch is narrower than the part in the bases, that is sketched too.
 
     Args:
         passes: the model.
-        rows: n of them.
+        rows: each read at as many tokens as the others.
         posterior: on the device of the passes.
-        outside: "exact", "sketch", or "auto": exact where n times the posterior's weights take no more than
+        outside: "exact", "sketch", or "auto": exact where as many gradients as there are scalars take no more than
             `SHARE_FOR_FEATURES` of the host's free memory.
         progress: told the rows done and their total.
 
@@ -122,7 +145,8 @@ def whitened_gradients(
     if outside not in get_args(Outside):
         raise InputError(f"outside must be one of {', '.join(get_args(Outside))}, not {outside!r}")
     if outside == "auto":
-        numbers = len(rows) * posterior.parameters * passes.tapped.gradient_dtype.itemsize
+        scalars = sum(len(row.read_at or (0,)) for row in rows)
+        numbers = scalars * posterior.parameters * passes.tapped.gradient_dtype.itemsize
         outside = "exact" if numbers <= SHARE_FOR_FEATURES * free_bytes(torch.device("cpu")) else "sketch"
     order: list[int] = []
     means: list[Tensor] = []
@@ -130,24 +154,25 @@ def whitened_gradients(
     sketches: list[Tensor] = []
     squared_norms: list[Tensor] = []
     for batch in over_examples(passes, rows, unit_cotangent, posterior.feature_consumer, progress):
-        order += batch.positions
-        means.append(batch.rewards.cpu())
-        few, many = batch.consumer.features()
-        inside = {f"{name}/inside": features for name, features in few.items()}
-        if outside == "sketch" and sum(features.shape[1] for features in inside.values()) > WIDTH:
-            many |= {name: features.to(passes.tapped.gradient_dtype) for name, features in inside.items()}
-            inside = {}
-        if outside == "sketch" and many:
-            sketched, norms = feature_sketch(many)
-            sketches.append(sketched.cpu())
-            squared_norms.append(norms.cpu())
-        kept.append({name: features.cpu() for name, features in (inside | many).items()})
+        for column, consumer in enumerate(batch.consumers):
+            order += [position * len(batch.consumers) + column for position in batch.positions]
+            means.append(batch.scalars[:, column].cpu())
+            few, many = consumer.features()
+            inside = {f"{name}/inside": features for name, features in few.items()}
+            if outside == "sketch" and sum(features.shape[1] for features in inside.values()) > WIDTH:
+                many |= {name: features.to(passes.tapped.gradient_dtype) for name, features in inside.items()}
+                inside = {}
+            if outside == "sketch" and many:
+                sketched, norms = feature_sketch(many)
+                sketches.append(sketched.cpu())
+                squared_norms.append(norms.cpu())
+            kept.append({name: features.cpu() for name, features in (inside | many).items()})
     back = torch.tensor(order, dtype=torch.int64, device="cpu").argsort()
     return WhitenedGradients(
         torch.cat(means)[back],
         list(_joined(kept, back)),
         torch.cat(sketches)[back] if sketches else None,
-        torch.cat(squared_norms)[back] if sketches else torch.zeros(len(rows), dtype=torch.float64, device="cpu"),
+        torch.cat(squared_norms)[back] if sketches else torch.zeros(len(order), dtype=torch.float64, device="cpu"),
     )
 
 

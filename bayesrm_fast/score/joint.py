@@ -10,7 +10,7 @@ from bayesrm_fast.errors import InputError
 from bayesrm_fast.model.passes import Passes, check_finite_variances
 from bayesrm_fast.posterior.base import Posterior
 from bayesrm_fast.posterior.probit import label_entropy, probit_probability
-from bayesrm_fast.score.features import Outside, whitened_gradients
+from bayesrm_fast.score.features import Outside, gradients_of_scalars, whitened_gradients
 from bayesrm_fast.score.variances import truncated_and_tokens
 from bayesrm_fast.text.examples import TokenizedRow, distinct
 
@@ -186,3 +186,26 @@ def joint_rewards(
     mean, covariance = features.mean[where], covariance[where][:, where].to(features.mean)
     check_finite_variances(covariance.diagonal(), rows)
     return JointRewards(mean, covariance, *truncated_and_tokens(rows), error, posterior.temperature)
+
+
+def joint_scores(
+    passes: Passes, rows: Sequence[TokenizedRow], posterior: Posterior, outside: Outside = "auto"
+) -> list[JointRewards]:
+    """For each row the joint posterior of its S scalars, by one forward pass and S backward passes over all rows.
+
+    Args:
+        passes, posterior, outside: as for `whitened_gradients`.
+        rows: each read at as many tokens as the others.
+
+    Raises:
+        InputError: what `joint_rewards` raises.
+    """
+    features = gradients_of_scalars(passes, rows, posterior, outside)
+    found = []
+    for row, own in zip(rows, features.split(len(features.mean) // len(rows)), strict=True):
+        covariance, error = own.covariance()
+        covariance = covariance.to(own.mean)
+        check_finite_variances(covariance.diagonal(), [row] * len(covariance))
+        whole = truncated_and_tokens([row] * len(covariance))
+        found.append(JointRewards(own.mean, covariance, *whole, error, posterior.temperature))
+    return found

@@ -25,7 +25,7 @@ class Waiting(Protocol):
     Attributes:
         part: itself.
         key: equal for parts that may share a call.
-        shares_beginnings: whether its rows may share their beginning with those of an equal prompt.
+        shares_beginnings: whether its rows may share their beginning with those of others.
         passed_over: batches that ran since it came into the window.
     """
 

@@ -9,7 +9,7 @@ from bayesrm_fast.errors import InputError
 from bayesrm_fast.reward_model import BayesianRewardModel
 from bayesrm_fast.text.examples import TokenizedRow
 from bayesrm_fast.text.records import checked_rows
-from bayesrm_fast.text.texts import Text, as_list, checked_text, described, is_list, key_of
+from bayesrm_fast.text.texts import Text, as_list, checked_text, described, is_list
 
 BYTES_A_TOKEN = 4
 """Of UTF-8 text: by which its tokens are reckoned until they are known. A token has hardly ever less than a byte."""
@@ -23,8 +23,8 @@ class Texts(ABC):
         """Bytes of each row, about."""
 
     @abstractmethod
-    def tokenized(self, rm: BayesianRewardModel) -> tuple[list[TokenizedRow], list[str | None]]:
-        """The rows, and the prompt of each where it has one.
+    def tokenized(self, rm: BayesianRewardModel) -> list[TokenizedRow]:
+        """The rows.
 
         Raises:
             InputError: text that cannot be read.
@@ -54,7 +54,7 @@ class Responses(Texts):
             raise InputError(f"responses must be a list, not {described(responses)}")
         return checked_rows([prompt] * len(responses), responses)
 
-    def tokenized(self, rm: BayesianRewardModel) -> tuple[list[TokenizedRow], list[str | None]]:
+    def tokenized(self, rm: BayesianRewardModel) -> list[TokenizedRow]:
         """See `Texts`."""
         return _encoded(rm, *self.checked())
 
@@ -73,16 +73,13 @@ class Rows(Texts):
             return []
         return [_bytes(prompt) + _bytes(response) for prompt, response in zip(prompts, responses, strict=False)]
 
-    def tokenized(self, rm: BayesianRewardModel) -> tuple[list[TokenizedRow], list[str | None]]:
+    def tokenized(self, rm: BayesianRewardModel) -> list[TokenizedRow]:
         """See `Texts`."""
         return _encoded(rm, *checked_rows(self.prompts, self.responses))
 
 
-def _encoded(
-    rm: BayesianRewardModel, prompts: list[Text], responses: list[Text]
-) -> tuple[list[TokenizedRow], list[str | None]]:
-    rows = rm.encoder.encode(prompts, responses, numbered("response", len(prompts)))
-    return rows, [key_of(prompt) for prompt in prompts]
+def _encoded(rm: BayesianRewardModel, prompts: list[Text], responses: list[Text]) -> list[TokenizedRow]:
+    return rm.encoder.encode(prompts, responses, numbered("response", len(prompts)))
 
 
 @dataclass(frozen=True)
@@ -98,7 +95,7 @@ class Rendered(Texts):
             return []
         return [BYTES_A_TOKEN * len(text) if is_list(text) else _bytes(text) for text in self.texts]
 
-    def tokenized(self, rm: BayesianRewardModel) -> tuple[list[TokenizedRow], list[str | None]]:
+    def tokenized(self, rm: BayesianRewardModel) -> list[TokenizedRow]:
         """See `Texts`."""
         if not is_list(self.texts):
             raise InputError(f"texts must be a list, not {described(self.texts)}")
@@ -106,14 +103,12 @@ class Rendered(Texts):
             raise InputError("there is nothing to score: the list is empty")
         where = numbered("text", len(self.texts))
         if all(is_list(text) for text in self.texts):
-            rows = rm.encoder.encode_ids(self.texts, where)
-            return rows, [None] * len(rows)
+            return rm.encoder.encode_ids(self.texts, where)
         for text, name in zip(self.texts, where, strict=True):
             if not isinstance(text, str):
                 raise InputError(f"{name} must be a string, not {described(text)}")
             checked_text(text, name)
-        rows = rm.encoder.encode_rendered(self.texts, add_special_tokens=self.add_special_tokens, where=where)
-        return rows, [None] * len(rows)
+        return rm.encoder.encode_rendered(self.texts, add_special_tokens=self.add_special_tokens, where=where)
 
 
 def numbered(name: str, count: int) -> list[str]:

@@ -29,11 +29,9 @@ class Part:
 
     Attributes:
         rows: at least one.
-        prompt: rows of equal ones may share their beginning; None where there is nothing to share.
     """
 
     rows: Sequence[TokenizedRow]
-    prompt: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +56,7 @@ class Work(ABC, Generic[P, R]):
 
     Attributes:
         texts: that it asks of.
-        shares_beginnings: whether rows of one prompt may share their beginning in a call.
+        shares_beginnings: whether rows that begin alike may share that in a call.
     """
 
     texts: Texts
@@ -100,7 +98,7 @@ class Means(Work[Part, RewardScores]):
 
     def prepare(self, rm: BayesianRewardModel) -> list[Part]:
         """See `Work`."""
-        return [Part([row], prompt) for row, prompt in zip(*self.texts.tokenized(rm), strict=True)]
+        return [Part([row]) for row in self.texts.tokenized(rm)]
 
     def run(self, rm: BayesianRewardModel, passes: Passes, parts: Sequence[Part]) -> list[Tensor]:
         """See `Work`."""
@@ -121,7 +119,7 @@ class Scores(Work[Part, RewardScores]):
     def prepare(self, rm: BayesianRewardModel) -> list[Part]:
         """See `Work`."""
         rm.fitted  # noqa: B018  (raises where there is none)
-        return [Part([row]) for row in self.texts.tokenized(rm)[0]]
+        return [Part([row]) for row in self.texts.tokenized(rm)]
 
     def run(self, rm: BayesianRewardModel, passes: Passes, parts: Sequence[Part]) -> list[tuple[Tensor, Tensor]]:
         """See `Work`."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from bayesrm_fast.errors import InputError
-from bayesrm_fast.text.examples import Example
+from bayesrm_fast.text.examples import Example, TokenizedRow
 
 
 @dataclass(frozen=True)
@@ -20,6 +20,7 @@ class TokenBatch:
     token_type_ids: Tensor | None  # shape: (B, T), int64
     pad_token_id: int
     signs: tuple[float, ...]
+    read_at: Tensor | None = None  # shape: (B, S), int64; None for models that find the token themselves
 
     def model_inputs(self) -> dict[str, Tensor]:
         """The keyword arguments of a transformers forward."""
@@ -134,4 +135,9 @@ class Collator:
             token_type_ids=padded([row.token_type_ids or [] for row in rows], 0) if has_types else None,
             pad_token_id=fill,
             signs=examples[0].signs,
+            read_at=self._read_at(rows),
         )
+
+    def _read_at(self, rows: Sequence[TokenizedRow]) -> Tensor | None:  # shape: (B, S)
+        found = [row.read_at for row in rows if row.read_at is not None]
+        return torch.tensor(found, dtype=torch.int64, device=self.device) if found else None

@@ -85,7 +85,7 @@ class TextEncoder:
         joined = [self.joiner.join(*one) for one in given]
         self.joiner.warn_of_another(list(map(is_plain_text, prompts, responses)), stacklevel=3)
         self.joiner.warn_of_rendered(prompts, where, stacklevel=3)
-        encoded = self._tokenize(joined)
+        encoded = self.encodings(joined)
         return [self._cut(encoded[i], joined[i].boundary, where[i]) for i in range(len(joined))]
 
     def encode_pairs(self, pairs: Sequence[PreferencePair]) -> list[TokenizedPair]:
@@ -116,7 +116,7 @@ class TextEncoder:
         """
         boundary = None if self.joining == "pair" else 0
         joined = [Joined(text, has_specials=not add_special_tokens, boundary=boundary) for text in texts]
-        encoded = self._tokenize(joined)
+        encoded = self.encodings(joined)
         return [self._cut(one, boundary, name) for one, name in zip(encoded, where, strict=True)]
 
     def encode_ids(self, ids: Sequence[Sequence[int]], where: Sequence[str]) -> list[TokenizedRow]:
@@ -154,7 +154,7 @@ class TextEncoder:
                 texts, partners, add_special_tokens=add_special_tokens, truncation=False, padding=False, verbose=False
             )
 
-    def _tokenize(self, rows: Sequence[Joined]) -> list[Any]:
+    def encodings(self, rows: Sequence[Joined]) -> list[Any]:
         """Encodings with offsets, of rows of a kind in one call."""
         found: list[Any] = [None] * len(rows)
         kinds = {(row.partner is None, row.has_specials) for row in rows}
@@ -168,17 +168,21 @@ class TextEncoder:
                 found[i] = encoding
         return found
 
+    def parts(self, encoding: Any, boundary: int | None) -> list[int | None]:
+        """Of each token 0 in the prompt, 1 in the response, and None for a special one at the row's ends."""
+        if boundary is None:
+            part: list[int | None] = encoding.sequence_ids
+            return part
+        ids, specials = encoding.ids, set(self.tokenizer.all_special_ids)
+        ends = [i for i in (0, len(ids) - 1) if ids[i] in specials]
+        return [None if i in ends else int(stop > boundary) for i, (_, stop) in enumerate(encoding.offsets)]
+
     def _cut(self, encoding: Any, boundary: int | None, where: str) -> TokenizedRow:
         ids, types = encoding.ids, encoding.type_ids
         uses_types = "token_type_ids" in self.tokenizer.model_input_names
         surplus = len(ids) - self.max_length
         if surplus > 0:
-            if boundary is None:
-                part = encoding.sequence_ids
-            else:
-                part = [int(stop > boundary) for _, stop in encoding.offsets]
-                specials = set(self.tokenizer.all_special_ids)
-                part = [None if i in (0, len(ids) - 1) and ids[i] in specials else part[i] for i in range(len(ids))]
+            part = self.parts(encoding, boundary)
             in_prompt = [i for i, of in enumerate(part) if of == 0]
             in_response = [i for i, of in enumerate(part) if of == 1]
             room = self.max_length - (len(ids) - len(in_prompt) - len(in_response))

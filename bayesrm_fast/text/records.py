@@ -76,7 +76,7 @@ class Candidates:
     tools: Tools | None = None
 
 
-class _Row:
+class Row:
     """One row by its columns, whether a record of ours, a mapping or a table's row.
 
     Args:
@@ -186,7 +186,7 @@ def iter_preference_pairs(rows: Iterable[Any], source: str = "pairs", first: int
     """
     tell = _ToldOnce()
     for number, given in enumerate(as_rows(rows, source), start=first):
-        row = _Row(given, ("prompt", "chosen", "rejected"), f"{source}, row {number}")
+        row = Row(given, ("prompt", "chosen", "rejected"), f"{source}, row {number}")
         found = row.texts({name: row.get(name) for name in ("chosen", "rejected")}, may_be_alone=True)
         tell(found.warning, row.where)
         chosen, rejected = found.responses
@@ -225,7 +225,7 @@ def iter_candidate_sets(rows: Iterable[Any], source: str = "candidates", first: 
     """
     tell = _ToldOnce()
     for number, given in enumerate(as_rows(rows, source), start=first):
-        row = _Row(given, ("prompt", "responses"), f"{source}, row {number}")
+        row = Row(given, ("prompt", "responses"), f"{source}, row {number}")
         where = row.where
         responses = as_list(row.get("responses"))
         if not is_list(responses):
@@ -291,7 +291,7 @@ def iter_pools(rows: Iterable[Any], source: str = "pairs") -> Iterator[Preferenc
     if first is None:
         raise InputError(f"{source}: there are no rows")
     rows = itertools.chain([first], given)
-    if "responses" not in _Row(first, ("prompt", "chosen", "rejected"), f"{source}, row 1").columns:
+    if "responses" not in Row(first, ("prompt", "chosen", "rejected"), f"{source}, row 1").columns:
         yield from iter_preference_pairs(rows, source)
         return
     for one in iter_candidate_sets(rows, source):
@@ -351,7 +351,7 @@ def single_responses(rows: Iterable[tuple[int, Any]]) -> list[Candidates]:
     found, told = [], []
     for number, given in rows:
         where = f"row {number}"
-        row = _Row(
+        row = Row(
             dict(zip(names, given, strict=True)) if type(given) is tuple and len(given) == 2 else given, names, where
         )
         texts = row.texts({"response": row.get("response")})

@@ -3,6 +3,7 @@
 import shutil
 
 import pytest
+from tiny import tiny_steps
 
 from bayesrm_fast.text.files import read_rows, write_rows
 
@@ -91,3 +92,13 @@ def test_a_reward_that_is_nan_is_named_by_its_row(folder, tmp_path, refused, nan
     nan_at("art")
     line = refused("calibrate", folder, tmp_path / "pairs.jsonl")
     assert line == f"bayesrm: {tmp_path}/pairs.jsonl, row 3: the model's reward is NaN or infinite"
+
+
+def test_steps_calibrate_a_token_classifier(folder, step_adapter_folder, tmp_path, summary, refused):
+    for name, seed in (("steps", 0), ("held-out", 11)):
+        write_rows(tmp_path / f"{name}.jsonl", tiny_steps(seed=seed))
+    summary("fit", step_adapter_folder, tmp_path / "steps.jsonl", "--output", tmp_path / "steps")
+    found = summary("calibrate", tmp_path / "steps", tmp_path / "held-out.jsonl", "--prior-precision", "2")
+    assert found["pairs"] == sum(len(row["completions"]) for row in tiny_steps(seed=11))
+    assert found["prior_precision"] == 2.0
+    assert "scores whole responses" in refused("calibrate", folder, tmp_path / "held-out.jsonl")

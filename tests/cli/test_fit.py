@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import torch
-from tiny import tiny_pairs, words
+from tiny import tiny_pairs, tiny_steps, words
 
 from bayesrm_fast import BayesianRewardModel
 from bayesrm_fast.text.files import read_rows, write_rows
@@ -117,3 +117,37 @@ def test_rows_that_no_fit_can_use_are_told_before_the_model_is_loaded(adapter_fo
     tools = [{"type": "function", "function": {"name": "add"}}]
     write_rows(tmp_path / "sets.jsonl", [{"prompt": "above", "responses": ["act", "all"], "tools": tools}])
     assert "has tools" in refused("fit", adapter_folder, tmp_path / "sets.jsonl", "--unlabelled")
+
+
+def test_steps_are_fitted_by_a_token_classifier(
+    step_adapter_folder, adapter_folder, pairs_file, tmp_path, summary, refused
+):
+    write_rows(tmp_path / "steps.jsonl", tiny_steps())
+    told = summary("fit", step_adapter_folder, tmp_path / "steps.jsonl", "--output", tmp_path / "rm")
+    assert told["pairs"] == sum(len(row["completions"]) for row in tiny_steps())
+    assert json.loads((tmp_path / "rm" / "posterior.json").read_text())["step_separator"] == "\n"
+    options = ("--output", tmp_path / "other")
+    summary("fit", step_adapter_folder, tmp_path / "steps.jsonl", *options, "--step-separator", "art")
+    assert json.loads((tmp_path / "other" / "posterior.json").read_text())["step_separator"] == "art"
+    assert "scores whole responses" in refused(
+        "fit", adapter_folder, tmp_path / "steps.jsonl", "--output", tmp_path / "no"
+    )
+    assert "leave out --unlabelled" in refused("fit", adapter_folder, tmp_path / "steps.jsonl", "--unlabelled")
+    assert not (tmp_path / "no").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"labels": [True]}, "has 2 completions and 1 labels"),
+        ({"completions": ["act", ""]}, "is an empty step"),
+    ],
+)
+def test_bad_steps_are_refused_before_a_model_is_loaded(
+    no_model, step_adapter_folder, tmp_path, refused, change, message
+):
+    row = {"prompt": "able", "completions": ["act", "add"], "labels": [True, False]}
+    write_rows(tmp_path / "steps.jsonl", [row, row | change])
+    told = refused("fit", step_adapter_folder, tmp_path / "steps.jsonl")
+    assert message in told
+    assert "steps.jsonl, row 2" in told

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from tiny import tiny_pairs, words
+from tiny import tiny_pairs, tiny_steps, words
 
 from bayesrm_fast import BayesianRewardModel, InputError
 from bayesrm_fast.cli.resumable import CHUNK
@@ -256,3 +256,25 @@ def test_broken_models_are_refused_and_nothing_is_written(model_folder, candidat
 def test_an_adapter_without_a_posterior_is_refused(adapter_folder, candidates_file, tmp_path, refused):
     assert "there is no posterior" in refused("score", adapter_folder, candidates_file, tmp_path / "out.jsonl")
     assert not list(tmp_path.glob("out*"))
+
+
+def test_every_step_is_scored(step_adapter_folder, model_folder, tmp_path, summary, refused):
+    rows, out = [{**row, "labels": None} for row in tiny_steps(5)], tmp_path / "scores.jsonl"
+    write_rows(tmp_path / "steps.jsonl", rows)
+    rm = BayesianRewardModel.from_pretrained(step_adapter_folder, device="cpu").fit(tiny_steps(4), rank=8)
+    rm.save_pretrained(tmp_path / "rm")
+    told = summary("score", tmp_path / "rm", tmp_path / "steps.jsonl", out)
+    assert told == {"output": str(out), "rows": 5, "rows_with_cut_text": 0}
+    for found, row, expected in zip(read_rows(out), rows, rm.score_steps(rows), strict=True):
+        assert found["prompt"] == row["prompt"]
+        for name in ("mean", "variance", "std", "probability"):
+            assert found[name] == pytest.approx(getattr(expected, name).tolist(), rel=1e-4, abs=1e-5)
+        assert found["first_error"] == pytest.approx(expected.first_error().tolist(), rel=1e-4, abs=1e-6)
+        assert found["truncated"] is False
+        for by, one in found["aggregates"].items():
+            assert one == pytest.approx(vars(expected.aggregate(by)), rel=1e-4, abs=1e-5)
+        assert list(found["aggregates"]) == ["mean", "last", "min", "product"]
+    message = refused("score", tmp_path / "rm", tmp_path / "steps.jsonl", tmp_path / "other.jsonl", "--relative")
+    assert "--relative is for rows of responses" in message
+    message = refused("score", model_folder, tmp_path / "steps.jsonl", tmp_path / "other.jsonl")
+    assert "scores whole responses" in message

@@ -1,5 +1,7 @@
 """Which rows share a call of the model, and their order afterwards."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -30,6 +32,20 @@ def test_rows_of_a_call_and_their_order_afterwards(shortcuts, rows):
     assert [call.batch.input_ids.shape[1] for call in calls] == [max(LENGTHS[i] for i in group) for group in rows]
     scalars = in_order(calls, [call.batch.input_ids.amax(1, keepdim=True).float() for call in calls])
     assert torch.equal(scalars, BATCH.input_ids.amax(1, keepdim=True).float())
+
+
+def test_rows_are_read_where_the_batch_says_in_every_call():
+    read_at = torch.arange(10).view(5, 2)
+    for call in calls_of(replace(BATCH, read_at=read_at), Shortcuts(equal_lengths=True)):
+        assert torch.equal(call.batch.read_at, read_at[call.rows])
+
+
+def test_the_tokens_at_which_rows_are_read_are_a_layout_too():
+    x = torch.randn(5, 2, 3)
+    assert by_row(x, BATCH) is None
+    read = replace(BATCH, read_at=torch.zeros(5, 2, dtype=torch.long))
+    assert torch.equal(by_row(x, read), x)
+    assert by_row(x[:, :1], replace(BATCH, read_at=torch.zeros(5, 1, dtype=torch.long))).shape == (5, 3)
 
 
 def test_layouts_of_a_layer_are_put_into_the_batchs():

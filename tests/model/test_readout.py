@@ -1,5 +1,6 @@
 """What is scored of a model's output: a classifier's logits, or the tensor of a model of one's own."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -7,12 +8,12 @@ import torch
 from dense_reference import DensePosterior
 from peft import LoraConfig, get_peft_model
 from test_against_dense_reference import assert_all_numbers_agree, token_rows
-from tiny import tiny_adapter, tiny_base, tiny_pairs, tiny_tokenizer, words
+from tiny import tiny_adapter, tiny_base, tiny_pairs, tiny_step_model, tiny_steps, tiny_tokenizer, words
 from tolerances import FLOAT32_INSIDE, RELATIVE
 from torch import nn
 
 from bayesrm_fast import BayesianRewardModel, InputError
-from bayesrm_fast.model.readout import PooledReadout, TensorReadout, checked_output_weights
+from bayesrm_fast.model.readout import PooledReadout, TensorReadout, TokenReadout, checked_output_weights
 from bayesrm_fast.text.batches import TokenBatch
 
 PRECISION = 0.7
@@ -237,3 +238,55 @@ def test_what_a_model_of_ones_own_lacks_is_told():
         BayesianRewardModel(
             module, tiny_tokenizer("llama"), virtual_rank=2, readout=TensorReadout(), output_weights=[1.0]
         )
+
+
+def test_a_token_classifier_is_read_where_the_batch_says():
+    logits = torch.arange(12.0).view(2, 3, 2)
+    logits[:, :, 1] *= 2
+    read = replace(batch(2), read_at=torch.tensor([[0, 2], [1, 1]]))
+    found = TokenReadout(torch.tensor([-1.0, 1.0])).scalars(SimpleNamespace(logits=logits), read)
+    assert found.tolist() == [[2.0, 6.0], [10.0, 10.0]]
+
+
+@pytest.mark.parametrize(
+    ("output", "message"),
+    [
+        (SimpleNamespace(logits=torch.ones(2, 2)), r"gives logits \[2, 3, 1\], and it gives \[2, 2\]"),
+        (SimpleNamespace(logits=torch.ones(2, 3, 2)), r"and it gives \[2, 3, 2\]"),
+        (SimpleNamespace(logits=torch.ones(2, 2, 1)), r"and it gives \[2, 2, 1\]"),
+        (torch.ones(2, 3, 1), "and it gives none"),
+    ],
+)
+def test_other_logits_than_those_of_tokens_are_refused(output, message):
+    with pytest.raises(InputError, match=message):
+        TokenReadout(torch.ones(1)).scalars(output, replace(batch(2), read_at=torch.zeros(2, 1, dtype=torch.long)))
+
+
+class OwnTokenClassifier(nn.Module):
+    """A token classifier that transformers does not know, as Qwen's process reward models are."""
+
+    def __init__(self, classifier):
+        super().__init__()
+        self.inner, self.config = classifier, classifier.config
+
+    def forward(self, input_ids, attention_mask=None):
+        return SimpleNamespace(logits=self.inner(input_ids=input_ids, attention_mask=attention_mask).logits)
+
+
+def test_a_token_classifier_of_ones_own_is_read_by_the_same_readout(tmp_path):
+    model, tokenizer = tiny_step_model("llama", dtype=torch.float64)
+    known = BayesianRewardModel(model, tokenizer).fit(tiny_steps(), rank=8, prior_precision=PRECISION)
+    own = BayesianRewardModel(
+        OwnTokenClassifier(model), tokenizer, readout=TokenReadout(torch.tensor([-1.0, 1.0])), max_length=64
+    ).fit(tiny_steps(), rank=8, prior_precision=PRECISION)
+    for row in tiny_steps(2, seed=5):
+        scores = [rm.score_segments(row["prompt"], row["completions"]) for rm in (known, own)]
+        torch.testing.assert_close(scores[0].mean, scores[1].mean, rtol=FLOAT32_INSIDE, atol=FLOAT32_INSIDE)
+        torch.testing.assert_close(scores[0].covariance, scores[1].covariance, rtol=FLOAT32_INSIDE, atol=FLOAT32_INSIDE)
+    with pytest.raises(InputError, match="readout of its own cannot be saved"):
+        own.save_pretrained(tmp_path / "own")
+
+
+def test_a_separator_is_for_token_classifiers():
+    with pytest.raises(InputError, match="step_separator is for token classifiers, and LlamaForSeq"):
+        BayesianRewardModel(tiny_adapter("llama"), tiny_tokenizer("llama"), step_separator="art")

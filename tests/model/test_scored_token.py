@@ -3,10 +3,20 @@
 import functools
 import types
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 import torch
-from tiny import ARCHITECTURES, DECODERS, tiny_adapter, tiny_base, tiny_pairs, tiny_tokenizer, words
+from tiny import (
+    ARCHITECTURES,
+    DECODERS,
+    tiny_adapter,
+    tiny_base,
+    tiny_pairs,
+    tiny_token_classifier,
+    tiny_tokenizer,
+    words,
+)
 from tolerances import FLOAT32_INSIDE, RELATIVE
 from torch import nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -54,6 +64,18 @@ def test_a_token_that_is_not_the_scored_one_gives_other_logits():
     with torch.no_grad(), scored_token_alone(model, BATCH, "first"):
         found = model(**BATCH.model_inputs()).logits
     assert not torch.allclose(found, model(**BATCH.model_inputs()).logits)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma2", "bert", "modernbert"])
+def test_several_tokens_of_a_row_may_be_read(architecture):
+    model, read_at = tiny_token_classifier(architecture, dtype=torch.float64), torch.tensor([[0, 2], [0, 1], [1, 3]])
+    batch, rows = replace(BATCH, read_at=read_at), torch.arange(3)[:, None]
+    with torch.no_grad():
+        expected = model(**batch.model_inputs()).logits
+        with scored_token_alone(model, batch, "read"):
+            found = model(**batch.model_inputs()).logits
+    torch.testing.assert_close(found[rows, read_at], expected[rows, read_at], rtol=FLOAT32_INSIDE, atol=FLOAT32_INSIDE)
+    assert not torch.allclose(found[0, 1], expected[0, 1])
 
 
 def test_a_model_whose_last_layer_is_not_known_is_not_separable():

@@ -142,7 +142,7 @@ def test_every_digit_of_a_record_counts(folder):
 
 def test_a_posterior_of_another_format_is_refused(folder):
     changed(folder, format=1)
-    with pytest.raises(InputError, match="format 4"):
+    with pytest.raises(InputError, match="format 5"):
         load_posterior(folder)
 
 

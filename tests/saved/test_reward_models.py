@@ -6,8 +6,17 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny import tiny_adapter, tiny_base, tiny_pairs, tiny_tokenizer, words
-from transformers import AutoModel, AutoModelForSequenceClassification
+from tiny import (
+    tiny_adapter,
+    tiny_base,
+    tiny_pairs,
+    tiny_step_model,
+    tiny_steps,
+    tiny_token_classifier,
+    tiny_tokenizer,
+    words,
+)
+from transformers import AutoModel, AutoModelForSequenceClassification, AutoModelForTokenClassification
 
 from bayesrm_fast import BayesianRewardModel, InputError
 from bayesrm_fast.posterior.files import load_posterior, save_posterior
@@ -195,3 +204,38 @@ def test_models_that_are_no_reward_models(base_folder, tmp_path):
         load(base_folder)
     with pytest.raises(InputError, match="cannot be loaded"):
         load("no/such-model", virtual_rank=2)
+
+
+def assert_same_steps(first, second):
+    for one, other in zip(
+        first.score_steps(tiny_steps(2, seed=3)), second.score_steps(tiny_steps(2, seed=3)), strict=True
+    ):
+        assert torch.equal(one.mean, other.mean)
+        assert torch.equal(one.covariance, other.covariance)
+
+
+@pytest.mark.parametrize("task", ["TOKEN_CLS", None])
+def test_a_token_classifier_comes_back_with_its_separator(tmp_path, task):
+    base = tiny_token_classifier("llama")
+    base.save_pretrained(tmp_path / "base")
+    base = AutoModelForTokenClassification.from_pretrained(tmp_path / "base")
+    base.config.architectures = None
+    base.config.save_pretrained(tmp_path / "base")
+    model, tokenizer = tiny_step_model("llama", base=base)
+    model.peft_config["default"].task_type = task
+    model.peft_config["default"].modules_to_save = ["score"]
+    rm = BayesianRewardModel(model, tokenizer, step_separator="art").fit(tiny_steps(), rank=8)
+    rm.save_pretrained(tmp_path / "rm")
+    again = load(tmp_path / "rm")
+    assert again.segments.separator == "art"
+    assert_same_steps(rm, again)
+    other = load(tmp_path / "rm", step_separator="\n") if task else None
+    assert other is None or (other.posterior is None and other.segments.separator == "\n")
+
+
+def test_virtual_adapters_of_a_token_classifier_come_back(tmp_path):
+    tiny_token_classifier("bert").save_pretrained(tmp_path / "base")
+    tiny_tokenizer("bert", knows_line_breaks=True).save_pretrained(tmp_path / "base")
+    rm = load(tmp_path / "base", virtual_rank=2).fit(tiny_steps(), rank=8)
+    rm.save_pretrained(tmp_path / "rm")
+    assert_same_steps(rm, load(tmp_path / "rm"))

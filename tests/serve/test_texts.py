@@ -36,9 +36,8 @@ def test_rendered_texts_are_tokenized_as_they_are(architecture):
     rm = BayesianRewardModel(tiny_adapter(architecture), tiny_tokenizer(architecture), max_length=8)
     text = "a ability able <s> about"
     for specials in (True, False):
-        (row,), prompts = Rendered([text], specials).tokenized(rm)
+        (row,) = Rendered([text], specials).tokenized(rm)
         assert row.input_ids == rm.tokenizer(text, add_special_tokens=specials)["input_ids"][:8]
-        assert prompts == [None]
         assert not row.truncated
 
 
@@ -46,7 +45,7 @@ def test_rendered_texts_are_tokenized_as_they_are(architecture):
 def test_rendered_texts_are_cut_where_a_response_is(architecture, kept):
     rm = BayesianRewardModel(tiny_adapter(architecture), tiny_tokenizer(architecture), max_length=8)
     text = "a ability able about above accept across act action add"
-    (row,), _ = Rendered([text], True).tokenized(rm)
+    (row,) = Rendered([text], True).tokenized(rm)
     alone = rm.tokenizer(text, add_special_tokens=False)["input_ids"]
     assert row.truncated
     assert [i for i in row.input_ids if i > 3] == alone[kept]

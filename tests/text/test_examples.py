@@ -3,7 +3,7 @@
 import pytest
 
 from bayesrm_fast import InputError
-from bayesrm_fast.text.examples import TokenizedPair, TokenizedRow, distinct
+from bayesrm_fast.text.examples import SegmentedRow, TokenizedPair, TokenizedRow, distinct
 
 
 def row(*ids, truncated=False, where="a row", types=None):
@@ -29,6 +29,12 @@ def test_pairs_are_equal_where_both_rows_are_and_their_order_counts():
     assert distinct(pairs) == ([0, 1, 2], [0, 1, 2, 0])
 
 
+def test_rows_that_are_read_elsewhere_are_others():
+    segmented = SegmentedRow(row(1, 2, 3), [0, 2], [True, False])
+    assert distinct(segmented.reads(is_causal=False)) == ([0, 1], [0, 1])
+    assert distinct([*segmented.steps(is_causal=False), *segmented.steps(is_causal=False)]) == ([0, 1], [0, 1, 0, 1])
+
+
 def test_where_one_row_ends_and_the_next_begins_counts():
     assert distinct([TokenizedPair(row(1, 2), row(3)), TokenizedPair(row(1), row(2, 3))]) == ([0, 1], [0, 1])
 
@@ -46,6 +52,7 @@ def test_a_part_of_a_row_has_its_types_and_its_name():
     part = row(5, 6, 7, 8, truncated=True, where="row 9", types=[0, 0, 1, 1]).part(1, 3)
     assert (part.input_ids, part.token_type_ids, part.truncated, part.where) == ([6, 7], [0, 1], True, "row 9")
     assert row(5, 6, 7).part(1, None) == row(6, 7)
+    assert SegmentedRow(row(5, 6, 7), [1, 2]).whole(is_causal=True).part(1, None).read_at == (0, 1)
 
 
 def test_a_row_without_tokens_is_refused_by_name():

@@ -1,0 +1,215 @@
+"""What the uncertainty of steps is worth: labels of held-out steps, and the best of a problem's solutions.
+
+    python -m benchmarks.steps            # 20 minutes of one core
+    python -m benchmarks.steps --quick    # a minute; shows that everything runs
+
+MiniLM with LoRA learns the labels of PRMBench's steps, whose wrong solutions are edits of right ones. Whole problems
+are held out. The best of n is the solution with the largest aggregate of its steps; it is right where every step is.
+Wrong solutions differ from right ones in length, so the one with the fewest steps stands beside.
+"""
+
+import gzip
+import json
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import typer
+from peft import LoraConfig, get_peft_model
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+from transformers import AutoModelForTokenClassification, AutoTokenizer
+
+from bayesrm_fast import BayesianRewardModel, InputError
+from bayesrm_fast.cli.terminal import quiet_transformers
+from bayesrm_fast.evaluate.uncertainty import auroc
+from bayesrm_fast.fit.calibration import Reliability, reliability
+from bayesrm_fast.score.segments import Aggregate, SegmentScores
+from bayesrm_fast.text.examples import SegmentedRow
+from benchmarks import machine
+from benchmarks.data import RESULTS, data_folder, embedded_encoder
+
+FILE = "prm_steps.jsonl.gz"
+SEPARATOR = "[SEP]"
+"""BERT's tokenizers drop line breaks."""
+
+FIGURES = ("accuracy", "nll", "brier", "ece")
+AGGREGATES: tuple[Aggregate, ...] = ("mean", "last", "min", "product")
+PENALTIES = (0.0, 0.5, 1.0, 2.0)
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How large a run is."""
+
+    problems: int
+    held_out_problems: int
+    epochs: int
+    batch: int
+    max_length: int
+    seeds: int
+
+
+FULL = Scale(problems=100, held_out_problems=60, epochs=4, batch=8, max_length=192, seeds=2)
+QUICK = Scale(problems=4, held_out_problems=2, epochs=1, batch=4, max_length=128, seeds=1)
+
+
+def problems() -> list[list[dict[str, Any]]]:
+    """Solutions of each problem that has right and wrong ones, in an order drawn by lot."""
+    folder = data_folder()
+    if folder is None or not (folder / FILE).is_file():
+        raise SystemExit(f"{FILE} is not here: set BAYESRM_DATA to the folder that holds it")
+    by_prompt: dict[str, list[dict[str, Any]]] = {}
+    with gzip.open(folder / FILE, "rt", encoding="utf-8") as lines:
+        for row in map(json.loads, lines):
+            by_prompt.setdefault(row["prompt"], []).append(row)
+    mixed = [rows for rows in by_prompt.values() if len({all(row["labels"]) for row in rows}) == 2]
+    random.Random(0).shuffle(mixed)
+    return mixed
+
+
+def step_model(seed: int, max_length: int) -> BayesianRewardModel:
+    """The encoder as a token classifier with one output, with LoRA."""
+    torch.manual_seed(seed)
+    base = AutoModelForTokenClassification.from_pretrained(embedded_encoder(), num_labels=1)
+    lora = LoraConfig(task_type="TOKEN_CLS", r=8, lora_alpha=16, target_modules=["query", "value"])
+    tokenizer = AutoTokenizer.from_pretrained(embedded_encoder())
+    return BayesianRewardModel(get_peft_model(base, lora), tokenizer, step_separator=SEPARATOR, max_length=max_length)
+
+
+def that_fit(rm: BayesianRewardModel, groups: Sequence[Sequence[Any]], count: int) -> list[list[Any]]:
+    """Of the first problems that keep right and wrong ones, `count` of them, the solutions that are short enough."""
+    found: list[list[Any]] = []
+    for rows in groups:
+        short = [row for row in rows if _fits(rm, row)]
+        if len({all(row["labels"]) for row in short}) == 2:
+            found.append(short)
+        if len(found) == count:
+            return found
+    raise SystemExit(f"{FILE} has {len(found)} problems with solutions of {rm.encoder.max_length} tokens, not {count}")
+
+
+def _fits(rm: BayesianRewardModel, row: Any) -> bool:
+    try:
+        return not rm.tokenize_steps([row], labelled=True)[0].row.truncated
+    except InputError:
+        return False
+
+
+def train(rm: BayesianRewardModel, rows: Sequence[SegmentedRow], scale: Scale) -> None:
+    """Minimise the cross entropy of the steps' labels."""
+    model = rm.model.train()
+    weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    steps = scale.epochs * -(-len(rows) // scale.batch)
+    optimizer = torch.optim.AdamW(weights, lr=1e-3, weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
+    for batch in _batches(rows, scale):
+        inputs = rm.collator([one.row for one in batch]).model_inputs()
+        logits = model(**inputs).logits[..., 0]
+        read = torch.cat([logits[i, one.ends] for i, one in enumerate(batch)])
+        labels = torch.tensor([float(label) for one in batch for label in one.labels or ()])
+        optimizer.zero_grad()
+        torch.nn.functional.binary_cross_entropy_with_logits(read, labels).backward()
+        optimizer.step()
+        schedule.step()
+    model.eval()
+
+
+def _batches(rows: Sequence[SegmentedRow], scale: Scale) -> Iterator[list[SegmentedRow]]:
+    for _ in range(scale.epochs):
+        order = torch.randperm(len(rows)).tolist()
+        for start in range(0, len(rows), scale.batch):
+            yield [rows[i] for i in order[start : start + scale.batch]]
+
+
+def of_labels(
+    scores: Sequence[SegmentScores], rows: Sequence[Any], probability: Callable[[SegmentScores], Tensor]
+) -> Reliability:
+    """What the probabilities that were given to the labels are worth."""
+    given = []
+    for one, row in zip(scores, rows, strict=True):
+        of_correct, labels = probability(one), torch.tensor(row["labels"])
+        given.append(torch.where(labels, of_correct, 1 - of_correct))
+    return reliability(torch.cat(given))
+
+
+def best_of_n(groups: Sequence[Sequence[Any]], scores: Sequence[SegmentScores]) -> dict[str, float]:
+    """Share of the problems whose chosen solution is right, by each aggregate and penalty."""
+    waiting = iter(scores)
+    found: dict[str, list[bool]] = {}
+    for rows in groups:
+        own = [next(waiting) for _ in rows]
+        for by in AGGREGATES:
+            aggregates = [one.aggregate(by) for one in own]
+            for k in PENALTIES:
+                best = int(np.argmax([one.mean - k * one.std for one in aggregates]))
+                found.setdefault(f"{by}, k = {k:g}", []).append(all(rows[best]["labels"]))
+    chance = [np.mean([all(row["labels"]) for row in rows]) for rows in groups]
+    fewest = [min(rows, key=lambda row: len(row["labels"])) for rows in groups]
+    return {
+        "chance": float(np.mean(chance)),
+        "fewest steps": float(np.mean([all(row["labels"]) for row in fewest])),
+        **{name: float(np.mean(right)) for name, right in found.items()},
+    }
+
+
+def one_seed(scale: Scale, seed: int) -> dict[str, Any]:
+    """Train, fit, score and tell."""
+    rm = step_model(seed, scale.max_length)
+    groups = that_fit(rm, problems(), scale.problems + scale.held_out_problems)
+    fitted, held_out = groups[: -scale.held_out_problems], groups[-scale.held_out_problems :]
+    rows = [row for group in fitted for row in group]
+    train(rm, rm.tokenize_steps(rows, labelled=True), scale)
+    rm.fit(rows, structure="ggn")
+    tested = [row for group in held_out for row in group]
+    scores = rm.score_steps(tested)
+    is_correct = torch.tensor([label for row in tested for label in row["labels"]])
+    labels = {
+        "MAP": of_labels(scores, tested, lambda one: torch.sigmoid(one.mean)),
+        "posterior": of_labels(scores, tested, lambda one: one.probability),
+    }
+    return {
+        "steps": sum(len(row["labels"]) for row in tested),
+        "auroc": auroc(torch.cat([one.mean for one in scores]), is_correct),
+        "correct": float(is_correct.double().mean()),
+        "prior_precision": rm.fitted.prior_precision,
+        "labels": {name: {figure: getattr(one, figure) for figure in FIGURES} for name, one in labels.items()},
+        "best_of_n": best_of_n(held_out, scores),
+    }
+
+
+def main(
+    quick: Annotated[bool, typer.Option(help="Small; shows that everything runs.")] = False,
+    output: Annotated[Path, typer.Option(help="Folder for the results.")] = RESULTS,
+) -> None:
+    """Every seed, and the mean of all."""
+    quiet_transformers()
+    scale = QUICK if quick else FULL
+    seeds = [one_seed(scale, seed) for seed in range(scale.seeds)]
+    results = {
+        "command": "python -m benchmarks.steps" + " --quick" * quick,
+        "machine": machine.describe(),
+        "scale": vars(scale),
+        "by_seed": seeds,
+    }
+    (output / f"steps{'-quick' * quick}.json").write_text(json.dumps(results, indent=1) + "\n")
+    table = Table("", *FIGURES, title=f"{seeds[0]['steps']} held-out steps, mean of {len(seeds)} seeds")
+    for name in seeds[0]["labels"]:
+        table.add_row(name, *(f"{np.mean([one['labels'][name][figure] for one in seeds]):.3f}" for figure in FIGURES))
+    Console(width=120).print(table)
+    table = Table("", *(f"k = {k:g}" for k in PENALTIES), title="share of right solutions among the best of n")
+    for by in AGGREGATES:
+        shares = [np.mean([one["best_of_n"][f"{by}, k = {k:g}"] for one in seeds]) for k in PENALTIES]
+        table.add_row(by, *(f"{share:.3f}" for share in shares))
+    for name in ("fewest steps", "chance"):
+        table.add_row(name, f"{np.mean([one['best_of_n'][name] for one in seeds]):.3f}")
+    Console(width=120).print(table)
+
+
+if __name__ == "__main__":
+    typer.run(main)
