@@ -12,12 +12,14 @@ from bayesrm_fast.errors import InputError
 from bayesrm_fast.model.exclusive import exclusive
 from bayesrm_fast.model.fingerprint import ADAPTER, adapter_fingerprint
 from bayesrm_fast.model.passes import Passes, Progress
+from bayesrm_fast.model.readout import PooledReadout
 from bayesrm_fast.model.reward_model import RewardModel
 from bayesrm_fast.model.state import ModelState
 from bayesrm_fast.posterior.base import Posterior
 from bayesrm_fast.score.features import Outside
 from bayesrm_fast.score.joint import JointRewards, joint_rewards
 from bayesrm_fast.score.means import rewards_of
+from bayesrm_fast.score.outputs import OutputScores, output_scores
 from bayesrm_fast.score.relative import Comparison, positions_of_equals, score_differences, within_prompts
 from bayesrm_fast.score.segments import SegmentScores, segment_scores
 from bayesrm_fast.score.variances import PairScores, RewardScores, score_examples, truncated_and_tokens
@@ -207,6 +209,25 @@ class FittedRewardModel(RewardModel):
         """
         rows = self.tokenize_candidates(candidate_sets([Candidates(prompt, responses)]))
         return joint_rewards(self.passes(), rows, self.fitted, outside)
+
+    @exclusive
+    def score_outputs(self, prompt: Text, responses: Sequence[Text], *, outside: Outside = "auto") -> OutputScores:
+        """Joint Gaussian over all outputs of a sequence classifier with several, for one prompt's n candidates.
+
+        The posterior is that of the fit, whose `output_weights` said what the pairs prefer; any other preference may be
+        asked of the result.
+
+        Args:
+            prompt, responses: one prompt and its candidates.
+            outside: as for `covariance`.
+
+        Raises:
+            InputError: no sequence classifier, no candidates, or text that cannot be read.
+        """
+        if not isinstance(self.readout, PooledReadout):
+            raise InputError("score_outputs is for sequence classifiers, whose outputs stand side by side")
+        rows = self.tokenize_candidates(candidate_sets([Candidates(prompt, responses)]))
+        return output_scores(self.passes(), rows, prompt, len(self.output_weights), self.fitted, outside)
 
     def score_segments(
         self,

@@ -39,6 +39,10 @@ class Forward:
         self.readout = readout
         self.shortcuts = shortcuts or Shortcuts()
 
+    def reading(self, readout: Readout) -> "Forward":
+        """The same model read otherwise, at the same tokens."""
+        return Forward(self.model, readout, self.shortcuts)
+
     @property
     def dtype(self) -> torch.dtype:
         """Of sums over what the model computes: float64 for a float64 model, float32 otherwise."""

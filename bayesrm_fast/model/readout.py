@@ -58,6 +58,24 @@ class PooledReadout:
         return _weighted(logits, self.output_weights)[:, None]
 
 
+class OutputsReadout:
+    """Every output of a sequence classifier by itself.
+
+    Args:
+        outputs: how many there are, L.
+    """
+
+    reads_one_token = True
+
+    def __init__(self, outputs: int) -> None:
+        self.outputs = outputs
+
+    def scalars(self, output: Any, batch: TokenBatch) -> Tensor:  # shape: (B, L)
+        """See `Readout`; of what `PooledReadout` has weighed before."""
+        logits: Tensor = output.logits
+        return _at_least_float32(logits).view(batch.input_ids.shape[0], self.outputs)
+
+
 class TokenReadout:
     """The log-odds `output_weights · logits` of a token classifier, at the S tokens of each row that are asked for.
 

@@ -42,6 +42,10 @@ class TappedModel:
         self.forward = forward
         self.taps = list(taps)
 
+    def with_forward(self, forward: Forward) -> "TappedModel":
+        """The same taps of a model that is read otherwise."""
+        return TappedModel(forward, self.taps)
+
     @property
     def sites(self) -> list[Site]:
         """The sites of all taps."""

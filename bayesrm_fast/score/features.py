@@ -119,6 +119,16 @@ def whitened_gradients(
     return found
 
 
+def resolved_outside(outside: Outside, scalars: int, passes: Passes, posterior: Posterior) -> Outside:
+    """How to keep so many gradients: what is asked for, or what "auto" means; raises InputError for anything else."""
+    if outside not in get_args(Outside):
+        raise InputError(f"outside must be one of {', '.join(get_args(Outside))}, not {outside!r}")
+    if outside != "auto":
+        return outside
+    numbers = scalars * posterior.parameters * passes.tapped.gradient_dtype.itemsize
+    return "exact" if numbers <= SHARE_FOR_FEATURES * free_bytes(torch.device("cpu")) else "sketch"
+
+
 def gradients_of_scalars(
     passes: Passes,
     rows: Sequence[TokenizedRow],
@@ -142,12 +152,7 @@ def gradients_of_scalars(
     Raises:
         InputError: an unknown `outside`, or a reward that is NaN or infinite, by its row.
     """
-    if outside not in get_args(Outside):
-        raise InputError(f"outside must be one of {', '.join(get_args(Outside))}, not {outside!r}")
-    if outside == "auto":
-        scalars = sum(len(row.read_at or (0,)) for row in rows)
-        numbers = scalars * posterior.parameters * passes.tapped.gradient_dtype.itemsize
-        outside = "exact" if numbers <= SHARE_FOR_FEATURES * free_bytes(torch.device("cpu")) else "sketch"
+    outside = resolved_outside(outside, sum(len(row.read_at or (0,)) for row in rows), passes, posterior)
     order: list[int] = []
     means: list[Tensor] = []
     kept: list[dict[str, Tensor]] = []
