@@ -14,7 +14,7 @@ from bayesrm_fast.choosing_model import ChoosingRewardModel
 from bayesrm_fast.errors import InputError
 from bayesrm_fast.fit.calibration import Calibration, calibrate_posterior
 from bayesrm_fast.fit.fitting import fit_posterior
-from bayesrm_fast.fit.options import FitOptions, Precision
+from bayesrm_fast.fit.options import FitOptions, Precision, options_of
 from bayesrm_fast.fit.prior import NO_EVIDENCE
 from bayesrm_fast.fit.virtual import make_virtual_adapter
 from bayesrm_fast.model.exclusive import exclusive, in_own_state
@@ -195,6 +195,22 @@ class BayesianRewardModel(ChoosingRewardModel):
         examples = self._labelled(pairs, "pairs")
         validation = None if validation_pairs is None else self._labelled(validation_pairs, "validation_pairs")
         return self._fit(examples, validation, options, is_labelled=True, progress=progress)
+
+    def refresh(self, pairs: Iterable[Any], *, progress: Progress | None = None) -> Self:
+        """Fit again as the posterior there was fitted, after the model has been trained further (online RLHF).
+
+        Structure, rank, stored dtype, head and the way in which λ was chosen stay; a λ that was given, or found by
+        `calibrate`, stays as it is. A temperature and a tuned penalty are of the old weights, and go.
+
+        Args:
+            pairs, progress: as for `fit`.
+
+        Raises:
+            InputError: no posterior, or what `fit` raises.
+        """
+        if self.posterior is None:
+            raise InputError("there is no posterior to refresh: call fit first")
+        return self.fit(pairs, options_of(self.posterior), progress=progress)
 
     def _labelled(self, rows: Iterable[Any], source: str) -> Sequence[LabelledExample]:
         """Pairs, or of a token classifier steps, tokenized."""

@@ -2,13 +2,14 @@
 
 from dataclasses import dataclass, replace
 from numbers import Real
-from typing import Literal, Self
+from typing import Literal, Self, cast
 
 import torch
 
 from bayesrm_fast.errors import InputError
 from bayesrm_fast.fit.sketches import keeps_every_pair
-from bayesrm_fast.posterior.base import check_prior_precision
+from bayesrm_fast.posterior.base import Posterior, check_prior_precision
+from bayesrm_fast.posterior.ggn import GgnPosterior
 
 DEFAULT_RANK = {"kfac": 64, "ekfac": 64, "ggn": 128}
 BASIS_DTYPES = (None, torch.float32, torch.bfloat16, torch.int8)
@@ -79,6 +80,18 @@ class FitOptions:
             raise InputError("second_pass and basis_dtype are for structure='ggn' alone")
         if self.basis_dtype not in BASIS_DTYPES:
             raise InputError(f"basis_dtype must be torch.float32, torch.bfloat16 or torch.int8, not {self.basis_dtype}")
+
+
+def options_of(posterior: Posterior) -> FitOptions:
+    """What a posterior was fitted by, as far as it says; λ as a number where nothing in a fit chooses it."""
+    record, prior = posterior.record, posterior.prior
+    return FitOptions(
+        record.structure,
+        record.rank,
+        cast(Precision, prior.method) if prior.method in CHOICES else prior.precision,
+        record.include_head,
+        basis_dtype=next(iter(posterior.bases.values())).values.dtype if isinstance(posterior, GgnPosterior) else None,
+    )
 
 
 def check_precision(precision: Precision) -> None:

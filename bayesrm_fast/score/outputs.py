@@ -89,8 +89,8 @@ class OutputScores:
             InputError: no whole count of at least 1.
         """
         count, outputs = self.mean.shape
-        whole = (one.repeat_interleave(outputs) for one in (self.truncated, self.tokens))
-        flat = JointRewards(self.mean.flatten(), self._flat_covariance, *whole)
+        truncated, tokens = (one.repeat_interleave(outputs) for one in (self.truncated, self.tokens))
+        flat = JointRewards(self.mean.flatten(), self._flat_covariance, truncated, tokens)
         found = torch.zeros(count, dtype=torch.int64, device="cpu")
         for drawn in flat.samples(draws, seed).split(max(CHUNK // (count * count * outputs), 1)):
             values = drawn.view(len(drawn), count, outputs)
