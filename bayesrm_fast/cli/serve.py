@@ -43,7 +43,7 @@ def serve(
     penalty: Annotated[
         str, typer.Option(help="What drop-ins subtract from a mean: std for k·std, entropic for k/2·std², or none.")
     ] = "none",
-    k: Annotated[float, typer.Option(help="Weight of the penalty.")] = 1.0,
+    k: Annotated[float | None, typer.Option(help="Weight of the penalty. [default: 1]")] = None,
     threshold: Annotated[
         float, typer.Option(help="Reward above which OpenRLHF's scores count a sample as good.")
     ] = 0.0,
@@ -59,9 +59,11 @@ def serve(
     from bayesrm_fast.serve.options import ServerOptions
 
     folders = _folders(models)
+    if k is not None and penalty == "none":
+        raise InputError("--k is the weight of a penalty, and there is none: give --penalty std or entropic")
     token = None if token_file is None else token_file.read_text(encoding="utf-8").strip()
     options = ServerOptions(
-        penalty=PenaltyOfStd(cast("Penalty", penalty), k),
+        penalty=PenaltyOfStd(cast("Penalty", penalty), 1.0 if k is None else k),
         threshold=threshold,
         token=token,
         max_body_bytes=max_body_bytes,
@@ -126,12 +128,14 @@ def _loaded(folders: dict[str, Path], max_batch_tokens: int | None) -> dict[str,
     """The models; adapters of one base model share it where they can.
 
     Raises:
-        InputError: a model that cannot be loaded, or has no posterior.
+        InputError: a model that cannot be loaded, has no posterior, or scores segments.
     """
     loaded: dict[str, BayesianRewardModel] = {}
     for name, folder in folders.items():
         beside = _beside(loaded.values(), folder, f"served{len(loaded)}")
         loaded[name] = beside or load_fitted(folder, max_batch_tokens)
+        if loaded[name].segments is not None:
+            raise InputError(f"{folder} is a token classifier, and a server scores whole responses")
     return loaded
 
 

@@ -176,6 +176,7 @@ def calibrate(
     variance: Tensor,  # shape: (L, M)
     precisions: Sequence[float],
     before: Tensor,  # shape: (M,)
+    groups: Sequence[int] | None = None,
 ) -> Calibration:
     """Choose λ and a temperature by the NLL of held-out pairs, the chosen response first; warns of an end of a grid.
 
@@ -184,16 +185,20 @@ def calibrate(
         variance: of the differences at each λ.
         precisions: L values of λ to choose from.
         before: the probabilities as they were.
+        groups: a number for each pair, from 0 on; those of one number are not independent, and stay in one half.
+            Default: each by itself.
 
     Raises:
-        InputError: fewer than two pairs.
+        InputError: fewer than two pairs, or groups.
     """
-    if len(difference) < FOLDS:
-        raise InputError("a calibration needs at least two pairs")
+    group = torch.tensor(range(len(difference)) if groups is None else groups, dtype=torch.int64, device="cpu")
+    count = int(group.max()) + 1 if len(group) else 0
+    if count < FOLDS:
+        raise InputError(f"a calibration needs at least two {'pairs' if groups is None else 'responses'}")
     difference, variance = difference.double(), variance.double()
     # By lot, because pairs may come in an order that means something.
     generator = torch.Generator().manual_seed(0)
-    fold = torch.randperm(len(difference), generator=generator, dtype=torch.int64, device="cpu") % FOLDS
+    fold = (torch.randperm(count, generator=generator, dtype=torch.int64, device="cpu") % FOLDS)[group]
     # (L, temperatures, M) would be large; the mean over a fold is all that is needed of it.
     nll = torch.stack(
         [
@@ -253,7 +258,16 @@ def calibrate_posterior(
     choices = list(GRID) if given is None else [given.precision]
     difference, variance = variance_curve(passes, pairs, posterior, [*choices, posterior.prior_precision], progress)
     before = probit_probability(difference, variance[-1], posterior.temperature)
-    found = calibrate(difference, variance[:-1], choices, before)
+    found = calibrate(difference, variance[:-1], choices, before, _groups(pairs))
     posterior.prior = given or PriorChoice(found.prior_precision, "calibration", HELD_OUT_NLL)
     posterior.temperature = found.temperature
     return found
+
+
+def _groups(pairs: Sequence[LabelledExample]) -> list[int] | None:
+    """Numbers of the responses whose steps these are; None for pairs."""
+    names = [pair.group for pair in pairs]
+    if None in names:
+        return None
+    numbers: dict[str | None, int] = {}
+    return [numbers.setdefault(name, len(numbers)) for name in names]

@@ -69,6 +69,12 @@ class Forward:
             inputs.pop("attention_mask")
         return self._read(batch, use_cache=False, **inputs)
 
+    @property
+    def can_share(self) -> bool:
+        """Whether rows may share keys and values: as was tried, and while no layer is run again in backward passes."""
+        checkpoints = any(getattr(module, "gradient_checkpointing", False) for module in self.model.modules())
+        return self.shortcuts.shared_prefix and not checkpoints
+
     def prefill(self, batch: TokenBatch) -> DynamicCache:
         """Keys and values of B beginnings, padded on the right; without autograd."""
         with self.prepared(batch, every_token=True), torch.no_grad():
@@ -117,6 +123,7 @@ class Forward:
             + torch.arange(batch.input_ids.shape[1], dtype=torch.int64, device=before.device),
             past_key_values=cache,
             use_cache=True,
+            **({} if batch.token_type_ids is None else {"token_type_ids": batch.token_type_ids}),
         )
 
     def _read(self, batch: TokenBatch, use_cache: bool, **inputs: Any) -> Tensor:

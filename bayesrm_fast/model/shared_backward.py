@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from bayesrm_fast.errors import InputError
 from bayesrm_fast.model.calls import Call, joined
 from bayesrm_fast.model.exclusive import exclusively
 from bayesrm_fast.model.forward import cache_of, held_in
@@ -92,11 +93,21 @@ def _all(
         ) -> tuple[Tensor, list[C]]:
             if passes.budget.checkpoints:  # memory is short, and the beginning's graph would have to be held
                 return passes.run(rows, positions, cotangent, make_consumer)
+            if not _served[passes.forward.model]:  # since a batch before
+                return passes.run(rows, positions, cotangent, make_consumer)
             chosen = [rows[i] for i in positions]
             following = passes.collate([rest[i] for i in positions])
-            scalars, consumers = run_after(
-                passes.tapped, beginning, following, of_finite(cotangent, chosen), make_consumer
-            )
+            try:
+                scalars, consumers = run_after(
+                    passes.tapped, beginning, following, of_finite(cotangent, chosen), make_consumer
+                )
+            except InputError:
+                raise
+            except ERRORS as failure:  # of a model that was compiled, say, since it was tried
+                if is_out_of_memory(failure):
+                    raise
+                _refuse(passes.forward.model, _said(failure))
+                return passes.run(rows, positions, cotangent, make_consumer)
             check_finite(scalars, chosen)
             return scalars, consumers
 
@@ -107,7 +118,7 @@ def _all(
 def _groups(passes: Passes, examples: Sequence[Example]) -> list[Group]:
     """Those that save enough, of a model that can share; none of examples of several rows."""
     rows = [row for example in examples for row in example.rows]
-    if not passes.forward.shortcuts.shared_prefix or len(rows) != len(examples) or passes.budget.checkpoints:
+    if len(rows) != len(examples) or passes.budget.checkpoints or not passes.forward.can_share:
         return []
     # A group is a call of its own: it must be large enough for that.
     least = max(LEAST_SAVED, WORTH_SHARING * SMALLEST_BATCH * passes.budget.batch_tokens)
@@ -118,6 +129,8 @@ def _groups(passes: Passes, examples: Sequence[Example]) -> list[Group]:
 def _serves(passes: Passes, rows: Sequence[TokenizedRow], shared: int) -> bool:
     """Whether sharing gives a model's gradients: tried once, on the first two rows that would share and fit."""
     model = passes.forward.model
+    if torch.float16 in {parameter.dtype for parameter in model.parameters()}:
+        return False  # the whole pass has to be repeated where its gradients overflow
     if model not in _served:
         try:
             refusal = _refusal(passes, rows, shared)
@@ -125,17 +138,24 @@ def _serves(passes: Passes, rows: Sequence[TokenizedRow], shared: int) -> bool:
             if not is_out_of_memory(error):
                 raise
             return False
+        _served[model] = True
         if refusal is not None:
-            logger.info("rows with a backward pass do not share the forward pass of their beginning: %s", refusal)
-        _served[model] = refusal is None
+            _refuse(model, refusal)
     return _served[model]
+
+
+def _refuse(model: nn.Module, why: str) -> None:
+    _served[model] = False
+    logger.info("rows with a backward pass do not share the forward pass of their beginning: %s", why)
+
+
+def _said(failure: Exception) -> str:
+    return f"{type(failure).__name__}: {str(failure).splitlines()[0] if str(failure) else ''}"
 
 
 def _refusal(passes: Passes, rows: Sequence[TokenizedRow], shared: int) -> str | None:
     """Why rows are not to share; None where they may."""
     dtypes = {parameter.dtype for parameter in passes.forward.model.parameters()}
-    if torch.float16 in dtypes:
-        return "in float16 the whole pass has to be repeated where its gradients overflow"
     beginning = passes.collate([rows[0].part(0, shared)])
     following = passes.collate([row.part(shared, None) for row in rows])
     try:
@@ -144,7 +164,7 @@ def _refusal(passes: Passes, rows: Sequence[TokenizedRow], shared: int) -> str |
     except ERRORS as failure:
         if is_out_of_memory(failure):
             raise
-        return f"{type(failure).__name__}: {str(failure).splitlines()[0] if str(failure) else ''}"
+        return _said(failure)
     error = norm = 0.0
     for shared_one, whole_one in zip(found, expected, strict=True):
         for site, gradient in whole_one.by_site.items():

@@ -38,7 +38,7 @@ def chained_products(mean: Tensor, covariance: Tensor, power: int = 1) -> Tensor
     """`E[Π_{j≤k} σ(z_j)^power]` of jointly Gaussian z, for every k, float64.
 
     By assumed density filtering: after each factor the Gaussian takes the mean and the covariance that it has times the
-    factor, by quadrature over z_k. Exact for one z and for independent ones.
+    factor, by quadrature over z_k. For one z and for independent ones that is all it errs by: 10⁻⁵ up to a std of 100.
     """
     m, c = mean.double().clone(), covariance.double().clone()
     u = torch.linspace(-GRID_ENDS, GRID_ENDS, GRID_POINTS, dtype=torch.float64, device=m.device)

@@ -3,12 +3,13 @@
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from bayesrm_fast.errors import InputError
+from bayesrm_fast.errors import InputError, shown
 from bayesrm_fast.model.passes import Passes
 from bayesrm_fast.model.token_budget import free_bytes
 from bayesrm_fast.posterior.base import Posterior
@@ -127,7 +128,13 @@ class SegmentScores:
         return AggregateScore(*(minimum(mean, covariance) if by == "min" else product(*self._tempered())))
 
     def token_rewards(self, k: float = 0.0) -> Tensor:  # shape: (T,)
-        """`mean − k · std` at each segment's last token and zero elsewhere: a reward for each of `input_ids`."""
+        """`mean − k · std` at each segment's last token and zero elsewhere: a reward for each of `input_ids`.
+
+        Raises:
+            InputError: a k that is no finite number.
+        """
+        if isinstance(k, bool) or not isinstance(k, Real) or not math.isfinite(k):
+            raise InputError(f"k must be a finite number, not {shown(k)}")
         rewards = self.mean.new_zeros(len(self.input_ids))
         rewards[self.ends] = self.mean - k * self.std
         return rewards

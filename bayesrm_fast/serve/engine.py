@@ -89,6 +89,8 @@ class AsyncScorer:
             whole(max_batch_tokens, 1, "max_batch_tokens")
         max_wait = at_least(max_wait_ms, 0, "max_wait_ms") / 1000
         whole(max_queue_tokens, 1, "max_queue_tokens")
+        if rm.segments is not None:
+            raise InputError("an engine scores whole responses, and this is a token classifier: call score_segments")
         self.rm = rm
         self._worker = Worker(rm, max_batch_tokens, max_wait, max_queue_tokens)
         weakref.finalize(self, self._worker.queue.close).atexit = False

@@ -143,7 +143,7 @@ class SegmentEncoder:
         tokens = [
             (i, start - place, stop - place)
             for i, ((start, stop), of) in enumerate(zip(encoding.offsets, part, strict=True))
-            if (of == 1 if joined.boundary is None else place < stop <= place + len(response))
+            if (of == 1 if joined.boundary is None else place < stop and start < place + len(response))
         ]
         read = [_last_token(tokens, span, f"{where}: segment {n}") for n, span in enumerate(spans, start=1)]
         in_prompt = [i for i, of in enumerate(part) if of == 0]

@@ -152,3 +152,17 @@ def test_too_few_pairs_and_bad_options(rm):
         rm.calibrate(tiny_pairs(4), "guess")
     with pytest.raises(InputError, match="no pairs"):
         reliability(torch.zeros(0))
+
+
+def test_what_belongs_together_stays_in_one_half():
+    """Steps of one response choose nothing for each other: of two groups each has what the other one chose."""
+    difference, groups = torch.cat([torch.full((50,), 2.0), torch.full((50,), -2.0)]), [0] * 50 + [1] * 50
+    found = calibrate(difference, torch.zeros(1, 100), [1.0], torch.sigmoid(difference), groups)
+    alone = [
+        calibrate(difference[own], torch.zeros(1, 50), [1.0], torch.sigmoid(difference[own])).temperature
+        for own in (slice(50), slice(50, 100))
+    ]
+    expected = torch.cat([torch.sigmoid(difference[:50] / alone[1]), torch.sigmoid(difference[50:] / alone[0])])
+    assert found.after.nll == pytest.approx(reliability(expected).nll)
+    with pytest.raises(InputError, match="at least two responses"):
+        calibrate(difference, torch.zeros(1, 100), [1.0], torch.sigmoid(difference), [0] * 100)

@@ -8,6 +8,7 @@ from bayesrm_fast import BayesianRewardModel, InputError
 from bayesrm_fast.model import shared_backward
 from bayesrm_fast.model.passes import KeptGradients, unit_cotangent
 from bayesrm_fast.model.shared_backward import over_examples, run_after
+from bayesrm_fast.text.examples import TokenizedRow
 
 PROMPT, RESPONSES = words(14, 1), [words(1 + 3 * i % 7, 50 + i) for i in range(6)]
 OTHERS = ([words(3, 5)] * 2, [words(4, 6), words(2, 7)])
@@ -130,6 +131,55 @@ def test_a_model_in_float16_does_not_share(shares, passed):
     rm = fitted("llama", dtype=torch.float16)
     rm.score(*prompts_and_responses())
     assert not passed
+
+
+def test_a_model_that_becomes_float16_no_longer_shares(shares, passed):
+    rm = fitted("llama", dtype=torch.float32)
+    rm.score(*prompts_and_responses())
+    assert passed
+    rm.model.half()
+    rm.fit(tiny_pairs(), prior_precision=1.0)
+    passed.clear()
+    rm.score(*prompts_and_responses())
+    assert not passed
+
+
+def test_a_model_that_cannot_since_its_trial_runs_whole_rows(shares, monkeypatch):
+    """As one that was compiled in between, whose backward pass nothing can batch."""
+    rm = fitted("llama")
+    expected = rm.score(*prompts_and_responses()).variance
+
+    def failing(*_):
+        raise RuntimeError("compiled backward function within vmap")
+
+    monkeypatch.setattr(shared_backward, "run_after", failing)
+    for _ in range(2):
+        found = rm.score(*prompts_and_responses()).variance
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=0)
+    assert not shared_backward._served[rm.model]
+
+
+def test_a_model_whose_layers_are_run_again_does_not_share(shares, passed, monkeypatch):
+    monkeypatch.setattr("bayesrm_fast.model.shared_beginnings.LEAST_SAVED", 0)
+    rm = fitted("llama")
+    texts = prompts_and_responses()
+    expected, rewards = rm.score(*texts), rm.rewards(*texts)
+    rm.model.gradient_checkpointing_enable()
+    passed.clear()
+    torch.testing.assert_close(rm.score(*texts).variance, expected.variance, rtol=1e-9, atol=0)
+    torch.testing.assert_close(rm.rewards(*texts), rewards, rtol=1e-9, atol=1e-12)
+    assert not passed
+
+
+def test_what_follows_has_its_token_types(shares, passed):
+    rm = fitted("gpt2")
+    ids, types = [1, 5, 6, 7, 8, 9], [0, 0, 0, 1, 1, 1]
+    rows = [TokenizedRow([*ids, 10 + i], [*types, 1], False) for i in range(4)]
+    found = rm.score_tokenized(rows)
+    assert passed
+    alone = [rm.score_tokenized([row]) for row in rows]
+    torch.testing.assert_close(found.mean, torch.cat([one.mean for one in alone]), rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(found.variance, torch.cat([one.variance for one in alone]), rtol=1e-9, atol=0)
 
 
 def test_where_memory_is_short_rows_run_whole(shares, passed):

@@ -152,6 +152,9 @@ def test_what_cannot_be_asked_is_refused(rm):
         scores().aggregate("max")
     with pytest.raises(InputError, match="draws must be a whole number"):
         scores().aggregate("min", draws=0)
+    for k in ("a", None, float("nan"), float("inf")):
+        with pytest.raises(InputError, match="k must be a finite number"):
+            scores().token_rewards(k)
     with pytest.raises(InputError, match="without ends, must be a list of steps, not str"):
         rm.score_segments(PROMPT, "act add")
     with pytest.raises(InputError, match=r"completions\[1\] is an empty step"):

@@ -245,3 +245,10 @@ def test_every_response_has_its_own_row():
 def test_a_separator_is_a_string():
     with pytest.raises(InputError, match="step_separator must be a string, not 3"):
         segments(separator=3)
+
+
+def test_a_token_that_holds_the_responses_end_and_what_follows_it_is_refused():
+    """As ".\n\n" is in many vocabularies: read at the token before, the segment would lose its last characters."""
+    encoder = segments(joining=lambda prompt, response: prompt + " " + response + "s", appends_eos=False)
+    with pytest.raises(InputError, match=r"one token holds the characters 4 to 8, and the segment has an edge at 7"):
+        encoder.encode_spans("able", "act age", [3, 7])

@@ -41,7 +41,10 @@ def penalty_of(served: Served, address: RewardFields, body: RewardFields) -> Pen
     """What a mean reward is lessened by: by the body, by the address, or as the server was told."""
     default = served.options.penalty
     k = next((given for given in (body.k, address.k) if given is not None), default.k)
-    return PenaltyOfStd(body.penalty or address.penalty or default.kind, k)
+    kind = body.penalty or address.penalty or default.kind
+    if kind == "none" and not (body.k is None and address.k is None):
+        raise InputError("k is the weight of a penalty, and there is none: give penalty, std or entropic")
+    return PenaltyOfStd(kind, k)
 
 
 def rewards_of(penalty: PenaltyOfStd, mean: list[float], std: list[float] | None) -> list[float]:

@@ -44,7 +44,7 @@ def test_an_unknown_model_is_told_with_those_that_there_are(client, path):
 
 
 @pytest.mark.parametrize("path", DROP_INS)
-@pytest.mark.parametrize("asked", [{"penalty": "relative"}, {"k": -1.0}, {"k": "one"}])
+@pytest.mark.parametrize("asked", [{"penalty": "relative"}, {"k": -1.0}, {"k": "one"}, {"k": 2.0}])
 def test_another_reward_is_refused_by_its_field(client, path, asked):
     for params, body in ((asked, {}), ({}, asked)):
         answer = client.post(path, params=params, json=DROP_INS[path] | body)
