@@ -118,7 +118,7 @@ def _all(
 def _groups(passes: Passes, examples: Sequence[Example]) -> list[Group]:
     """Those that save enough, of a model that can share; none of examples of several rows."""
     rows = [row for example in examples for row in example.rows]
-    if len(rows) != len(examples) or passes.budget.checkpoints or not passes.forward.can_share:
+    if len(rows) < 2 or len(rows) != len(examples) or passes.budget.checkpoints or not passes.forward.can_share:
         return []
     # A group is a call of its own: it must be large enough for that.
     least = max(LEAST_SAVED, WORTH_SHARING * SMALLEST_BATCH * passes.budget.batch_tokens)

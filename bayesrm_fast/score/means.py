@@ -54,7 +54,7 @@ def bounded_rewards(
     positions, where = distinct(rows)
     unique = [rows[i] for i in positions]
     groups: list[Group] = []
-    if passes.forward.can_share:
+    if len(unique) > 1 and passes.forward.can_share:
         groups = shared_beginnings(unique, passes.collate.pad_token_id)
     grouped = {row for group in groups for row in group.rows}
     alone = [i for i in range(len(unique)) if i not in grouped]
