@@ -23,7 +23,7 @@ from bayesrm_fast.fit.prior import (
 from bayesrm_fast.model.passes import Passes, Progress
 from bayesrm_fast.posterior.base import Posterior, PriorChoice
 from bayesrm_fast.posterior.probit import probit_probability
-from bayesrm_fast.text.examples import LabelledExample
+from bayesrm_fast.text.examples import LabelledExample, group_numbers
 
 TEMPERATURES = tuple(2.0 ** (exponent / 8) for exponent in range(-24, 25))
 """T from 1/8 to 8, eight values an octave."""
@@ -191,10 +191,12 @@ def calibrate(
     Raises:
         InputError: fewer than two pairs, or groups.
     """
+    if len(difference) < FOLDS:
+        raise InputError("a calibration needs at least two pairs")
     group = torch.tensor(range(len(difference)) if groups is None else groups, dtype=torch.int64, device="cpu")
-    count = int(group.max()) + 1 if len(group) else 0
+    count = int(group.max()) + 1
     if count < FOLDS:
-        raise InputError(f"a calibration needs at least two {'pairs' if groups is None else 'responses'}")
+        raise InputError("a calibration needs steps of at least two responses")
     difference, variance = difference.double(), variance.double()
     # By lot, because pairs may come in an order that means something.
     generator = torch.Generator().manual_seed(0)
@@ -258,16 +260,7 @@ def calibrate_posterior(
     choices = list(GRID) if given is None else [given.precision]
     difference, variance = variance_curve(passes, pairs, posterior, [*choices, posterior.prior_precision], progress)
     before = probit_probability(difference, variance[-1], posterior.temperature)
-    found = calibrate(difference, variance[:-1], choices, before, _groups(pairs))
+    found = calibrate(difference, variance[:-1], choices, before, group_numbers(pairs))
     posterior.prior = given or PriorChoice(found.prior_precision, "calibration", HELD_OUT_NLL)
     posterior.temperature = found.temperature
     return found
-
-
-def _groups(pairs: Sequence[LabelledExample]) -> list[int] | None:
-    """Numbers of the responses whose steps these are; None for pairs."""
-    names = [pair.group for pair in pairs]
-    if None in names:
-        return None
-    numbers: dict[str | None, int] = {}
-    return [numbers.setdefault(name, len(numbers)) for name in names]

@@ -15,7 +15,7 @@ from bayesrm_fast.model.passes import Passes, Progress, drawn
 from bayesrm_fast.posterior.base import FitRecord, ModelRecord, Posterior, PriorChoice
 from bayesrm_fast.posterior.ggn import GgnPosterior
 from bayesrm_fast.posterior.kronecker import KroneckerPosterior
-from bayesrm_fast.text.examples import LabelledExample
+from bayesrm_fast.text.examples import LabelledExample, group_numbers
 from bayesrm_fast.versions import library_versions
 
 MARGIN_PAIRS = 128
@@ -72,13 +72,12 @@ def fit_posterior(
 def _split(pairs: Sequence[LabelledExample]) -> tuple[list[LabelledExample], list[LabelledExample]]:
     if len(pairs) < 2:
         raise InputError("prior_precision='validation' needs at least two pairs, or validation pairs of its own")
-    groups: dict[str | int, list[int]] = {}
-    for i, pair in enumerate(pairs):
-        groups.setdefault(i if pair.group is None else pair.group, []).append(i)
-    if len(groups) < 2:
+    numbers = group_numbers(pairs)
+    count = max(numbers) + 1
+    if count < 2:
         raise InputError("prior_precision='validation' needs steps of at least two responses")
-    every = list(groups.values())
-    held_out = {i for group in every[HELD_OUT_EVERY // 2 :: HELD_OUT_EVERY] or every[-1:] for i in group}
+    groups = set(range(HELD_OUT_EVERY // 2, count, HELD_OUT_EVERY)) or {count - 1}
+    held_out = {i for i, number in enumerate(numbers) if number in groups}
     kept = [pair for i, pair in enumerate(pairs) if i not in held_out]
     return kept, [pairs[i] for i in sorted(held_out)]
 

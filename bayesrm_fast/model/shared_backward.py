@@ -29,7 +29,7 @@ from bayesrm_fast.model.passes import (
     unit_cotangent,
 )
 from bayesrm_fast.model.shared_beginnings import LEAST_SAVED, Group, groups_that_save
-from bayesrm_fast.model.shortcut_trials import ERRORS
+from bayesrm_fast.model.shortcut_trials import ERRORS, said
 from bayesrm_fast.model.tap_pass import Seen, TapPass, feed_gradients, sides
 from bayesrm_fast.model.taps import TappedModel
 from bayesrm_fast.model.token_budget import is_out_of_memory
@@ -91,9 +91,8 @@ def _all(
         def run(
             positions: list[int], rows: Any = rows, beginning: Any = beginning, rest: Any = rest
         ) -> tuple[Tensor, list[C]]:
-            if passes.budget.checkpoints:  # memory is short, and the beginning's graph would have to be held
-                return passes.run(rows, positions, cotangent, make_consumer)
-            if not _served[passes.forward.model]:  # since a batch before
+            # Since a batch before memory may be short, where the beginning's graph would have to be held.
+            if passes.budget.checkpoints or not _served[passes.forward.model]:
                 return passes.run(rows, positions, cotangent, make_consumer)
             chosen = [rows[i] for i in positions]
             following = passes.collate([rest[i] for i in positions])
@@ -106,7 +105,7 @@ def _all(
             except ERRORS as failure:  # of a model that was compiled, say, since it was tried
                 if is_out_of_memory(failure):
                     raise
-                _refuse(passes.forward.model, _said(failure))
+                _refuse(passes.forward.model, said(failure))
                 return passes.run(rows, positions, cotangent, make_consumer)
             check_finite(scalars, chosen)
             return scalars, consumers
@@ -149,10 +148,6 @@ def _refuse(model: nn.Module, why: str) -> None:
     logger.info("rows with a backward pass do not share the forward pass of their beginning: %s", why)
 
 
-def _said(failure: Exception) -> str:
-    return f"{type(failure).__name__}: {str(failure).splitlines()[0] if str(failure) else ''}"
-
-
 def _refusal(passes: Passes, rows: Sequence[TokenizedRow], shared: int) -> str | None:
     """Why rows are not to share; None where they may."""
     dtypes = {parameter.dtype for parameter in passes.forward.model.parameters()}
@@ -164,7 +159,7 @@ def _refusal(passes: Passes, rows: Sequence[TokenizedRow], shared: int) -> str |
     except ERRORS as failure:
         if is_out_of_memory(failure):
             raise
-        return _said(failure)
+        return said(failure)
     error = norm = 0.0
     for shared_one, whole_one in zip(found, expected, strict=True):
         for site, gradient in whole_one.by_site.items():
@@ -221,9 +216,9 @@ def run_after(
                 reached = [part for part, copy in zip(shared, own, strict=True) if copy.requires_grad]
                 used = [(part, g[:, None]) for part, g in zip(reached, cotangents, strict=True) if g is not None]
                 if used:
-                    parts, sides = zip(*used, strict=True)
+                    parts, of_all_rows = zip(*used, strict=True)
                     with first.receiving(join.receive):
-                        _side_by_side(parts, first.root, sides, retain_graph=not is_last)
+                        _side_by_side(parts, first.root, of_all_rows, retain_graph=not is_last)
                 join.finish()
         return scalars.detach(), consumers
 

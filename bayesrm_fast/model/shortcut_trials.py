@@ -165,10 +165,15 @@ def _refusal(trials: "Sequence[_Trial]", rewards: "Callable[[_Trial], Tensor]") 
         try:
             error = float((rewards(trial) - trial.alone).abs().max())
         except ERRORS as failure:
-            return f"{type(failure).__name__}: {str(failure).splitlines()[0] if str(failure) else ''}"
+            return said(failure)
         if not error <= trial.tolerance:
             return f"its rewards differ by {error:.1e}, where rounding makes {trial.tolerance:.1e}"
     return None
+
+
+def said(failure: Exception) -> str:
+    """What a model raised, in one line."""
+    return f"{type(failure).__name__}: {str(failure).splitlines()[0] if str(failure) else ''}"
 
 
 class _Trial:
@@ -198,8 +203,7 @@ class _Trial:
         except ERRORS as failure:
             if is_out_of_memory(failure):
                 raise
-            what = f"{type(failure).__name__}: {str(failure).splitlines()[0] if str(failure) else ''}"
-            raise InputError(f"{class_name(model)} cannot be called on a row of tokens: {what}") from failure
+            raise InputError(f"{class_name(model)} cannot be called on a row of tokens: {said(failure)}") from failure
         self.tolerance = 2 * self._rounding(copies)
 
     def _of_one(self, plain: Forward, row: TokenizedRow) -> Tensor:

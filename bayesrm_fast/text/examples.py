@@ -184,6 +184,15 @@ class SegmentedRow:
         return [TokenizedStep(*one, where) for one in zip(self.reads(is_causal), self.labels, strict=True)]
 
 
+def group_numbers(examples: Sequence["LabelledExample"]) -> list[int]:
+    """A number for each, from 0 on in the order of their first ones; the same for the steps of one response."""
+    numbers: dict[str | int, int] = {}
+    return [
+        numbers.setdefault(i if example.group is None else example.group, len(numbers))
+        for i, example in enumerate(examples)
+    ]
+
+
 def distinct(examples: Sequence[Example]) -> tuple[list[int], list[int]]:
     """Positions of the first of equal examples, and for every example where in that list its equal is."""
     first: dict[tuple[tuple[tuple[int, ...] | None, ...], ...], int] = {}
