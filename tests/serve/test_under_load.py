@@ -29,13 +29,13 @@ ASKED = [
 
 def requests_there():
     gc.collect()
-    return sum(type(one) is Request for one in gc.get_objects())
+    return [one for one in gc.get_objects() if type(one) is Request]
 
 
 @pytest.mark.parametrize("seed", range(2))
 def test_a_storm_of_cancellations_hurts_nobody_who_waits(rm, seed):
     lot = random.Random(seed)
-    before = requests_there()
+    earlier = requests_there()  # of other tests: held, so that none of them goes meanwhile
 
     async def main():
         scorer = AsyncScorer(rm, max_batch_tokens=300, max_queue_tokens=2000)
@@ -55,7 +55,7 @@ def test_a_storm_of_cancellations_hurts_nobody_who_waits(rm, seed):
         return found, stats
 
     found, stats = run(main())
-    assert requests_there() == before
+    assert len(requests_there()) == len(earlier)
     gone = [isinstance(one, asyncio.CancelledError) for one in found]
     assert 20 < sum(gone) < 180
     assert 0 < stats.cancelled <= sum(gone)
