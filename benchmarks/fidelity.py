@@ -221,8 +221,10 @@ def stored_bytes(posterior: Posterior) -> int:
     return sum(tensor.nbytes for tensor in posterior.tensors().values())
 
 
-def measured(case: Case, scale: Scale, folder: Path) -> dict[str, Any]:
-    """One case: every posterior against the exact one."""
+def prepared(
+    case: Case, scale: Scale, folder: Path
+) -> tuple[BayesianRewardModel, list[TokenizedRow], list[dict[str, str]]]:
+    """A trained model, responses to other prompts, and the pairs it was trained on."""
     train, dev = alpaca_eval("train")[: scale.prompts], alpaca_eval("dev")[: scale.test_prompts]
     pairs = preference_pairs(train, 2, seed=0)
     options = TrainOptions(
@@ -237,7 +239,13 @@ def measured(case: Case, scale: Scale, folder: Path) -> dict[str, Any]:
     rm = BayesianRewardModel.from_pretrained(folder / "adapter", max_length=scale.max_length, device="cpu")
     prompts = [row["prompt"] for row in dev for _ in row["responses"][: scale.responses]]
     texts = [response["text"] for row in dev for response in row["responses"][: scale.responses]]
-    rows, tokenized_pairs = rm.tokenize(prompts, texts), rm.tokenize_pairs(pairs)
+    return rm, rm.tokenize(prompts, texts), pairs
+
+
+def measured(case: Case, scale: Scale, folder: Path) -> dict[str, Any]:
+    """One case: every posterior against the exact one."""
+    rm, rows, pairs = prepared(case, scale, folder)
+    tokenized_pairs = rm.tokenize_pairs(pairs)
     methods: dict[str, dict[str, Any]] = {}
     fits: dict[str, Callable[[], Posterior]] = {}
     scores: dict[str, Callable[[], Any]] = {}

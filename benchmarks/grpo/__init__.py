@@ -1,0 +1,1 @@
+"""Over-optimisation in training."""
