@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
@@ -18,7 +17,7 @@ from bayesrm_fast.integrations.penalised import GROUP
 from bayesrm_fast.integrations.trl import reward_function
 from bayesrm_fast.select.penalties import Penalty
 from bayesrm_fast.train.adapter import TrainOptions, train_adapter
-from benchmarks.grpo.policy import read_the_chain
+from benchmarks.grpo.policy import LONGEST, log_probabilities, read_the_chain, samples
 from demo.task import Task
 
 COMPLETIONS = 8
@@ -26,9 +25,6 @@ COMPLETIONS = 8
 
 REFERENCE = "reference"
 """The column that holds a sample of the policy as it was at the start."""
-
-LONGEST = 24
-"""Tokens of a completion."""
 
 ADAPTED = [f"{name}_proj" for name in ("q", "k", "v", "o", "gate", "up", "down")]
 
@@ -46,11 +42,11 @@ class Scale:
     pairs: int = 600
     noise: float = 0.25
     epochs: int = 3
-    prompts_a_step: int = 8
-    steps: int = 300
-    every: int = 25
+    prompts_a_step: int = 4
+    steps: int = 120
+    every: int = 15
     looked_at: int = 128
-    learning_rate: float = 2e-4
+    learning_rate: float = 1e-4
 
 
 @dataclass(frozen=True)
@@ -72,8 +68,10 @@ class Look:
         gold: what the samples are worth.
         reward: what the reward model says.
         kl: of a sample, from the policy to where it started, in nats.
-        words: of a sample.
-        std: the reward's posterior std, of the difference to the mean of the prompt's samples.
+        words: of a sample, with its end.
+        std: the reward's posterior std.
+        std_to_group: of its difference to the mean of the prompt's samples.
+        std_to_start: of its difference to the reward of a sample of the policy at the start.
     """
 
     step: int
@@ -82,6 +80,8 @@ class Look:
     kl: float
     words: float
     std: float
+    std_to_group: float
+    std_to_start: float
 
 
 def worth(text: str) -> float:
@@ -118,33 +118,6 @@ def noisy_pairs(task: Task, scale: Scale, folder: Path) -> list[dict[str, str]]:
             better, worse = (first, second) if (worth(first) > worth(second)) != wrong else (second, first)
             found.append({"prompt": prompt, "chosen": better, "rejected": worse})
     return found[: scale.pairs]
-
-
-@dataclass(frozen=True)
-class Samples:
-    """Of a policy.
-
-    Attributes:
-        texts: completions.
-        tokens: prompts, from the left filled up, and completions `[N, length]`.
-        mask: of what is no padding `[N, length]`.
-        width: tokens before the completions.
-    """
-
-    texts: list[str]
-    tokens: Tensor
-    mask: Tensor
-    width: int
-
-
-@torch.no_grad()
-def samples(policy: PreTrainedModel, tokenizer: Any, prompts: Sequence[str]) -> Samples:
-    """One of each prompt."""
-    rows = tokenizer(list(prompts), return_tensors="pt", padding=True, padding_side="left", return_token_type_ids=False)
-    tokens = policy.generate(**rows, do_sample=True, max_new_tokens=LONGEST, top_k=0, pad_token_id=0)
-    width = rows["input_ids"].shape[1]
-    mask = torch.cat([rows["attention_mask"], (tokens[:, width:] != 0).long()], 1)
-    return Samples(tokenizer.batch_decode(tokens[:, width:], skip_special_tokens=True), tokens, mask, width)
 
 
 def trained(rm: BayesianRewardModel, seed: int, scale: Scale, arm: Arm, folder: Path) -> list[Look]:
@@ -199,30 +172,20 @@ def looked_at(
     prompts = [prompt.text for prompt in task.held_out[: count // 4] for _ in range(4)]
     torch.manual_seed(step)
     found = samples(policy, tokenizer, prompts)
-    ours, theirs = (_log_probabilities(model, found.tokens, found.mask) for model in (policy, start))
+    ours, theirs = (log_probabilities(model, found.tokens, found.mask) for model in (policy, start))
     kl = ((ours - theirs) * found.mask[:, 1:])[:, found.width - 1 :].sum(1).mean()
-    completions = found.texts
-    scores = rm.score(prompts, completions, relative_to="prompt")
-    gold = [worth(text) for text in completions]
+    torch.manual_seed(step)
+    references = samples(start, tokenizer, prompts).texts
+    own, to_group, to_start = (rm.score(prompts, found.texts, relative_to=one) for one in (None, "prompt", references))
     policy.train()
     return Look(
         step,
-        sum(gold) / len(gold),
-        float((scores.mean + scores.baseline).mean()),
+        float(torch.tensor([worth(text) for text in found.texts]).mean()),
+        float(own.mean.mean()),
         float(kl),
-        sum(len(text.split()) for text in completions) / len(completions),
-        float(scores.variance.sqrt().mean()),
+        float(found.mask[:, found.width :].sum(1).double().mean()),
+        *(float(one.variance.sqrt().mean()) for one in (own, to_group, to_start)),
     )
-
-
-def _log_probabilities(
-    model: PreTrainedModel,
-    tokens: Tensor,  # shape: (rows, length)
-    mask: Tensor,  # shape: (rows, length)
-) -> Tensor:  # shape: (rows, length - 1)
-    positions = (mask.cumsum(1) - 1).clamp(min=0)
-    logits = model(input_ids=tokens, attention_mask=mask, position_ids=positions).logits[:, :-1]
-    return logits.log_softmax(-1).gather(-1, tokens[:, 1:, None]).squeeze(-1)
 
 
 def as_rows(looks: Sequence[Look]) -> list[dict[str, float]]:

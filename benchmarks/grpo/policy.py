@@ -2,7 +2,9 @@
 
 import random
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer
@@ -10,11 +12,14 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from tokenizers.processors import TemplateProcessing
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from demo.task import Prompt, Task
 
 PADDING, BEGINNING, END, UNKNOWN = "<pad>", "<s>", "</s>", "<unk>"
+LONGEST = 24
+"""Tokens of a completion."""
+
 ROWS = 64
 """Of a step of training."""
 
@@ -69,3 +74,41 @@ def _row(tokenizer: PreTrainedTokenizerFast, prompt: Prompt, text: str) -> list[
 def _padded(rows: Sequence[list[int]]) -> Tensor:  # shape: (rows, longest)
     longest = max(map(len, rows))
     return torch.tensor([row + [0] * (longest - len(row)) for row in rows])
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Of a policy.
+
+    Attributes:
+        texts: completions.
+        tokens: prompts, from the left filled up, and completions `[N, length]`.
+        mask: of what is no padding `[N, length]`.
+        width: tokens before the completions.
+    """
+
+    texts: list[str]
+    tokens: Tensor
+    mask: Tensor
+    width: int
+
+
+@torch.no_grad()
+def samples(policy: PreTrainedModel, tokenizer: Any, prompts: Sequence[str]) -> Samples:
+    """One of each prompt."""
+    rows = tokenizer(list(prompts), return_tensors="pt", padding=True, padding_side="left", return_token_type_ids=False)
+    tokens = policy.generate(**rows, do_sample=True, max_new_tokens=LONGEST, top_k=0, pad_token_id=0)
+    width = rows["input_ids"].shape[1]
+    mask = torch.cat([rows["attention_mask"], (tokens[:, width:] != 0).long()], 1)
+    return Samples(tokenizer.batch_decode(tokens[:, width:], skip_special_tokens=True), tokens, mask, width)
+
+
+def log_probabilities(
+    model: PreTrainedModel,
+    tokens: Tensor,  # shape: (rows, length)
+    mask: Tensor,  # shape: (rows, length)
+) -> Tensor:  # shape: (rows, length - 1)
+    """Of every token but the first, in nats."""
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    logits = model(input_ids=tokens, attention_mask=mask, position_ids=positions).logits[:, :-1]
+    return logits.log_softmax(-1).gather(-1, tokens[:, 1:, None]).squeeze(-1)
