@@ -38,14 +38,14 @@ class Scale:
     """How much there is of everything."""
 
     texts_a_prompt: int = 4
-    reading_epochs: int = 6
+    reading_epochs: int = 4
     pairs: int = 600
     noise: float = 0.25
     epochs: int = 3
     prompts_a_step: int = 4
     steps: int = 120
-    every: int = 15
-    looked_at: int = 128
+    every: int = 20
+    looked_at: int = 64
     learning_rate: float = 1e-4
 
 
