@@ -79,7 +79,9 @@ class FitOptions:
         if self.structure != "ggn" and (self.second_pass or self.basis_dtype is not None):
             raise InputError("second_pass and basis_dtype are for structure='ggn' alone")
         if self.basis_dtype not in BASIS_DTYPES:
-            raise InputError(f"basis_dtype must be torch.float32, torch.bfloat16 or torch.int8, not {self.basis_dtype}")
+            raise InputError(
+                f"basis_dtype must be torch.float32, torch.bfloat16 or torch.int8, not {self.basis_dtype!r}"
+            )
 
 
 def options_of(posterior: Posterior) -> FitOptions:

@@ -104,7 +104,8 @@ def _checked_labels(labels: Any, steps: int, where: str) -> list[bool]:
         raise InputError(f"{where}: labels must be a list, true or false for each step, not {described(labels)}")
     if len(labels) != steps:
         raise InputError(f"{where} has {steps} completions and {len(labels)} labels: each step has one label")
-    for i, label in enumerate(labels):
+    plain = [label.item() if hasattr(label, "item") else label for label in labels]  # scalars of numpy and torch
+    for i, label in enumerate(plain):
         if not isinstance(label, bool | int | float) or label not in (0, 1):
             raise InputError(f"{where}: labels[{i}] must be true or false, or 1 or 0, not {label!r:.40}")
-    return [bool(label) for label in labels]
+    return [bool(label) for label in plain]

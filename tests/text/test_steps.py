@@ -27,8 +27,9 @@ GOOD = {"prompt": "able", "completions": ["act", "add"], "labels": [True, False]
         pandas.DataFrame,
         lambda rows: [row | {"labels": [int(label) for label in row["labels"]]} for row in rows],
         lambda rows: [row | {"labels": np.array(row["labels"])} for row in rows],
+        lambda rows: [row | {"labels": list(np.array(row["labels"]))} for row in rows],
     ],
-    ids=["mappings", "records", "dataset", "table", "whole numbers", "arrays"],
+    ids=["mappings", "records", "dataset", "table", "whole numbers", "arrays", "scalars"],
 )
 def test_rows_come_in_many_containers(give):
     rows = tiny_steps()
