@@ -46,7 +46,7 @@ class Scale:
     steps: int = 120
     every: int = 20
     looked_at: int = 64
-    learning_rate: float = 1e-4
+    learning_rate: float = 2e-4
 
 
 @dataclass(frozen=True)
