@@ -30,7 +30,6 @@ ARMS = {
     "std to the group's mean": Arm("std", 0.1),
     "std to a reference": Arm("std", 0.3, REFERENCE),
     "KL": Arm(kl_weight=0.05),
-    "KL and std to a reference": Arm("std", 0.3, REFERENCE, 0.05),
 }
 QUICK = Scale(texts_a_prompt=1, reading_epochs=1, pairs=16, epochs=1, prompts_a_step=2, steps=4, every=2, looked_at=16)
 
@@ -109,7 +108,7 @@ def draw(results: dict[str, Any], path: Path) -> None:
     for number, (name, arm) in enumerate(results["arms"].items()):
         by_seed = np.array(arm["gold_by_seed"])
         width = by_seed.std(0, ddof=1) / len(by_seed) ** 0.5
-        style = {"color": f"C{(3, 1, 2, 7, 4)[number]}", "label": name, "lw": 2.2}
+        style = {"color": f"C{(3, 1, 2, 7)[number]}", "label": name, "lw": 2.2}
         gold.plot(arm["step"], arm["gold"], **style)
         gold.fill_between(
             arm["step"], by_seed.mean(0) - width, by_seed.mean(0) + width, color=style["color"], alpha=0.15, lw=0

@@ -43,7 +43,7 @@ class Scale:
     noise: float = 0.25
     epochs: int = 3
     prompts_a_step: int = 4
-    steps: int = 120
+    steps: int = 200
     every: int = 20
     looked_at: int = 64
     learning_rate: float = 2e-4
