@@ -1,0 +1,65 @@
+"""MkDocs hooks: files of the repository that are pages of the site, too, and links to them as they are written there."""
+
+import json
+import posixpath
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
+
+ROOT = Path(__file__).resolve().parent.parent
+
+OUTSIDE = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "benchmarks/README.md")
+"""Pages that are not under docs/, by their paths in the repository and in the site alike."""
+
+LINKED = ("benchmarks/results/*", "deploy/*", "LICENSE")
+"""What pages link beside pages."""
+
+COMMANDS = "reference/command-line.md"
+
+LINK = re.compile(r"(?<=\]\()(?!\w+:|#)([^)\s#]+)")
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add what is outside of docs/, each notebook as a page, and what the command line says of itself."""
+    linked = [path.relative_to(ROOT).as_posix() for pattern in LINKED for path in ROOT.glob(pattern)]
+    for name in (*OUTSIDE, *sorted(linked)):
+        files.append(File.generated(config, name, abs_src_path=str(ROOT / name)))
+    for file in list(files):
+        if file.src_uri.endswith(".ipynb"):
+            page = file.src_uri.removesuffix(".ipynb") + ".md"
+            files.append(File.generated(config, page, content=as_markdown(json.loads(file.content_string))))
+    files.append(File.generated(config, COMMANDS, content=commands()))
+    return files
+
+
+def commands() -> str:
+    """Every command with its options, by typer."""
+    arguments = (sys.executable, "-m", "typer", "bayesrm_fast.cli.main", "utils", "docs", "--name", "bayesrm")
+    done = subprocess.run((*arguments, "--title", "Command line"), capture_output=True, text=True, check=True)
+    return done.stdout
+
+
+def as_markdown(notebook: dict[str, Any]) -> str:
+    """A notebook without outputs."""
+    texts = [(cell["cell_type"], "".join(cell["source"])) for cell in notebook["cells"]]
+    return "\n\n".join(f"```python\n{text}\n```" if kind == "code" else text for kind, text in texts)
+
+
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Turn a link between files of the repository into one between those of the site."""
+    here = page.file.src_uri
+    folder = posixpath.dirname(here if here in OUTSIDE else f"docs/{here}")
+
+    def of_the_site(match: re.Match[str]) -> str:
+        target = posixpath.normpath(posixpath.join(folder, match[1])).removeprefix("docs/")
+        if files.get_file_from_path(target) is None:
+            return match[0]
+        return posixpath.relpath(target, posixpath.dirname(here))
+
+    return LINK.sub(of_the_site, markdown)
