@@ -1,4 +1,4 @@
-"""MkDocs hooks: files of the repository that are pages of the site, too, and links to them as they are written there."""
+"""MkDocs hooks: what of the site is not under docs/, and links between files of the repository."""
 
 import json
 import posixpath
