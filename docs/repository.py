@@ -26,7 +26,7 @@ LINK = re.compile(r"(?<=\]\()(?!\w+:|#)([^)\s#]+)")
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add what is outside of docs/, each notebook as a page, and what the command line says of itself."""
+    """Add what is outside of docs/, and each notebook as a page."""
     linked = [path.relative_to(ROOT).as_posix() for pattern in LINKED for path in ROOT.glob(pattern)]
     for name in (*OUTSIDE, *sorted(linked)):
         files.append(File.generated(config, name, abs_src_path=str(ROOT / name)))
@@ -34,15 +34,14 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         if file.src_uri.endswith(".ipynb"):
             page = file.src_uri.removesuffix(".ipynb") + ".md"
             files.append(File.generated(config, page, content=as_markdown(json.loads(file.content_string))))
-    files.append(File.generated(config, COMMANDS, content=commands()))
     return files
 
 
 def commands() -> str:
-    """Every command with its options, by typer."""
+    """Every command with its options, as typer tells them, without a title."""
     arguments = (sys.executable, "-m", "typer", "bayesrm_fast.cli.main", "utils", "docs", "--name", "bayesrm")
-    done = subprocess.run((*arguments, "--title", "Command line"), capture_output=True, text=True, check=True)
-    return done.stdout
+    done = subprocess.run(arguments, capture_output=True, text=True, check=True)
+    return done.stdout.partition("\n")[2]
 
 
 def as_markdown(notebook: dict[str, Any]) -> str:
@@ -52,8 +51,10 @@ def as_markdown(notebook: dict[str, Any]) -> str:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Turn a link between files of the repository into one between those of the site."""
+    """Turn links between files of the repository into those of the site, and add what the commands say of themselves."""
     here = page.file.src_uri
+    if here == COMMANDS:
+        markdown += commands()
     folder = posixpath.dirname(here if here in OUTSIDE else f"docs/{here}")
 
     def of_the_site(match: re.Match[str]) -> str:
