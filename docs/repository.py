@@ -51,7 +51,7 @@ def as_markdown(notebook: dict[str, Any]) -> str:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Turn links between files of the repository into those of the site, and add what the commands say of themselves."""
+    """Turn links between files of the repository into those of the site, and add the help of the commands."""
     here = page.file.src_uri
     if here == COMMANDS:
         markdown += commands()
