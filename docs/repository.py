@@ -45,9 +45,13 @@ def commands() -> str:
 
 
 def as_markdown(notebook: dict[str, Any]) -> str:
-    """A notebook without outputs."""
-    texts = [(cell["cell_type"], "".join(cell["source"])) for cell in notebook["cells"]]
-    return "\n\n".join(f"```python\n{text}\n```" if kind == "code" else text for kind, text in texts)
+    """A notebook with what its cells printed."""
+    parts = []
+    for cell in notebook["cells"]:
+        text = "".join(cell["source"])
+        parts.append(f"```python\n{text}\n```" if cell["cell_type"] == "code" else text)
+        parts += ["```text\n{}```".format("".join(output["text"])) for output in cell.get("outputs", ())]
+    return "\n\n".join(parts)
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:

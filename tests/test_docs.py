@@ -1,6 +1,7 @@
 """What the pages show runs as it stands there."""
 
 import contextlib
+import json
 import os
 import re
 import shlex
@@ -79,6 +80,34 @@ def test_the_python_of_a_page_runs(page, folder, monkeypatch):
             url = stack.enter_context(served_at({"my-rm": scorer}))
         for block in blocks:
             exec(compile(block.replace(SERVER, url), str(page), "exec"), names)
+
+
+def cells_of_code():
+    notebook = json.loads((ROOT / "docs/notebook.ipynb").read_text(encoding="utf-8"))
+    return [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+
+
+def test_the_cells_of_the_notebook_run(tmp_path, monkeypatch):
+    """In this process: a kernel of Jupyter's would be 40 packages and another import of torch, and show no more."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    names: dict = {}
+    sizes = re.compile(r"^PAIRS, EPOCHS, HELD_OUT, PROMPTS, CANDIDATES = .*$", re.MULTILINE)
+    texts = ["".join(cell["source"]) for cell in cells_of_code()]
+    assert sum(len(sizes.findall(text)) for text in texts) == 1
+    for text in texts:
+        small = sizes.sub("PAIRS, EPOCHS, HELD_OUT, PROMPTS, CANDIDATES = 10, 1, 10, 4, 2", text)
+        exec(compile(small, "notebook", "exec"), names)
+    assert (tmp_path / "my-calibrated-rm" / "posterior.json").is_file()
+
+
+def test_the_notebook_holds_printed_text_of_one_whole_run_and_no_more():
+    cells = cells_of_code()
+    assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
+    outputs = [output for cell in cells for output in cell["outputs"]]
+    assert {output["output_type"] for output in outputs} == {"stream"}
+    assert {output["name"] for output in outputs} == {"stdout"}
+    assert sum(len("".join(output["text"])) for output in outputs) < 10_000
 
 
 @pytest.mark.parametrize("page", COMMANDED, ids=lambda page: page.stem)
