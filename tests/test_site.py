@@ -86,7 +86,6 @@ def test_links_lead_where_they_lead_in_the_repository(site):
 
 def test_a_browser_asks_nobody_else_and_finds_what_is_searched(site):
     handler = functools.partial(SimpleHTTPRequestHandler, directory=site)
-    handler.log_message = lambda *_: None
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server, chromium() as driver:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         here = f"http://127.0.0.1:{server.server_port}/"
