@@ -123,6 +123,27 @@ def test_the_commands_of_a_page_run(page, folder, monkeypatch):
         assert done.returncode == 0, (line, done.stderr)
 
 
+@pytest.mark.parametrize(
+    ("candidates", "results"),
+    [
+        ("HumanEval, one policy", "humaneval-noise0.25"),
+        ("the same with clean labels", "humaneval-noise0"),
+        ("answers of one policy", "qa_feedback-noise0"),
+        ("AlpacaEval, a pool", "pool-noise0"),
+        ("the same pool", "synthetic-noise0.25"),
+    ],
+)
+def test_when_it_helps_tells_the_figures_that_were_measured(candidates, results):
+    page = (ROOT / "docs/when-it-helps.md").read_text(encoding="utf-8")
+    (told,) = re.findall(rf"^\| {candidates}.*$", page, re.MULTILINE)
+    rows = json.loads((ROOT / f"benchmarks/results/overoptimisation-{results}.json").read_text())["rows"]
+    default = rows["ggn, relative std, k = 1, λ by evidence"]
+    figures = [rows["MAP"]["gold"][0], *(row["gold"][-1] for row in (rows["MAP"], default, rows["MBR"]))]
+    figures += [default["gain_over"]["MAP"][name] for name in ("gain", "standard_error")]
+    shown = [float(figure) for figure in re.findall(r"\.\d{3}", told)]
+    assert sorted(shown) == pytest.approx(sorted(map(abs, figures)), abs=0.00055)  # of four digits, rounded to three
+
+
 def test_every_command_is_shown_by_a_page():
     known = set(typer.main.get_command(app).commands)
     assert {shlex.split(line)[1] for page in COMMANDED for line in commands_of(page)} == known
