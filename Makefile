@@ -3,7 +3,7 @@ BIN := .venv/bin
 SOURCES := setup.py CMakeLists.txt $(wildcard csrc/*/*)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test lint fuzz fuzz-api sanitize gpu clean
+.PHONY: demo test lint docs fuzz fuzz-api sanitize gpu clean
 
 demo: .venv/demo
 	$(BIN)/python -m demo
@@ -15,6 +15,10 @@ lint: .venv/test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Any warning ends it. To read it, search included: python3 -m http.server --directory site
+docs: .venv/docs
+	$(BIN)/mkdocs build
 
 # All damage to saved models and rows; `make test` does a sample of it.
 fuzz: .venv/test
@@ -54,10 +58,14 @@ SMALL_GPU_TESTS = $(GPU_TESTS) -k 'formulas and cuda and bfloat16 and (ragged or
 	$(PIP) --editable '.[demo]'
 	touch $@
 
+.venv/docs: .venv/torch pyproject.toml $(SOURCES)
+	$(PIP) --editable '.[docs]'
+	touch $@
+
 .venv/test: .venv/torch pyproject.toml tests/peers.txt $(SOURCES)
 	$(PIP) --editable '.[test,lint]'
 	$(PIP) --no-deps --requirement tests/peers.txt
 	touch $@
 
 clean:
-	rm -rf .venv build dist *.egg-info
+	rm -rf .venv build dist site *.egg-info
