@@ -19,6 +19,7 @@ from ray.data import ActorPoolStrategy
 
 from bayesrm_fast.cli.work import Facts, LoadedWork, Row, Work
 from bayesrm_fast.errors import InputError
+from bayesrm_fast.integrations.ray import WorkerRoom
 
 T = TypeVar("T")
 Said = dict[str, list[bytes]]
@@ -33,8 +34,7 @@ class OnRay(Generic[T]):
 
     Args:
         work: what each actor does, at paths that its node has too.
-        workers: actors; None for one a GPU of the cluster, and where it has none for one a core but one, which is left
-            to reading and writing.
+        workers: actors; None for as many as there is room for.
 
     Raises:
         InputError: the cluster has no room for so many workers.
@@ -47,17 +47,12 @@ class OnRay(Generic[T]):
         if self._is_our_cluster:
             ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
         logging.getLogger("ray.data").setLevel(logging.ERROR)
-        there = ray.cluster_resources()
-        cores, gpus = int(there.get("CPU", 0)), int(there.get("GPU", 0))
-        self._needs: dict[str, float] = {"num_gpus": 1, "num_cpus": 0} if gpus else {"num_gpus": 0, "num_cpus": 1}
-        room = gpus or cores
-        self._workers = workers or gpus or max(1, cores - 1)
-        if self._workers > room:
+        room = WorkerRoom.of_cluster()
+        self._each, self._workers = room.each, workers or room.workers
+        if self._workers > room.most:
             self.__exit__()
-            raise InputError(
-                f"--workers {self._workers} is more than there is room for: "
-                f"the cluster has {room} {'GPUs' if gpus else 'cores'}, and a worker takes one"
-            )
+            what = ", ".join(name.removeprefix("num_").upper() for name, taken in room.each.items() if taken)
+            raise InputError(f"--workers {workers} is too many: each takes one of the cluster's {room.most} {what}")
 
     def facts(self, input_sha256: str) -> Facts:
         """Of the work on this input, by a model that a worker loads.
@@ -65,7 +60,7 @@ class OnRay(Generic[T]):
         Raises:
             InputError: what `Work.load` raises there.
         """
-        told = ray.remote(**self._needs)(_facts).remote(self._work, self._folder, input_sha256)
+        told = ray.remote(**self._each)(_facts).remote(self._work, self._folder, input_sha256)
         found: Facts = _heard(ray.get(told))
         return found
 
@@ -99,7 +94,7 @@ class OnRay(Generic[T]):
             fn_constructor_args=(self._work, self._folder),
             compute=ActorPoolStrategy(size=self._workers),
             batch_size=1,
-            **self._needs,
+            **self._each,
         )
         for chunk, row in itertools.zip_longest(chunks, dataset.iter_rows()):
             found = [] if row is None else _heard(row["said"])

@@ -65,12 +65,12 @@ def scoring_of(first: Mapping[str, Any], relative: bool) -> Scoring[Any, Any]:
     """
     if is_stepwise(first):
         if relative:
-            raise InputError("a step's score is the log-odds of its own label: --relative is for rows of responses")
+            raise InputError("a step's score is the log-odds of its own label: relative is for rows of responses")
         read = functools.partial(iter_stepwise_responses, labelled=False)
         return Scoring(OF_STEPS, read, _tokenized_steps, _scored_steps, _check_steps)
     if "responses" not in first and "chosen" in first:
         if relative:
-            raise InputError("pairs are scored as differences already: --relative is for rows of responses")
+            raise InputError("pairs are scored as differences already: relative is for rows of responses")
         return Scoring(OF_PAIRS, iter_preference_pairs, _tokenized_pairs, _scored_pairs, _check_whole)
     results = functools.partial(_scored_candidates, relative=relative)
     return Scoring(OF_CANDIDATES, iter_candidate_sets, _tokenized_candidates, results, _check_whole)
