@@ -67,11 +67,14 @@ def model_folder(adapter_folder, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def ray_cluster():
-    """A Ray cluster with four cores by name, one for all tests: to start it takes seconds."""
+    """A Ray cluster with four cores by name, one for all tests and the processes that they start: it takes seconds."""
     alone()
-    os.environ |= {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}  # else a token is written to $HOME
     import ray
 
-    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    yield ray
-    ray.shutdown()
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("RAY_AUTH_MODE", "disabled")  # else a token is written to $HOME
+        environment.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+        environment.setenv("RAY_ADDRESS", ray.get_runtime_context().gcs_address)
+        yield ray
+        ray.shutdown()

@@ -56,8 +56,15 @@ def folder(tmp_path_factory, adapter_folder, step_adapter_folder):
     return made
 
 
+def _with_what_it_needs(page, request):
+    """A cluster for the page on Ray, which is skipped where there cannot be one."""
+    if page.stem == "ray":
+        request.getfixturevalue("ray_cluster")
+
+
 @pytest.mark.parametrize("page", [page for page in PAGES if shown(page, "python")], ids=lambda page: page.stem)
-def test_the_python_of_a_page_runs(page, folder, monkeypatch):
+def test_the_python_of_a_page_runs(page, folder, monkeypatch, request):
+    _with_what_it_needs(page, request)
     monkeypatch.chdir(folder)
     names: dict = {}
     blocks = shown(page, "python")
@@ -71,7 +78,8 @@ def test_the_python_of_a_page_runs(page, folder, monkeypatch):
 
 
 @pytest.mark.parametrize("page", COMMANDED, ids=lambda page: page.stem)
-def test_the_commands_of_a_page_run(page, folder, monkeypatch):
+def test_the_commands_of_a_page_run(page, folder, monkeypatch, request):
+    _with_what_it_needs(page, request)
     monkeypatch.chdir(folder)
     for line in re.findall(r"^(bayesrm [^#\n]*)", page.read_text(encoding="utf-8"), re.MULTILINE):
         command = shlex.split(line)
