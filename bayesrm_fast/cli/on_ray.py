@@ -81,6 +81,10 @@ class OnRay(Generic[T]):
         """
         from bayesrm_fast.cli.resumable import CHUNK
 
+        left = iter(chunks)
+        first = next(left, None)
+        if first is None:
+            return
         here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
         dataset = ray.data.from_items([done])
         context = dataset.context
@@ -96,7 +100,7 @@ class OnRay(Generic[T]):
             batch_size=1,
             **self._each,
         )
-        for chunk, row in itertools.zip_longest(chunks, dataset.iter_rows()):
+        for chunk, row in itertools.zip_longest(itertools.chain([first], left), dataset.iter_rows()):
             found = [] if row is None else _heard(row["said"])
             if chunk is None or len(found) != len(chunk):
                 raise InputError("the input has changed while it was read: run again")

@@ -1,5 +1,6 @@
 """Commands whose model runs in Ray's actors."""
 
+import shutil
 import subprocess
 import sys
 import threading
@@ -8,6 +9,7 @@ import pytest
 from ray_cluster import kill, process_of, until
 from tiny import words
 
+from bayesrm_fast.cli.resumable import ResumableOutput
 from bayesrm_fast.text.files import read_rows, write_rows
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -57,6 +59,7 @@ def test_a_killed_command_and_a_killed_worker_lose_nothing_and_double_nothing(mo
     running.wait()
     killed_after = lines() - 1
     assert 64 <= killed_after < 900
+    shutil.copy(partial, tmp_path / "local.jsonl.partial")
 
     worker = []
 
@@ -70,8 +73,19 @@ def test_a_killed_command_and_a_killed_worker_lose_nothing_and_double_nothing(mo
     bayesrm(*arguments, "--engine", "ray", "--workers", 1, "--resume")
     killing.join()
     assert worker
-    bayesrm("score", model_folder, tmp_path / "rows.jsonl", tmp_path / "unbroken.jsonl")
-    assert (tmp_path / "out.jsonl").read_bytes() == (tmp_path / "unbroken.jsonl").read_bytes()
+    for name, options in (("unbroken", []), ("local", ["--resume"])):
+        bayesrm("score", model_folder, tmp_path / "rows.jsonl", tmp_path / f"{name}.jsonl", *options)
+        assert (tmp_path / "out.jsonl").read_bytes() == (tmp_path / f"{name}.jsonl").read_bytes()
+
+
+def test_a_run_that_was_killed_when_all_was_scored_writes_it(model_folder, tmp_path, bayesrm):
+    write_rows(tmp_path / "rows.jsonl", rows_of(3))
+    arguments = ("score", model_folder, tmp_path / "rows.jsonl", tmp_path / "out.jsonl")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ResumableOutput, "finish", lambda *_: sys.exit(3))
+        bayesrm(*arguments, code=3)
+    bayesrm(*arguments, "--engine", "ray", "--resume")
+    assert len(read_rows(tmp_path / "out.jsonl")) == 3
 
 
 def test_what_a_worker_refuses_is_one_line(adapter_folder, model_folder, tmp_path, refused):
