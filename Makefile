@@ -3,7 +3,7 @@ BIN := .venv/bin
 SOURCES := setup.py CMakeLists.txt $(wildcard csrc/*/*)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test lint docs fuzz fuzz-api sanitize gpu clean
+.PHONY: demo test lint docs ray fuzz fuzz-api sanitize gpu clean
 
 demo: .venv/demo
 	$(BIN)/python -m demo
@@ -19,6 +19,11 @@ lint: .venv/test
 # Any warning ends it. To read it, search included: python3 -m http.server --directory site
 docs: .venv/docs
 	$(BIN)/mkdocs build
+
+# Ray listens on every address of the machine and runs what it is sent, so this has loopback alone, and ends with its shell.
+ray: .venv/ray
+	unshare --net --pid --fork --kill-child --mount-proc --map-root-user sh -c 'ip link set lo up && \
+		$(BIN)/python -m pytest tests/cli/test_on_ray.py tests/integrations/test_ray.py tests/test_docs.py -k ray'
 
 # All damage to saved models and rows; `make test` does a sample of it.
 fuzz: .venv/test
@@ -65,6 +70,10 @@ SMALL_GPU_TESTS = $(GPU_TESTS) -k 'formulas and cuda and bfloat16 and (ragged or
 .venv/test: .venv/torch pyproject.toml tests/peers.txt $(SOURCES)
 	$(PIP) --editable '.[test,lint]'
 	$(PIP) --no-deps --requirement tests/peers.txt
+	touch $@
+
+.venv/ray: .venv/test
+	$(PIP) --editable '.[ray]'
 	touch $@
 
 clean:

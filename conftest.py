@@ -12,6 +12,7 @@ import torch
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before any kernel is decorated
 
+from ray_cluster import alone
 from tiny import tiny_adapter, tiny_base, tiny_pairs, tiny_step_model, tiny_token_classifier, tiny_tokenizer
 
 from bayesrm_fast import BayesianRewardModel
@@ -62,3 +63,18 @@ def model_folder(adapter_folder, tmp_path_factory):
     rm = BayesianRewardModel.from_pretrained(adapter_folder, device="cpu")
     rm.fit(tiny_pairs(), structure="ekfac", rank=4).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def ray_cluster():
+    """A Ray cluster with four cores by name, one for all tests and the processes that they start: it takes seconds."""
+    alone()
+    import ray
+
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("RAY_AUTH_MODE", "disabled")  # else a token is written to $HOME
+        environment.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+        environment.setenv("RAY_ADDRESS", ray.get_runtime_context().gcs_address)
+        yield ray
+        ray.shutdown()

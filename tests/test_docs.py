@@ -68,8 +68,15 @@ def folder(tmp_path_factory, base_folder, adapter_folder, step_adapter_folder):
     return made
 
 
+def _with_what_it_needs(page, request):
+    """A cluster for the page on Ray, which is skipped where there cannot be one."""
+    if page.stem == "ray":
+        request.getfixturevalue("ray_cluster")
+
+
 @pytest.mark.parametrize("page", [page for page in PAGES if shown(page, "python")], ids=lambda page: page.stem)
-def test_the_python_of_a_page_runs(page, folder, monkeypatch):
+def test_the_python_of_a_page_runs(page, folder, monkeypatch, request):
+    _with_what_it_needs(page, request)
     monkeypatch.chdir(folder)
     names: dict = {}
     blocks = shown(page, "python")
@@ -111,7 +118,8 @@ def test_the_notebook_holds_printed_text_of_one_whole_run_and_no_more():
 
 
 @pytest.mark.parametrize("page", COMMANDED, ids=lambda page: page.stem)
-def test_the_commands_of_a_page_run(page, folder, monkeypatch):
+def test_the_commands_of_a_page_run(page, folder, monkeypatch, request):
+    _with_what_it_needs(page, request)
     monkeypatch.chdir(folder)
     for line in commands_of(page):
         command = shlex.split(line)

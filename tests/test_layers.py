@@ -140,7 +140,7 @@ def test_the_package_tells_its_names():
         bayesrm_fast.nothing  # noqa: B018
 
 
-WITHOUT_LOGIC = {"sites.py", "versions.py", "__main__.py", "cli/__main__.py", "serve/requests.py"}
+WITHOUT_LOGIC = {"sites.py", "versions.py", "__main__.py", "cli/__main__.py", "serve/requests.py", "cli/work.py"}
 TESTED_WITH = dict.fromkeys(("fitted_model.py", "choosing_model.py"), "test_reward_model.py") | {
     "model/tap_pass.py": "test_taps.py"
 }

@@ -168,11 +168,12 @@ class ResumableOutput(Generic[T]):
         if not is_ours or number != self.count:
             raise InputError(f"{self.partial} was changed by something else while it was written: run again")
 
-    def finish(self, total: int) -> None:
+    def finish(self, total: int, kept: Iterable[dict[str, Any]] | None = None) -> None:
         """Write the output and remove the partial file.
 
         Args:
             total: rows that the input had when the run began.
+            kept: columns that stay beside each result, to be had more than once; where both have one, the result's.
 
         Raises:
             InputError: the output cannot be written, something else has changed the partial file, or there are more or
@@ -180,7 +181,7 @@ class ResumableOutput(Generic[T]):
         """
         if self.count != total:
             raise InputError(f"the input had {total} rows, and {self.count} were read: {self.path} is not written")
-        write_rows(self.path, self)
+        write_rows(self.path, self if kept is None else _Beside(self, kept))
         try:
             self.partial.unlink()
         except OSError as error:
@@ -196,3 +197,15 @@ class ResumableOutput(Generic[T]):
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+class _Beside:
+    """Results, each with the columns that stay beside it."""
+
+    def __init__(self, results: Iterable[dict[str, Any]], kept: Iterable[dict[str, Any]]) -> None:
+        self._results = results
+        self._kept = kept
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for result, columns in zip(self._results, self._kept, strict=True):
+            yield result | {name: value for name, value in columns.items() if name not in result}

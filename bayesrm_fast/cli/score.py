@@ -1,26 +1,26 @@
 """`bayesrm score`."""
 
-import functools
-import itertools
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from bayesrm_fast.cli.arguments import AsJson, MaxBatchTokens, Model, Output, Relative, Resume
+from bayesrm_fast.cli.engines import EngineName, Workers, started
 from bayesrm_fast.cli.jobs import check_unchanged, file_sha256, job_of
+from bayesrm_fast.cli.kept_columns import KeptColumns
 from bayesrm_fast.cli.models import load_fitted
 from bayesrm_fast.cli.places import check_output
 from bayesrm_fast.cli.resumable import ResumableOutput
 from bayesrm_fast.cli.terminal import progress_bar, show_summary
-from bayesrm_fast.errors import InputError
+from bayesrm_fast.cli.work import Facts, Row
 
 if TYPE_CHECKING:
+    from bayesrm_fast.integrations.result_rows import Scoring
     from bayesrm_fast.reward_model import BayesianRewardModel
-    from bayesrm_fast.text.examples import SegmentedRow, TokenizedPair, TokenizedRow
-    from bayesrm_fast.text.records import Candidates, PreferencePair
-    from bayesrm_fast.text.steps import StepwiseResponse
 
 
 def score(
@@ -32,119 +32,82 @@ def score(
     relative: Relative = False,
     resume: Resume = False,
     max_batch_tokens: MaxBatchTokens = None,
+    engine: EngineName = "local",
+    workers: Workers = None,
     as_json: AsJson = False,
 ) -> None:
     """Reward, variance and std of every response, of the difference of every pair, or of every step of a response."""
+    from bayesrm_fast.integrations.result_rows import scoring_of
     from bayesrm_fast.text.files import iter_rows
-    from bayesrm_fast.text.records import iter_candidate_sets, iter_preference_pairs
-    from bayesrm_fast.text.steps import is_stepwise, iter_stepwise_responses
 
     check_output(output, input_file, model)
     first = next(iter_rows(input_file))
     sha256 = file_sha256(input_file)
-    in_steps = is_stepwise(first)
-    is_paired = not in_steps and "responses" not in first and "chosen" in first
-    read: Any = iter_preference_pairs if is_paired else iter_candidate_sets
-    if in_steps:
-        read = functools.partial(iter_stepwise_responses, labelled=False)
-    total = sum(1 for _ in read(iter_rows(input_file), str(input_file)))
-    if is_paired and relative:
-        raise InputError("pairs are scored as differences already: --relative is for rows of responses")
-    if in_steps and relative:
-        raise InputError("a step's score is the log-odds of its own label: --relative is for rows of responses")
-    loaded = load_fitted(model, max_batch_tokens)
-    if in_steps:
-        loaded.segment_encoder  # noqa: B018  (raises for a model that scores whole responses)
-    job = job_of(loaded, sha256, {"command": "score", "max_batch_tokens": max_batch_tokens, "relative": relative})
-    records = read(iter_rows(input_file), str(input_file))
-    with ResumableOutput(output, job, records, resume) as results, progress_bar("scoring") as tell:
-        left = results.chunks()
-        found: Iterator[tuple[list[Any], list[dict[str, Any]]]]
-        if in_steps:
-            found = _scored_steps(loaded, left)
-        else:
-            found = _scored_pairs(loaded, left) if is_paired else _scored_candidates(loaded, left, relative)
-        for chunk, rows in found:
-            results.add(chunk, rows)
-            tell(results.count, total)
-        check_unchanged(input_file, sha256)
-        cut = 0
-        for row in results:
-            truncated = row["truncated"]
-            cut += any(truncated) if isinstance(truncated, list) else truncated
-        results.finish(total)
+    scoring = scoring_of(first, relative)
+    records = partial(_records, scoring, input_file)
+    total = sum(1 for _ in records())
+    kept = KeptColumns(input_file, scoring.columns)
+    kept.check_fit(output)
+    work = Score(model, max_batch_tokens, relative, scoring)
+    with started(work, engine, workers) as running:
+        facts = running.facts(sha256)
+        with ResumableOutput(output, facts.job, records(), resume) as results, progress_bar("scoring") as tell:
+            for chunk, rows in running.results(results.chunks(), records, results.count):
+                results.add(chunk, rows)
+                tell(results.count, total)
+            check_unchanged(input_file, sha256)
+            cut = 0
+            for row in results:
+                truncated = row["truncated"]
+                cut += any(truncated) if isinstance(truncated, list) else truncated
+            results.finish(total, kept)
     show_summary({"output": str(output), "rows": results.count, "rows_with_cut_text": cut}, as_json)
 
 
-def _scored_candidates(
-    loaded: "BayesianRewardModel", chunks: "Iterable[list[Candidates]]", relative: bool
-) -> "Iterator[tuple[list[Candidates], list[dict[str, Any]]]]":
-    from bayesrm_fast.score.relative import within_prompts
-    from bayesrm_fast.text.prefetching import prefetched
+def _records(scoring: "Scoring[Any, Any]", input_file: Path) -> Iterator[Any]:
+    from bayesrm_fast.text.files import iter_rows
 
-    def tokenized() -> "Iterator[tuple[list[Candidates], list[TokenizedRow]]]":
-        for chunk in chunks:
-            yield chunk, loaded.tokenize_candidates(chunk)
-
-    for chunk, rows in prefetched(tokenized()):
-        ends = [0, *itertools.accumulate(len(one.responses) for one in chunk)]
-        places = [range(start, stop) for start, stop in itertools.pairwise(ends)]
-        scores = loaded.score_differences(rows, within_prompts(places)) if relative else loaded.score_tokenized(rows)
-        columns = {name: values.tolist() for name, values in scores.columns().items()}
-        yield (
-            chunk,
-            [
-                {"prompt": one.prompt, **{name: [values[i] for i in own] for name, values in columns.items()}}
-                for one, own in zip(chunk, places, strict=True)
-            ],
-        )
+    return scoring.read(iter_rows(input_file), str(input_file))
 
 
-def _scored_pairs(
-    loaded: "BayesianRewardModel", chunks: "Iterable[list[PreferencePair]]"
-) -> "Iterator[tuple[list[PreferencePair], list[dict[str, Any]]]]":
-    from bayesrm_fast.text.prefetching import prefetched
+@dataclass(frozen=True)
+class Score:
+    """The work of `bayesrm score`.
 
-    def tokenized() -> "Iterator[tuple[list[PreferencePair], list[TokenizedPair]]]":
-        for chunk in chunks:
-            yield chunk, loaded.encoder.encode_pairs(chunk)
+    Attributes:
+        model, max_batch_tokens, relative: as for the command.
+        scoring: of the rows' form.
+    """
 
-    for chunk, pairs in prefetched(tokenized()):
-        columns = {name: values.tolist() for name, values in loaded.score_tokenized_pairs(pairs).columns().items()}
-        yield (
-            chunk,
-            [
-                {"prompt": pair.prompt, **{name: values[i] for name, values in columns.items()}}
-                for i, pair in enumerate(chunk)
-            ],
-        )
+    model: Path
+    max_batch_tokens: int | None
+    relative: bool
+    scoring: "Scoring[Any, Any]"
+
+    def load(self) -> "LoadedScore":
+        """With its model; raises InputError where it has no posterior, or does not score such rows."""
+        loaded = load_fitted(self.model, self.max_batch_tokens)
+        self.scoring.check(loaded)
+        return LoadedScore(self, loaded)
 
 
-def _scored_steps(
-    loaded: "BayesianRewardModel", chunks: "Iterable[list[StepwiseResponse]]"
-) -> "Iterator[tuple[list[StepwiseResponse], list[dict[str, Any]]]]":
-    from bayesrm_fast.score.segments import Aggregate
-    from bayesrm_fast.text.prefetching import prefetched
+@dataclass(frozen=True)
+class LoadedScore:
+    """The same with its model."""
 
-    def tokenized() -> "Iterator[tuple[list[StepwiseResponse], list[SegmentedRow]]]":
-        for chunk in chunks:
-            yield chunk, loaded.tokenize_steps(chunk)
+    work: Score
+    loaded: "BayesianRewardModel"
 
-    for chunk, rows in prefetched(tokenized()):
-        scores = loaded.score_tokenized_segments(rows)
-        yield (
-            chunk,
-            [
-                {
-                    "prompt": response.prompt,
-                    "mean": one.mean.tolist(),
-                    "variance": one.variance.tolist(),
-                    "std": one.std.tolist(),
-                    "probability": one.probability.tolist(),
-                    "first_error": one.first_error().tolist(),
-                    "aggregates": {by: vars(one.aggregate(by)) for by in get_args(Aggregate)},
-                    "truncated": one.truncated,
-                }
-                for response, one in zip(chunk, scores, strict=True)
-            ],
-        )
+    def facts(self, input_sha256: str) -> Facts:
+        """Of its work on this input."""
+        options = {"max_batch_tokens": self.work.max_batch_tokens, "relative": self.work.relative}
+        return Facts(job_of(self.loaded, input_sha256, {"command": "score", **options}))
+
+    def results(self, chunks: Iterable[list[Any]]) -> Iterator[tuple[list[Any], list[Row]]]:
+        """The results of each chunk's records, while those of the next are tokenized."""
+        from bayesrm_fast.text.prefetching import prefetched
+
+        scoring = self.work.scoring
+        tokenized = ((chunk, scoring.tokenize(self.loaded, chunk)) for chunk in chunks)
+        for chunk, rows in prefetched(tokenized):
+            yield chunk, scoring.results(self.loaded, chunk, rows)

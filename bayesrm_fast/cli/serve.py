@@ -1,13 +1,12 @@
 """`bayesrm serve`."""
 
-import contextlib
 import ipaddress
 import logging
-import math
 import os
 import signal
 import socket
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
@@ -19,18 +18,12 @@ from bayesrm_fast.cli.terminal import ShownWarnings
 from bayesrm_fast.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from bayesrm_fast.reward_model import BayesianRewardModel
     from bayesrm_fast.select.penalties import Penalty
 
 logger = logging.getLogger(__name__)
 
 BACKLOG = 2048
 """Connections that wait to be accepted: trainers open one for each sample of a rollout."""
-
-SHUTDOWN_SECONDS = 20
-"""Beside the patience: in which accepted requests are finished after SIGTERM."""
 
 
 def serve(
@@ -76,6 +69,7 @@ def serve(
 
             from bayesrm_fast.serve.app import create_app
             from bayesrm_fast.serve.engine import AsyncScorer
+            from bayesrm_fast.serve.loading import served_models
             from bayesrm_fast.serve.logs import JsonLines
         except ImportError as error:
             raise InputError(f"serving needs the extra: pip install 'bayesrm_fast[serve]' ({error})") from error
@@ -85,7 +79,7 @@ def serve(
         warnings.showwarning = ShownWarnings(logger.warning)
         if token is None and not _is_loopback(host):
             logger.warning(f"{host} can be reached from other machines, and there is no --token-file")
-        loaded = _loaded(folders, max_batch_tokens)
+        loaded = served_models(folders, partial(load_fitted, max_batch_tokens=max_batch_tokens))
         scorers = {
             name: AsyncScorer(rm, max_wait_ms=max_wait_ms, max_queue_tokens=max_queue_tokens)
             for name, rm in loaded.items()
@@ -95,7 +89,7 @@ def serve(
             log_config=None,
             access_log=False,
             server_header=False,
-            timeout_graceful_shutdown=math.ceil(patience) + SHUTDOWN_SECONDS,
+            timeout_graceful_shutdown=options.seconds_to_shut_down,
         )
         address = "http://{}:{}".format(*listener.getsockname()[:2])
         logger.info("listening", extra={"fields": {"address": address, "models": list(folders)}})
@@ -122,31 +116,6 @@ def _folders(models: list[str]) -> dict[str, Path]:
             raise InputError(f"two models are named {name}: give them as NAME=FOLDER")
         found[name] = Path(folder)
     return found
-
-
-def _loaded(folders: dict[str, Path], max_batch_tokens: int | None) -> dict[str, "BayesianRewardModel"]:
-    """The models; adapters of one base model share it where they can.
-
-    Raises:
-        InputError: a model that cannot be loaded, has no posterior, or scores segments.
-    """
-    loaded: dict[str, BayesianRewardModel] = {}
-    for name, folder in folders.items():
-        beside = _beside(loaded.values(), folder, f"served{len(loaded)}")
-        loaded[name] = beside or load_fitted(folder, max_batch_tokens)
-        if loaded[name].segments is not None:
-            raise InputError(f"{folder} is a token classifier, and a server scores whole responses")
-    return loaded
-
-
-def _beside(others: "Iterable[BayesianRewardModel]", folder: Path, adapter: str) -> "BayesianRewardModel | None":
-    """An adapter on the base model of another one; None where none takes it."""
-    for other in others:
-        with contextlib.suppress(InputError):
-            found = other.with_adapter(folder, adapter)
-            found.fitted  # noqa: B018  (raises where there is none)
-            return found
-    return None
 
 
 def _listening(host: str, port: int) -> socket.socket:

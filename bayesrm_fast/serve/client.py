@@ -134,7 +134,7 @@ class _Tries:
                 raise InputError(f"{told}: {message} to {outcome.headers['Location']}: give the url that it leads to")
             if 400 <= outcome.status_code < 500 and outcome.status_code not in (408, 429):
                 raise InputError(f"{told}: {message}")
-            if outcome.status_code == 500:
+            if outcome.status_code == 500 and _is_the_servers(outcome):
                 raise ServerError(f"{told}: {message}")
             seconds = _retry_after(outcome)
         else:
@@ -357,6 +357,14 @@ def _message(answer: httpx.Response) -> str:
         return f"{answer.status_code}, {answer.json()['error']['message']}"
     except (ValueError, KeyError, TypeError):
         return f"{answer.status_code} {answer.reason_phrase}"
+
+
+def _is_the_servers(answer: httpx.Response) -> bool:
+    """Whether it is an error that the server tells of, and not a proxy whose server has died meanwhile."""
+    try:
+        return "error" in answer.json()
+    except (ValueError, TypeError):
+        return False
 
 
 def _retry_after(answer: httpx.Response) -> float | None:

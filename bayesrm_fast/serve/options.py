@@ -6,6 +6,9 @@ from dataclasses import dataclass, field
 from bayesrm_fast.errors import InputError
 from bayesrm_fast.select.penalties import PenaltyOfStd
 
+SHUTDOWN_SECONDS = 20
+"""Beside the patience: in which accepted requests are finished when a server is told to end."""
+
 
 @dataclass(frozen=True)
 class ServerOptions:
@@ -42,3 +45,8 @@ class ServerOptions:
             raise InputError(f"patience must be a positive number of seconds, not {self.patience}")
         if self.token is not None and not self.token:
             raise InputError("the token is empty")
+
+    @property
+    def seconds_to_shut_down(self) -> int:
+        """In which every accepted request is answered, when the server is told to end."""
+        return math.ceil(self.patience) + SHUTDOWN_SECONDS

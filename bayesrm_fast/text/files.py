@@ -7,10 +7,13 @@ import json
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from bayesrm_fast.atomic import cannot_write, check_regular, written_whole
 from bayesrm_fast.errors import InputError
+
+if TYPE_CHECKING:
+    import pyarrow
 
 KINDS = (".jsonl", ".jsonl.gz", ".parquet")
 
@@ -129,6 +132,21 @@ def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
         raise cannot_write(path, error) from error
 
 
+def check_rows_fit(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Raise InputError, by row and column or by what Parquet asks for, where rows cannot be written at the path."""
+    if kind_of(path) == ".parquet":
+        _schema_of(path, rows)
+        return
+    for number, row in enumerate(rows, start=1):
+        for name, value in row.items():
+            try:
+                json_line({name: value})
+            except (TypeError, ValueError) as error:
+                raise InputError(
+                    f"{path}: JSON does not hold column {name!r} of row {number} ({error}); write .parquet"
+                ) from error
+
+
 def _compressed(raw: IO[bytes], kind: str) -> contextlib.AbstractContextManager[IO[bytes]]:
     if kind == ".jsonl.gz":
         return gzip.GzipFile(filename="", fileobj=raw, mode="wb", mtime=0)  # type: ignore[return-value]
@@ -140,15 +158,31 @@ def _write_parquet(path: Path, beside: Path, rows: Iterable[dict[str, Any]]) -> 
     import pyarrow.parquet
 
     rows = list(rows) if isinstance(rows, Iterator) else rows
-    schema = pyarrow.schema([])
-    try:
+    schema = _schema_of(path, rows)
+    with _fitting(path), pyarrow.parquet.ParquetWriter(beside, schema, write_page_checksum=True) as writer:
         for group in _groups(rows):
-            schema = pyarrow.unify_schemas(
-                [schema, pyarrow.Table.from_pylist(group).schema], promote_options="permissive"
-            )
-        with pyarrow.parquet.ParquetWriter(beside, schema, write_page_checksum=True) as writer:
-            for group in _groups(rows):
-                writer.write_table(pyarrow.Table.from_pylist(group, schema))
+            writer.write_table(pyarrow.Table.from_pylist(group, schema))
+
+
+def _schema_of(path: Path, rows: Iterable[dict[str, Any]]) -> "pyarrow.Schema":
+    import pyarrow
+
+    schema = pyarrow.schema([])
+    with _fitting(path):
+        for group in _groups(rows):
+            names = dict.fromkeys(name for row in group for name in row)  # a row may lack what others have
+            found = pyarrow.table({name: [row.get(name) for row in group] for name in names}).schema
+            schema = pyarrow.unify_schemas([schema, found], promote_options="permissive")
+    return schema
+
+
+@contextlib.contextmanager
+def _fitting(path: Path) -> Iterator[None]:
+    """Raise InputError for rows that do not fit one schema."""
+    import pyarrow
+
+    try:
+        yield
     except InputError:  # of the rows
         raise
     except (pyarrow.ArrowException, ValueError) as error:

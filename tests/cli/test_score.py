@@ -275,6 +275,6 @@ def test_every_step_is_scored(step_adapter_folder, model_folder, tmp_path, summa
             assert one == pytest.approx(vars(expected.aggregate(by)), rel=1e-4, abs=1e-5)
         assert list(found["aggregates"]) == ["mean", "last", "min", "product"]
     message = refused("score", tmp_path / "rm", tmp_path / "steps.jsonl", tmp_path / "other.jsonl", "--relative")
-    assert "--relative is for rows of responses" in message
+    assert "relative is for rows of responses" in message
     message = refused("score", model_folder, tmp_path / "steps.jsonl", tmp_path / "other.jsonl")
     assert "scores whole responses" in message

@@ -240,8 +240,3 @@ def test_an_open_address_without_a_token_is_warned_of(model_folder, tmp_path, ba
             handler.setFormatter(formatter)
     assert ("can be reached from other machines" in caplog.text) == (token is None)
     assert "s3cret" not in caplog.text
-
-
-def test_adapters_of_one_base_model_share_it(model_folder):
-    loaded = serve._loaded({"a.b": model_folder, "c": model_folder}, None)
-    assert loaded["a.b"].model is loaded["c"].model

@@ -196,9 +196,11 @@ MODELS = (200, {}, b'{"data": [{"id": "rm"}]}')
 
 @KINDS
 def test_a_busy_server_is_asked_again_when_it_says_and_a_lost_one_too(answering, make):
-    url, waited = answering((503, {"Retry-After": "3"}, b""), (None, {}, b""), (502, {}, b""), MODELS)
+    """A 500 that is not the server's own words is that of a proxy, such as Ray Serve's, whose server has died."""
+    of_proxy = (500, {}, b"Internal Server Error")
+    url, waited = answering((503, {"Retry-After": "3"}, b""), (None, {}, b""), (502, {}, b""), of_proxy, MODELS)
     assert make(url).models() == ["rm"]
-    assert [low <= seconds <= 1.25 * low for seconds, low in zip(waited, (3, 0.5, 1.0), strict=True)] == [True] * 3
+    assert [low <= seconds <= 1.25 * low for seconds, low in zip(waited, (3, 0.5, 1.0, 2.0), strict=True)] == [True] * 4
 
 
 @KINDS

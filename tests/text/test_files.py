@@ -1,5 +1,6 @@
 """Rows in and out of files."""
 
+import datetime
 import gzip
 import json
 import os
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from bayesrm_fast import InputError
-from bayesrm_fast.text.files import iter_rows, read_rows, write_rows
+from bayesrm_fast.text.files import check_rows_fit, iter_rows, read_rows, write_rows
 
 ROWS = [{"prompt": "a", "responses": ["b", "ü"]}, {"prompt": "c", "responses": ["d"]}]
 
@@ -38,6 +39,26 @@ def test_rows_that_fit_no_schema_are_refused(tmp_path):
     with pytest.raises(InputError, match="Parquet schema"):
         write_rows(tmp_path / "rows.parquet", [{"prompt": "a"}, {"prompt": [{"role": "user"}]}])
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.parquet"])
+def test_a_column_that_the_first_row_lacks_is_written(tmp_path, name):
+    write_rows(tmp_path / name, [{"prompt": "a"}, {"prompt": "b", "source": "web"}])
+    assert read_rows(tmp_path / name)[1] == {"prompt": "b", "source": "web"}
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "message"),
+    [
+        ("rows.jsonl", [1.0, float("nan")], "column 'when' of row 2 .*write .parquet"),
+        ("rows.jsonl.gz", [datetime.date(2026, 1, 1)], "column 'when' of row 1 .*write .parquet"),
+        ("rows.parquet", [1, "one"], "do not fit one Parquet schema; write .jsonl"),
+    ],
+)
+def test_what_a_kind_of_file_does_not_hold_is_told_before_it_is_written(tmp_path, name, values, message):
+    with pytest.raises(InputError, match=message):
+        check_rows_fit(tmp_path / name, [{"when": value} for value in values])
+    check_rows_fit(tmp_path / name, [{"when": [values[0] if isinstance(values[0], int) else "today"]}])
 
 
 @pytest.mark.parametrize(
