@@ -151,6 +151,8 @@ class Passes:
             found.update(zip(positions, scalars.cpu(), strict=True))
             if progress is not None:
                 progress(len(found), len(examples))
+        if not examples:
+            return torch.zeros(0, 1, dtype=torch.float32, device="cpu")
         return torch.stack([found[i] for i in range(len(examples))])
 
     def run(
