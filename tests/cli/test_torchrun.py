@@ -69,6 +69,18 @@ def test_the_second_process_writes_nothing_and_says_who_it_is(launched, tmp_path
         assert not list(tmp_path.iterdir())
 
 
+def test_a_fit_that_another_rank_ends_leaves_no_folder(adapter_folder, tmp_path, monkeypatch, refused):
+    def fit(*_, **__):
+        raise InputError("rank 1 did not come within 1800 s")
+
+    monkeypatch.setattr(BayesianRewardModel, "fit", fit)
+    write_rows(tmp_path / "pairs.jsonl", tiny_pairs(3))
+    assert "rank 1 did not come" in refused(
+        "fit", adapter_folder, tmp_path / "pairs.jsonl", "--output", tmp_path / "rm"
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["pairs.jsonl"]
+
+
 def test_more_processes_than_gpus_are_refused(launched, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
