@@ -8,6 +8,7 @@ from typing import Any, Self
 
 import torch
 from peft import PeftModel
+from torch.distributed import ProcessGroup
 
 from bayesrm_fast.atomic import settle
 from bayesrm_fast.choosing_model import ChoosingRewardModel
@@ -16,6 +17,7 @@ from bayesrm_fast.fit.calibration import Calibration, calibrate_posterior
 from bayesrm_fast.fit.fitting import fit_posterior
 from bayesrm_fast.fit.options import FitOptions, Precision, options_of
 from bayesrm_fast.fit.prior import NO_EVIDENCE
+from bayesrm_fast.fit.ranks import Ranks, digest_of, ranks_of
 from bayesrm_fast.fit.virtual import make_virtual_adapter
 from bayesrm_fast.model.exclusive import exclusive, in_own_state
 from bayesrm_fast.model.layers import adapter_config
@@ -168,6 +170,7 @@ class BayesianRewardModel(ChoosingRewardModel):
         options: FitOptions | None = None,
         *,
         validation_pairs: Iterable[Any] | None = None,
+        group: ProcessGroup | None = None,
         progress: Progress | None = None,
         **named: Any,
     ) -> Self:
@@ -183,34 +186,42 @@ class BayesianRewardModel(ChoosingRewardModel):
             options: structure, rank, prior precision and more.
             validation_pairs: the held-out pairs of `prior_precision="validation"`, in the form of `pairs`. Default:
                 every tenth of `pairs`, or of the responses, kept out of the fit.
-            progress: called with the pairs done and their total over all passes.
+            group: processes that fit together, such as `torch.distributed.group.WORLD`: all of them call `fit` with the
+                same pairs and options, each passes over its share, and all have the same posterior afterwards. Default:
+                this process fits alone, so that a trainer may fit on one of its ranks.
+            progress: called with the pairs done and their total over all passes; of this rank's share, as of all.
             named: fields of `FitOptions` by name, in place of `options`: `fit(pairs, structure="kfac", rank=None)`.
 
         Raises:
-            InputError: pairs or options that cannot be served.
+            InputError: pairs or options that cannot be served; on all of a group, by its rank, what one of them raises,
+                and a rank that does not come within the timeout of
+                `init_process_group`.
         """
-        options = self._options(options, named, is_labelled=True)
-        if validation_pairs is not None and options.chosen != "validation":
-            raise InputError("validation_pairs are used by prior_precision='validation' alone")
-        examples = self._labelled(pairs, "pairs")
-        validation = None if validation_pairs is None else self._labelled(validation_pairs, "validation_pairs")
-        return self._fit(examples, validation, options, is_labelled=True, progress=progress)
+        with ranks_of(group, self.collator.device) as ranks:
+            options = self._options(options, named, is_labelled=True)
+            if validation_pairs is not None and options.chosen != "validation":
+                raise InputError("validation_pairs are used by prior_precision='validation' alone")
+            examples = self._labelled(pairs, "pairs")
+            validation = None if validation_pairs is None else self._labelled(validation_pairs, "validation_pairs")
+            return self._fit(examples, validation, options, ranks, is_labelled=True, progress=progress)
 
-    def refresh(self, pairs: Iterable[Any], *, progress: Progress | None = None) -> Self:
+    def refresh(
+        self, pairs: Iterable[Any], *, group: ProcessGroup | None = None, progress: Progress | None = None
+    ) -> Self:
         """Fit again as the posterior there was fitted, after the model has been trained further (online RLHF).
 
         Structure, rank, stored dtype, head and the way in which λ was chosen stay; a λ that was given, or found by
         `calibrate`, stays as it is. A temperature and a tuned penalty are of the old weights, and go.
 
         Args:
-            pairs, progress: as for `fit`.
+            pairs, group, progress: as for `fit`.
 
         Raises:
             InputError: no posterior, or what `fit` raises.
         """
         if self.posterior is None:
             raise InputError("there is no posterior to refresh: call fit first")
-        return self.fit(pairs, options_of(self.posterior), progress=progress)
+        return self.fit(pairs, options_of(self.posterior), group=group, progress=progress)
 
     def _labelled(self, rows: Iterable[Any], source: str) -> Sequence[LabelledExample]:
         """Pairs, or of a token classifier steps, tokenized."""
@@ -226,6 +237,7 @@ class BayesianRewardModel(ChoosingRewardModel):
         responses: Sequence[Text],
         options: FitOptions | None = None,
         *,
+        group: ProcessGroup | None = None,
         progress: Progress | None = None,
         **named: Any,
     ) -> Self:
@@ -236,15 +248,16 @@ class BayesianRewardModel(ChoosingRewardModel):
 
         Args:
             prompts, responses: `responses[i]` answers `prompts[i]`; a prompt's responses are paired up by lot.
-            options, progress, named: as for `fit`. The prior precision is a number, or "margins" (the default);
+            options, group, progress, named: as for `fit`. The prior precision is a number, or "margins" (the default);
                 `calibrate` may choose it later, by a few labelled pairs.
 
         Raises:
             InputError: rows that cannot be read, no prompt with two responses, or options that cannot be served.
         """
-        options = self._options(options, named, is_labelled=False)
-        pairs = self.encoder.encode_pairs(pairs_within_prompts(*checked_rows(prompts, responses)))
-        return self._fit(pairs, None, options, is_labelled=False, progress=progress)
+        with ranks_of(group, self.collator.device) as ranks:
+            options = self._options(options, named, is_labelled=False)
+            pairs = self.encoder.encode_pairs(pairs_within_prompts(*checked_rows(prompts, responses)))
+            return self._fit(pairs, None, options, ranks, is_labelled=False, progress=progress)
 
     def _options(self, options: FitOptions | None, named: dict[str, Any], is_labelled: bool) -> FitOptions:
         """What is asked for, with this model's default for λ."""
@@ -268,13 +281,15 @@ class BayesianRewardModel(ChoosingRewardModel):
         tokenized: Sequence[LabelledExample],
         validation: Sequence[LabelledExample] | None,
         options: FitOptions,
+        ranks: Ranks,
         *,
         is_labelled: bool,
         progress: Progress | None,
     ) -> Self:
         lora, self.lora = self.lora, self.find_lora()
         try:
-            virtual, posterior = self._fitted(tokenized, validation, options, is_labelled, progress)
+            virtual, posterior = self._fitted(tokenized, validation, options, ranks, is_labelled, progress)
+            ranks.meet()
         except BaseException:
             self.lora = lora  # what an earlier posterior is over
             raise
@@ -286,12 +301,17 @@ class BayesianRewardModel(ChoosingRewardModel):
         tokenized: Sequence[LabelledExample],
         validation: Sequence[LabelledExample] | None,
         options: FitOptions,
+        ranks: Ranks,
         is_labelled: bool,
         progress: Progress | None,
     ) -> tuple[VirtualAdapter | None, Posterior]:
+        if ranks.size > 1:
+            given = {"pairs": digest_of(tokenized), "validation pairs": digest_of(validation or ())}
+            asked = {"options": repr((options, self.virtual_options, is_labelled, self.output_weights.tolist()))}
+            ranks.check_same(given | asked | self.fingerprint(None))
         virtual = None
         if self.virtual_options is not None:
-            virtual = make_virtual_adapter(self.passes_over(self.lora), tokenized, self.virtual_options, options)
+            virtual = make_virtual_adapter(self.passes_over(self.lora), tokenized, self.virtual_options, options, ranks)
         record = ModelRecord(
             base_model=self.base_model,
             fingerprint=self.fingerprint(virtual),
@@ -305,12 +325,17 @@ class BayesianRewardModel(ChoosingRewardModel):
         )
         passes = self.passes_over(self.taps(virtual, options.include_head))
         return virtual, fit_posterior(
-            passes, tokenized, validation, options, record, is_labelled=is_labelled, progress=progress
+            passes, tokenized, validation, options, record, is_labelled=is_labelled, progress=progress, ranks=ranks
         )
 
     @exclusive
     def calibrate(
-        self, pairs: Iterable[Any], prior_precision: Precision = "validation", *, progress: Progress | None = None
+        self,
+        pairs: Iterable[Any],
+        prior_precision: Precision = "validation",
+        *,
+        group: ProcessGroup | None = None,
+        progress: Progress | None = None,
     ) -> Calibration:
         """Choose λ and a temperature by held-out pairs, and tell what their probabilities were worth before and after.
 
@@ -320,10 +345,14 @@ class BayesianRewardModel(ChoosingRewardModel):
             pairs: as for `fit`, and none of those that the model was trained or fitted on.
             prior_precision: "validation" chooses λ with the temperature, by the pairs' NLL; "evidence", "margins"
                 or a number gives λ and leaves the temperature to the pairs.
+            group: as for `fit`; all of them with the same posterior.
             progress: told the pairs done and their total.
 
         Raises:
             InputError: fewer than two pairs, pairs that cannot be read, or an unknown `prior_precision`.
         """
-        tokenized = self._labelled(pairs, "pairs")
-        return calibrate_posterior(self.passes(), tokenized, self.fitted, prior_precision, progress)
+        with ranks_of(group, self.collator.device) as ranks:
+            tokenized, fitted = self._labelled(pairs, "pairs"), self.fitted
+            if ranks.size > 1:
+                ranks.check_same({"pairs": digest_of(tokenized), "posterior": repr((fitted.record, fitted.prior))})
+            return calibrate_posterior(self.passes(), tokenized, fitted, prior_precision, progress, ranks)

@@ -5,11 +5,12 @@ from typing import Annotated, Any
 
 import typer
 
-from bayesrm_fast.atomic import check_folder, one_writer
+from bayesrm_fast.atomic import check_folder
 from bayesrm_fast.cli.arguments import AsJson, Labelled, MaxBatchTokens, Model, precision
 from bayesrm_fast.cli.models import load_fitted
 from bayesrm_fast.cli.places import check_apart, files_in
 from bayesrm_fast.cli.terminal import progress_bar, show_summary
+from bayesrm_fast.cli.torchrun import is_first, one_writer_of_all, process_group
 
 
 def calibrate(
@@ -36,13 +37,16 @@ def calibrate(
         check_apart(plot, files_in(folder), "a file of the model")
     rows = read_rows(pairs)
     labelled = labelled_records(rows, str(pairs))
-    with one_writer(folder, "run"):
+    with process_group() as group, one_writer_of_all(folder):
         loaded = load_fitted(folder, max_batch_tokens)
         if is_stepwise(rows[0]):
             loaded.segment_encoder  # noqa: B018  (raises for a model that scores whole responses)
         with progress_bar("calibrating") as tell:
-            found = loaded.calibrate(labelled, chosen, progress=tell)
-        save_posterior(loaded.fitted, folder)
+            found = loaded.calibrate(labelled, chosen, group=group, progress=tell if is_first() else None)
+        if is_first():
+            save_posterior(loaded.fitted, folder)
+    if not is_first():
+        return
     if plot is not None:
         found.plot(plot)
     shown: dict[str, Any] = {

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from bayesrm_fast.atomic import check_folder, one_writer, settle
+from bayesrm_fast.atomic import check_folder, settle
 from bayesrm_fast.cli.arguments import (
     AppendsEos,
     AsJson,
@@ -21,6 +21,7 @@ from bayesrm_fast.cli.arguments import (
 )
 from bayesrm_fast.cli.models import load, posterior_summary
 from bayesrm_fast.cli.terminal import progress_bar, show_summary
+from bayesrm_fast.cli.torchrun import is_first, one_writer_of_all, process_group
 from bayesrm_fast.errors import InputError
 
 
@@ -60,7 +61,10 @@ def fit(
     max_batch_tokens: MaxBatchTokens = None,
     as_json: AsJson = False,
 ) -> None:
-    """Fit the posterior of an adapter, or of a model's virtual adapters, on preference pairs or steps, and save it."""
+    """Fit the posterior of an adapter, or of a model's virtual adapters, on preference pairs or steps, and save it.
+
+    Under torchrun (torchrun --nproc-per-node 8 -m bayesrm_fast.cli fit …) the processes share the pairs.
+    """
     from bayesrm_fast.fit.options import FitOptions
     from bayesrm_fast.saved.folders import check_target, is_saved_adapter
     from bayesrm_fast.text.files import read_rows
@@ -96,7 +100,7 @@ def fit(
         raise InputError(f"{pairs} has tools, which go with labelled pairs: leave out --unlabelled")
     labelled = [] if unlabelled else labelled_records(rows, str(pairs))
 
-    with one_writer(folder, "run"):
+    with process_group() as group, one_writer_of_all(folder):
         loaded = load(
             model,
             output_weights=weights,
@@ -111,11 +115,14 @@ def fit(
             loaded.segment_encoder  # noqa: B018  (raises for a model that scores whole responses)
         check_target(folder, None if loaded.adapter is None else loaded.base_model)
         with progress_bar("fitting") as tell:
+            together: dict[str, Any] = {"group": group, "progress": tell if is_first() else None}
             if unlabelled:
                 prompts = [one.prompt for one in sets for _ in one.responses]
                 responses = [response for one in sets for response in one.responses]
-                loaded.fit_unlabelled(prompts, responses, options, progress=tell)
+                loaded.fit_unlabelled(prompts, responses, options, **together)
             else:
-                loaded.fit(labelled, options, progress=tell)
-        loaded.save_pretrained(folder)
-    show_summary({"output": str(folder), **posterior_summary(folder)}, as_json)
+                loaded.fit(labelled, options, **together)
+        if is_first():
+            loaded.save_pretrained(folder)
+    if is_first():
+        show_summary({"output": str(folder), **posterior_summary(folder)}, as_json)

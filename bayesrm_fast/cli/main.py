@@ -9,6 +9,7 @@ import typer
 
 from bayesrm_fast.cli import best_of_n, bonbon, calibrate, fit, info, rewardbench, score, select_pairs, serve, train
 from bayesrm_fast.cli.terminal import ShownWarnings, show_line
+from bayesrm_fast.cli.torchrun import name_of_process
 from bayesrm_fast.errors import InputError
 
 app = typer.Typer(
@@ -38,7 +39,7 @@ def main() -> None:
     try:
         app()
     except (InputError, OSError) as error:
-        show_line(f"bayesrm: {error}")
+        show_line(f"{name_of_process()}: {error}")
         sys.exit(2)
 
 

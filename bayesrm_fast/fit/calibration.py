@@ -20,6 +20,7 @@ from bayesrm_fast.fit.prior import (
     variance_curve,
     warn_of_an_end,
 )
+from bayesrm_fast.fit.ranks import ALONE, Ranks
 from bayesrm_fast.model.passes import Passes, Progress
 from bayesrm_fast.posterior.base import Posterior, PriorChoice
 from bayesrm_fast.posterior.probit import probit_probability
@@ -236,6 +237,7 @@ def calibrate_posterior(
     posterior: Posterior,
     prior_precision: Precision,
     progress: Progress | None,
+    ranks: Ranks = ALONE,
 ) -> Calibration:
     """Choose λ and a temperature by held-out pairs and give them to the posterior.
 
@@ -245,6 +247,7 @@ def calibrate_posterior(
         posterior: on the device of the passes.
         prior_precision: "validation" chooses λ by the pairs; "evidence", "margins" or a number gives it.
         progress: told the pairs done and their total.
+        ranks: that calibrate together, all with the same posterior, and choose alike.
 
     Raises:
         InputError: fewer than two pairs, or an unknown `prior_precision`.
@@ -252,15 +255,17 @@ def calibrate_posterior(
     check_precision(prior_precision)
     given = None
     if prior_precision == "margins":
-        given = by_margins(*margins_and_norms(passes, pairs))
+        given = by_margins(*margins_and_norms(passes, pairs, ranks))
     elif prior_precision == "evidence":
         given = by_evidence(posterior)
     elif not isinstance(prior_precision, str):
         given = PriorChoice(float(prior_precision))
     choices = list(GRID) if given is None else [given.precision]
-    difference, variance = variance_curve(passes, pairs, posterior, [*choices, posterior.prior_precision], progress)
+    precisions = [*choices, posterior.prior_precision]
+    difference, variance = variance_curve(passes, pairs, posterior, precisions, progress, ranks)
     before = probit_probability(difference, variance[-1], posterior.temperature)
     found = calibrate(difference, variance[:-1], choices, before, group_numbers(pairs))
+    given, found = ranks.object_from_first((given, found))
     posterior.prior = given or PriorChoice(found.prior_precision, "calibration", HELD_OUT_NLL)
     posterior.temperature = found.temperature
     return found

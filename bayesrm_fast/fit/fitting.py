@@ -11,6 +11,7 @@ from bayesrm_fast.fit.kronecker import gather_blocks
 from bayesrm_fast.fit.options import FitOptions
 from bayesrm_fast.fit.prior import GRID, by_evidence, by_margins, by_validation, margins_and_norms, variance_curve
 from bayesrm_fast.fit.progress import PassCounter
+from bayesrm_fast.fit.ranks import ALONE, Ranks
 from bayesrm_fast.model.passes import Passes, Progress, drawn
 from bayesrm_fast.posterior.base import FitRecord, ModelRecord, Posterior, PriorChoice
 from bayesrm_fast.posterior.ggn import GgnPosterior
@@ -39,6 +40,7 @@ def fit_posterior(
     *,
     is_labelled: bool = True,
     progress: Progress | None = None,
+    ranks: Ranks = ALONE,
 ) -> Posterior:
     """Fit a posterior: one pass over the pairs for kfac and ggn, two for ekfac.
 
@@ -50,6 +52,7 @@ def fit_posterior(
         model: that the posterior belongs to.
         is_labelled: whether somebody said which of a pair is better.
         progress: told the pairs done of all passes together.
+        ranks: that fit together, and end with the same posterior.
 
     Raises:
         InputError: fewer than two pairs where some are to be held out; float16 gradients that overflow.
@@ -60,12 +63,12 @@ def fit_posterior(
         pairs, validation = _split(pairs)
     counter = PassCounter(progress, len(pairs) * options.passes(len(pairs)) + len(validation or ()))
     try:
-        posterior = _gathered(passes, pairs, options, model, is_labelled, counter)
+        posterior = _gathered(passes, pairs, options, model, is_labelled, counter, ranks)
     except torch.linalg.LinAlgError as error:  # of sums that are not finite
         raise InputError(BEYOND_FLOAT) from error
     if not all(tensor.isfinite().all() for tensor in posterior.tensors().values()):
         raise InputError(BEYOND_FLOAT)
-    posterior.prior = _prior(passes, pairs, validation, options, posterior, counter)
+    posterior.prior = _prior(passes, pairs, validation, options, posterior, counter, ranks)
     return posterior
 
 
@@ -89,6 +92,7 @@ def _gathered(
     model: ModelRecord,
     is_labelled: bool,
     counter: PassCounter,
+    ranks: Ranks,
 ) -> Posterior:
     """The posterior of these pairs, at a λ of 1."""
     sites = passes.tapped.sites
@@ -107,10 +111,12 @@ def _gathered(
         )
 
     if options.structure == "ggn":
-        differences, bases, eigenvalues = gather_eigenpairs(passes, pairs, options, counter)
-        return GgnPosterior.from_factor(sites, bases, eigenvalues.sqrt().diag(), record(differences), 1.0)
-    differences, blocks = gather_blocks(passes, pairs, options, counter)
-    return KroneckerPosterior(sites, blocks, record(differences), 1.0)
+        differences, bases, eigenvalues = gather_eigenpairs(passes, pairs, options, counter, ranks)
+        found: Posterior = GgnPosterior.from_factor(sites, bases, eigenvalues.sqrt().diag(), record(differences), 1.0)
+    else:
+        differences, blocks = gather_blocks(passes, pairs, options, counter, ranks)
+        found = KroneckerPosterior(sites, blocks, record(differences), 1.0)
+    return found.from_tensors(sites, ranks.from_first(found.tensors()), found.record, found.prior, 1.0)
 
 
 def _prior(
@@ -120,13 +126,16 @@ def _prior(
     options: FitOptions,
     posterior: Posterior,
     counter: PassCounter,
+    ranks: Ranks,
 ) -> PriorChoice:
     if options.chosen == "evidence":
-        return by_evidence(posterior)
-    if options.chosen == "margins":
-        return by_margins(*margins_and_norms(passes, drawn(pairs, MARGIN_PAIRS)))
-    if isinstance(options.chosen, str):
+        chosen = by_evidence(posterior)
+    elif options.chosen == "margins":
+        chosen = by_margins(*margins_and_norms(passes, drawn(pairs, MARGIN_PAIRS), ranks))
+    elif isinstance(options.chosen, str):
         assert validation is not None
-        curve = variance_curve(passes, validation, posterior, GRID, counter.next_pass())
-        return by_validation(*curve, GRID)
-    return PriorChoice(float(options.chosen))
+        curve = variance_curve(passes, validation, posterior, GRID, counter.next_pass(), ranks)
+        chosen = by_validation(*curve, GRID)
+    else:
+        chosen = PriorChoice(float(options.chosen))
+    return ranks.object_from_first(chosen)

@@ -8,6 +8,7 @@ from torch import Tensor
 from bayesrm_fast.fit.memory import ggn_memory
 from bayesrm_fast.fit.options import FitOptions
 from bayesrm_fast.fit.progress import PassCounter
+from bayesrm_fast.fit.ranks import ALONE, Ranks
 from bayesrm_fast.fit.sketches import GgnSketch
 from bayesrm_fast.model.passes import Passes, label_logits, likelihood_cotangent, rewards_in
 from bayesrm_fast.posterior.stored_basis import StoredBasis
@@ -17,7 +18,11 @@ logger = logging.getLogger("bayesrm_fast")
 
 
 def gather_eigenpairs(
-    passes: Passes, pairs: Sequence[LabelledExample], options: FitOptions, counter: PassCounter
+    passes: Passes,
+    pairs: Sequence[LabelledExample],
+    options: FitOptions,
+    counter: PassCounter,
+    ranks: Ranks = ALONE,
 ) -> tuple[Tensor, dict[str, StoredBasis], Tensor]:  # shapes: (M,), [(K, r, d)], (K,)
     """The logits of the pairs' labels; eigenvectors, a part for each site; and eigenvalues, float64.
 
@@ -30,14 +35,15 @@ def gather_eigenpairs(
     memory.refuse_what_does_not_fit()
 
     def sketch(omega: dict[str, Tensor] | None) -> GgnSketch:
-        return GgnSketch(sites, options.kept, len(pairs), passes.device, dtype, omega)
+        before = ranks.before(len(pairs))
+        return GgnSketch(sites, options.kept, len(pairs), passes.device, dtype, omega, before)
 
-    scalars, first = passes.gather(pairs, likelihood_cotangent, lambda: sketch(None), counter.next_pass())
+    scalars, first = ranks.gather(passes, pairs, likelihood_cotangent, lambda: sketch(None), counter.next_pass())
     latest = first
     if options.second_pass and not first.is_exact:
-        omega, _ = first.eigenpairs(None)
+        omega = ranks.from_first(first.eigenpairs(None)[0])
         del first, latest  # their sums are as much as the next one's
-        _, latest = passes.gather(pairs, likelihood_cotangent, lambda: sketch(omega), counter.next_pass())
+        _, latest = ranks.gather(passes, pairs, likelihood_cotangent, lambda: sketch(omega), counter.next_pass())
     rows, eigenvalues = latest.eigenpairs(options.kept)
     stored = dtype if options.basis_dtype is None else options.basis_dtype
     bases = {site.name: StoredBasis.of(rows.pop(site.name).view(-1, site.r, site.d), stored) for site in sites}

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -9,6 +10,7 @@ from torch import Tensor
 from bayesrm_fast.fit.moments import EigenvalueCorrection, KroneckerMoments
 from bayesrm_fast.fit.options import FitOptions
 from bayesrm_fast.fit.progress import PassCounter
+from bayesrm_fast.fit.ranks import ALONE, Ranks
 from bayesrm_fast.model.lora import LoraTap
 from bayesrm_fast.model.passes import Passes, label_logits, likelihood_cotangent, rewards_in
 from bayesrm_fast.posterior.kronecker import KroneckerBlock
@@ -17,13 +19,18 @@ from bayesrm_fast.text.examples import LabelledExample
 
 
 def gather_blocks(
-    passes: Passes, pairs: Sequence[LabelledExample], options: FitOptions, counter: PassCounter
+    passes: Passes,
+    pairs: Sequence[LabelledExample],
+    options: FitOptions,
+    counter: PassCounter,
+    ranks: Ranks = ALONE,
 ) -> tuple[Tensor, dict[str, KroneckerBlock]]:  # shape: (M,)
     """The logits of the pairs' labels, and the blocks; one pass for kfac, two for ekfac."""
     sites, rank = passes.tapped.sites, options.kept
     _warn_of_full_rank(sites, rank)
     input_owner = _input_owners(passes, pairs[0])
-    scalars, moments = passes.gather(
+    scalars, moments = ranks.gather(
+        passes,
         pairs,
         likelihood_cotangent,
         lambda: KroneckerMoments(sites, input_owner, rank, passes.device),
@@ -31,9 +38,12 @@ def gather_blocks(
     )
     blocks = kfac_blocks(moments, rank, passes.tapped.gradient_dtype)
     if options.structure == "ekfac":
+        small = ranks.from_first({name: block.basis_p for name, block in blocks.items()})
+        large = ranks.from_first({name: block.basis_q for name, block in blocks.items()})
+        blocks = {n: replace(block, basis_p=small[n], basis_q=large[n]) for n, block in blocks.items()}
         bases = {name: (block.basis_p, block.basis_q) for name, block in blocks.items()}
-        _, measured = passes.gather(
-            pairs, likelihood_cotangent, lambda: EigenvalueCorrection(bases), counter.next_pass()
+        _, measured = ranks.gather(
+            passes, pairs, likelihood_cotangent, lambda: EigenvalueCorrection(bases), counter.next_pass()
         )
         blocks = ekfac_blocks(blocks, measured)
     return label_logits(rewards_in(scalars), pairs), blocks
@@ -64,7 +74,7 @@ def kfac_blocks(moments: KroneckerMoments, rank: int | None, dtype: torch.dtype)
     for site in moments.sites:
         owner = moments.large_owner(site.name)
         small = moments.small[site.name].eigenbasis(None)
-        gamma = small.values / max(moments.tokens[site.name], 1)
+        gamma = small.values / moments.small[site.name].tokens.clamp(min=1)
         blocks[site.name] = KroneckerBlock(
             basis_p=small.vectors.to(dtype),
             basis_q=bases[owner],

@@ -7,6 +7,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from bayesrm_fast.fit.sums import Sums
 from bayesrm_fast.ops import kron_project
 from bayesrm_fast.posterior.linear_algebra import by_columns
 from bayesrm_fast.sites import Site
@@ -36,15 +37,18 @@ class Eigenbasis:
     tail: Tensor
 
 
-class SecondMoment:
+class SecondMoment(Sums):
     """`Σ x xᵀ` over token vectors of size d, whole or as a one-pass Nyström sketch, with its exact trace.
 
-    Both forms are sums over tokens: moments of shards of the data add up with `merge`. Sums are held in float64.
+    Sums are held in float64.
 
     Args:
         size: d.
         rank: eigenvectors that will be asked for; None for all.
         device: where the sums live.
+
+    Attributes:
+        tokens: how many were added `[]`.
     """
 
     def __init__(self, size: int, rank: int | None, device: torch.device) -> None:
@@ -53,7 +57,7 @@ class SecondMoment:
         if size > LARGEST_FULL_MOMENT and columns < size:
             self.omega = _test_matrix(size, columns, device)
         self.total = torch.zeros(size, columns if self.omega is not None else size, dtype=torch.float64, device=device)
-        self._sketched_trace = torch.zeros((), dtype=torch.float64, device=device)
+        self._sketched_trace, self.tokens = torch.zeros(2, dtype=torch.float64, device=device)
 
     @property
     def trace(self) -> Tensor:
@@ -67,6 +71,7 @@ class SecondMoment:
         the batches by no more than one product's rounding.
         """
         x = x.to(torch.promote_types(x.dtype, torch.float32))
+        self.tokens += len(x)
         if self.omega is None:
             _add_products(x, self.total)
         else:
@@ -74,10 +79,9 @@ class SecondMoment:
             # Row by row in x's own dtype: a sum in float64 over all would make a float64 copy of x first.
             self._sketched_trace += torch.linalg.vecdot(x, x).sum(dtype=torch.float64)
 
-    def merge(self, other: "SecondMoment") -> None:
-        """Add another shard's sums."""
-        self.total += other.total.to(self.total.device)
-        self._sketched_trace += other._sketched_trace.to(self.total.device)
+    def sums(self) -> list[Tensor]:
+        """See `Sums`."""
+        return [self.total, self._sketched_trace, self.tokens]
 
     def eigenbasis(self, rank: int | None) -> Eigenbasis:
         """The leading `rank` eigenpairs (all for None), float64."""
@@ -128,7 +132,7 @@ def _add_products(x: Tensor, total: Tensor) -> None:  # shapes: (T, d), (d, d)
         total[start:stop, :start] += upper[:start].T
 
 
-class KroneckerMoments:
+class KroneckerMoments(Sums):
     """Consumer of the first pass: every site's two KFAC-expand factors.
 
     The side that holds activations is a mean over tokens and the side that holds cotangents a sum (KFAC-expand:
@@ -153,7 +157,6 @@ class KroneckerMoments:
         self.large = {
             site.name: SecondMoment(site.d, rank, device) for site in sites if self.large_owner(site.name) == site.name
         }
-        self.tokens = {site.name: 0 for site in sites}
 
     def large_owner(self, name: str) -> str:
         """The site under whose name the large factor of `name` is gathered."""
@@ -162,20 +165,15 @@ class KroneckerMoments:
     def consume(self, site: Site, p: Tensor, q: Tensor, offsets: Tensor) -> None:
         """Add a batch's tokens."""
         self.small[site.name].add(p)
-        self.tokens[site.name] += p.shape[0]
         if site.name in self.large:
             self.large[site.name].add(q)
 
-    def merge(self, other: "KroneckerMoments") -> None:
-        """Add another shard's sums."""
-        for name, moment in other.small.items():
-            self.small[name].merge(moment)
-            self.tokens[name] += other.tokens[name]
-        for name, moment in other.large.items():
-            self.large[name].merge(moment)
+    def sums(self) -> list[Tensor]:
+        """See `Sums`."""
+        return [total for moment in (*self.small.values(), *self.large.values()) for total in moment.sums()]
 
 
-class EigenvalueCorrection:
+class EigenvalueCorrection(Sums):
     """Consumer of the second pass: second moments of the pairs' gradients in fixed Kronecker bases.
 
     `E_ij = Σ_pairs Λ (VᵀGU)²_ij`, and for the part of row i outside the basis the mean over its d − k directions
@@ -203,8 +201,6 @@ class EigenvalueCorrection:
         self.inside[site.name] += coordinates.square().sum(0, dtype=torch.float64)
         self.outside[site.name] += outside.sum(0, dtype=torch.float64)
 
-    def merge(self, other: "EigenvalueCorrection") -> None:
-        """Add another shard's sums."""
-        for name in self.inside:
-            self.inside[name] += other.inside[name].to(self.inside[name].device)
-            self.outside[name] += other.outside[name].to(self.outside[name].device)
+    def sums(self) -> list[Tensor]:
+        """See `Sums`."""
+        return [*self.inside.values(), *self.outside.values()]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from bayesrm_fast.errors import InputError
+from bayesrm_fast.fit.ranks import ALONE, Ranks
 from bayesrm_fast.model.passes import Passes, Progress, label_logits, unit_cotangent
 from bayesrm_fast.ops import segment_outer
 from bayesrm_fast.posterior.base import Posterior, PriorChoice
@@ -120,12 +121,15 @@ class _SquaredNorms:
         self.total = self.total.to(gradient.device) + squared_norm
 
 
-def margins_and_norms(passes: Passes, pairs: Sequence[LabelledExample]) -> tuple[Tensor, Tensor]:  # shapes: (M,), (M,)
+def margins_and_norms(
+    passes: Passes, pairs: Sequence[LabelledExample], ranks: Ranks = ALONE
+) -> tuple[Tensor, Tensor]:  # shapes: (M,), (M,)
     """Reward differences of pairs and the squared norms of their gradients, float64."""
-    margins, norms = torch.zeros(2, len(pairs), dtype=torch.float64, device="cpu")
-    for batch in passes.over(pairs, unit_cotangent, _SquaredNorms):
+    margins, norms = found = torch.zeros(2, len(pairs), dtype=torch.float64, device="cpu")
+    for batch in ranks.over(passes, pairs, unit_cotangent, _SquaredNorms):
         margins[batch.positions] = batch.rewards.double().cpu()
         norms[batch.positions] = batch.consumer.total.cpu()
+    ranks.add([found])
     return margins, norms
 
 
@@ -135,12 +139,14 @@ def variance_curve(
     posterior: Posterior,
     precisions: Sequence[float],
     progress: Progress | None,
+    ranks: Ranks = ALONE,
 ) -> tuple[Tensor, Tensor]:  # shapes: (M,), (L, M)
     """The logits of the pairs' labels, and their variances at every λ of a list, float64."""
     difference = torch.zeros(len(pairs), dtype=torch.float64, device="cpu")
     variance = torch.zeros(len(precisions), len(pairs), dtype=torch.float64, device="cpu")
     make_consumer = partial(posterior.variance_curve_consumer, precisions)
-    for batch in passes.over(pairs, unit_cotangent, make_consumer, progress):
+    for batch in ranks.over(passes, pairs, unit_cotangent, make_consumer, progress):
         difference[batch.positions] = batch.rewards.double().cpu()
         variance[:, batch.positions] = batch.consumer.variance.double().cpu()
+    ranks.add([difference, variance])
     return label_logits(difference, pairs), variance

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from bayesrm_fast.errors import InputError
+from bayesrm_fast.fit.sums import Sums
 from bayesrm_fast.ops import segment_outer
 from bayesrm_fast.posterior.linear_algebra import eigenpairs_of_factor, gram, inner_products
 from bayesrm_fast.sites import Site
@@ -14,11 +15,11 @@ GGN_OVERSAMPLING = 32
 """Rows that a sketch of the GGN has beyond the wanted rank; its spectrum falls slowly."""
 
 
-class GgnSketch:
+class GgnSketch(Sums):
     """Consumer of the whole GGN `Σ_pairs Λ j jᵀ` over all sites together, to give its leading eigenpairs.
 
     Of few pairs (`keeps_every_pair`) it keeps the gradients `√Λ j` themselves, and the result is exact; of more it
-    keeps a Nyström sketch `Y = Σ g (gᵀΩ)`. Both are sums over pairs: shards add up with `merge`.
+    keeps a Nyström sketch `Y = Σ g (gᵀΩ)`. Both are sums over pairs: in a shard, the gradients of others are zero.
 
     A batch's products `gᵀΩ` run over all sites, so that its gradients are kept until the last site has come.
 
@@ -29,6 +30,7 @@ class GgnSketch:
         device: where the sums live.
         dtype: of the gradients, and of the sums.
         omega: test matrix of each site `[M, r · d]`; orthonormal random rows where it is not given.
+        before: pairs of the shards before this one, whose gradients have the first rows.
     """
 
     gradients_alone = True
@@ -41,17 +43,19 @@ class GgnSketch:
         device: torch.device,
         dtype: torch.dtype,
         omega: Mapping[str, Tensor] | None = None,
+        before: int = 0,
     ) -> None:
         self.sites = list(sites)
         self.is_exact = keeps_every_pair(rank, pairs)
         self.omega: dict[str, Tensor] = {}
-        self.total: dict[str, Tensor] = {}
-        if not self.is_exact:
+        if self.is_exact:
+            self.total = {s.name: torch.zeros(pairs, s.r * s.d, dtype=dtype, device=device) for s in sites}
+        else:
             assert rank is not None
             columns = sketch_columns(rank, sites)
             self.omega = dict(omega) if omega is not None else _orthonormal_rows(sites, columns, device, dtype)
             self.total = {name: torch.zeros_like(rows) for name, rows in self.omega.items()}
-        self._kept: list[dict[str, Tensor]] = []
+        self._next_row = before
         self._batch: dict[str, Tensor] = {}
 
     def consume(self, site: Site, p: Tensor, q: Tensor, offsets: Tensor) -> None:
@@ -61,17 +65,17 @@ class GgnSketch:
             return
         batch, self._batch = self._batch, {}
         if self.is_exact:
-            self._kept.append(batch)
+            first, self._next_row = self._next_row, self._next_row + len(batch[site.name])
+            for name, rows in batch.items():
+                self.total[name][first : self._next_row] = rows
             return
         products = torch.stack([batch[name] @ rows.T for name, rows in self.omega.items()]).sum(0)
         for name, total in self.total.items():
             total += products.T @ batch[name]
 
-    def merge(self, other: "GgnSketch") -> None:
-        """Add another shard's sums."""
-        self._kept += other._kept
-        for name, total in other.total.items():
-            self.total[name] += total.to(self.total[name])
+    def sums(self) -> list[Tensor]:
+        """See `Sums`."""
+        return list(self.total.values())
 
     def eigenpairs(self, rank: int | None) -> tuple[dict[str, Tensor], Tensor]:
         """The leading `rank` eigenpairs (all that are known for None).
@@ -97,7 +101,7 @@ class GgnSketch:
     def _factor_rows(self, site: Site, shift: float) -> Tensor:  # shape: (M, r · d)
         """One site's rows of what is kept, made when they are needed: all of them would be as much again."""
         if self.is_exact:
-            return torch.cat([batch[site.name] for batch in self._kept])
+            return self.total[site.name]
         return self.total[site.name].add(self.omega[site.name], alpha=shift)
 
     def _rotated_rows(self, site: Site, shift: float, rotation: Tensor) -> Tensor:  # shapes: (K, M) -> (K, r · d)

@@ -9,6 +9,7 @@ from torch import Tensor
 from bayesrm_fast.fit.memory import weights_that_fit
 from bayesrm_fast.fit.moments import SecondMoment
 from bayesrm_fast.fit.options import FitOptions
+from bayesrm_fast.fit.ranks import ALONE, Ranks
 from bayesrm_fast.model.calls import by_row, in_order
 from bayesrm_fast.model.layers import refuse
 from bayesrm_fast.model.passes import Passes, check_finite, drawn
@@ -29,7 +30,11 @@ SAMPLE = 128
 
 
 def make_virtual_adapter(
-    passes: Passes, pairs: Sequence[LabelledExample], options: VirtualOptions, fit: FitOptions
+    passes: Passes,
+    pairs: Sequence[LabelledExample],
+    options: VirtualOptions,
+    fit: FitOptions,
+    ranks: Ranks = ALONE,
 ) -> VirtualAdapter:
     """Virtual adapters whose A are the leading eigenvectors of the layers' input second moments, one for each input.
 
@@ -38,6 +43,7 @@ def make_virtual_adapter(
         pairs: the tokens of at most `SAMPLE` of them, drawn by lot, give the moments.
         options: rank and targets.
         fit: that will follow, which "auto" leaves memory for.
+        ranks: that fit together, and have the same A.
 
     Raises:
         InputError: targets that cannot be served, or a rank beyond a layer's input.
@@ -45,20 +51,20 @@ def make_virtual_adapter(
     layers = linear_layers(passes.forward, passes.collate(pairs[:1]))
     weights = None
     if fit.structure == "ggn":
-        weights = weights_that_fit(passes, pairs, fit.kept, fit.second_pass)
+        weights = ranks.least(weights_that_fit(passes, pairs, fit.kept, fit.second_pass))
         weights -= sum(site.r * site.d for site in passes.tapped.sites)
     layers = chosen_layers(passes.forward.model, layers, options, weights)
     refuse([layer.name for layer in layers if options.rank > layer.d_in], f"virtual_rank={options.rank} on inputs of")
-    directions = input_directions(passes, layers, pairs, options.rank)
+    directions = input_directions(passes, layers, pairs, options.rank, ranks)
     taps = [VirtualTap(layer.name, layer.module, directions[layer.input_number], layer.d_out) for layer in layers]
     return VirtualAdapter(options, taps)
 
 
 def input_directions(
-    passes: Passes, layers: Sequence[LinearLayer], pairs: Sequence[LabelledExample], rank: int
+    passes: Passes, layers: Sequence[LinearLayer], pairs: Sequence[LabelledExample], rank: int, ranks: Ranks = ALONE
 ) -> dict[int, Tensor]:
     """For each `input_number` the leading `rank` eigenvectors of the input's second moment, rows of `[rank, d_in]`."""
-    sample = drawn(pairs, SAMPLE)
+    sample = ranks.own(drawn(pairs, SAMPLE))
     first = {layer.input_number: layer for layer in reversed(layers)}
 
     def run(positions: list[int]) -> dict[int, SecondMoment]:
@@ -78,15 +84,14 @@ def input_directions(
         check_finite(in_order(calls, scalars), [row for pair in pairs for row in pair.rows])
         return moments
 
-    total: dict[int, SecondMoment] = {}
+    total = {number: SecondMoment(layer.d_in, rank, passes.device) for number, layer in first.items()}
     for _, moments in passes.in_batches(sample, run, has_backward=False):
         for number, moment in moments.items():
-            if number in total:
-                total[number].merge(moment)
-            else:
-                total[number] = moment
+            total[number].merge(moment)
+    ranks.add(sums for moment in total.values() for sums in moment.sums())
     dtype = passes.forward.dtype
-    return {number: moment.eigenbasis(rank).vectors.T.to(dtype) for number, moment in total.items()}
+    found = {str(n): moment.eigenbasis(rank).vectors.T.to(dtype) for n, moment in total.items()}
+    return {int(number): directions for number, directions in ranks.from_first(found).items()}
 
 
 def _adding(

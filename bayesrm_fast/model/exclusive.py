@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from bayesrm_fast.locks import lock_of
+from bayesrm_fast.model.offloaded import input_device
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -47,10 +48,11 @@ def in_own_state(device_type: str = "cpu") -> Iterator[None]:
 def exclusively(model: nn.Module) -> Iterator[None]:
     """Have a model to oneself, `in_own_state`: other threads wait, this one may ask again.
 
-    The lock goes by the model's first weight, which models on one base share, whatever wraps it.
+    The lock goes by the model's first weight, which models on one base share, whatever wraps it; of those that stay,
+    because an offloaded one is another after each call.
     """
-    weight = next(model.parameters())
-    with lock_of(weight), in_own_state(weight.device.type):
+    weight = next((weight for weight in model.parameters() if not weight.is_meta), None)
+    with lock_of(model if weight is None else weight), in_own_state(input_device(model).type):
         yield
 
 

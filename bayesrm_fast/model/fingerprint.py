@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from bayesrm_fast.model.head import HEADS
 from bayesrm_fast.model.layers import name_of_copied, outside_adapters, unread_copies
 from bayesrm_fast.model.lora import LoraTap
+from bayesrm_fast.model.offloaded import bringing
 from bayesrm_fast.model.virtual import VirtualTap
 
 ADAPTER = "adapter weights"
@@ -41,7 +42,7 @@ def model_fingerprint(
 
     It is the same whether the base model is held in float32 or in bfloat16. It does not see changes below bfloat16's
     rounding outside of the adapter, some that are made so that the sums of `rounded_digest` stay what they are, the
-    scales that quantised weights have outside of their parameters, weights on the meta device, and code: a readout or a
+    scales that quantised weights have outside of their parameters, buffers on the meta device, and code: a readout or a
     `forward` of one's own. What a call may choose (`max_length`, `output_weights`, λ, temperature) stands beside it in
     the posterior's record.
 
@@ -51,10 +52,10 @@ def model_fingerprint(
         taps: of LoRA and virtual adapters.
         pad_token_id: by which the scored token is found.
     """
-    taps = list(taps)
+    taps, bring = list(taps), bringing(model)
     digests: dict[str, dict[str, bytes]] = {}
     for part, weights in scored_weights(model).items():
-        digests[part] = {name: rounded_digest(weight) for name, weight in weights.items()}
+        digests[part] = {name: rounded_digest(bring(weight)) for name, weight in weights.items()}
     scaling = {tap.name: tap.scaling for tap in taps if isinstance(tap, LoraTap)}
     return {
         ADAPTER: adapter_fingerprint(taps),

@@ -8,6 +8,8 @@ from peft import PeftConfig, PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import ModulesToSaveWrapper
 from torch import nn
+from torch.distributed.fsdp import FullyShardedDataParallel
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -115,7 +117,8 @@ def adapter_config(model: nn.Module, adapter: str) -> PeftConfig:
 def check_model(model: nn.Module) -> None:
     """Raise InputError where a model cannot be tapped as it is.
 
-    It is within copies on several devices, was made under `torch.inference_mode`, or has no numbers in its weights.
+    It is within copies on several devices or sharded over them, was made under `torch.inference_mode`, or has no
+    numbers in its weights.
     """
     if isinstance(model, nn.DataParallel | DistributedDataParallel):
         raise InputError(f"cannot serve a model within {type(model).__name__}: pass its .module")
@@ -124,6 +127,7 @@ def check_model(model: nn.Module) -> None:
         raise InputError(
             f"cannot serve prompt learning ({prompts[0].value}): a posterior is over LoRA or virtual adapters"
         )
+    _refuse_shards(model)
     if any(parameter.is_inference() for parameter in model.parameters()):
         raise InputError("the model was made under torch.inference_mode: load it outside, where it has gradients")
     absent = [
@@ -133,6 +137,19 @@ def check_model(model: nn.Module) -> None:
         if parameter.is_meta and not hasattr(module, "_hf_hook")  # by which accelerate brings what it has offloaded
     ]
     refuse(absent, "weights on the meta device that nothing brings when they are called")
+
+
+def _refuse_shards(model: nn.Module) -> None:
+    """Raise InputError where a rank has a part of each weight, and its layers see a part of what the whole ones do."""
+    advice = "load the model whole on every rank, or over the GPUs of one process by device_map='auto'"
+    wrapped = [
+        plain_name(name) for name, module in model.named_modules() if isinstance(module, FullyShardedDataParallel)
+    ]
+    refuse(wrapped, f"modules of FullyShardedDataParallel, whose weights are sharded over ranks ({advice})")
+    sharded = [plain_name(name) for name, weight in model.named_parameters() if isinstance(weight, DTensor)]
+    refuse(sharded, f"weights that FSDP2 or tensor parallelism has sharded over ranks ({advice})")
+    partitioned = [plain_name(name) for name, weight in model.named_parameters() if hasattr(weight, "ds_id")]
+    refuse(partitioned, f"weights that DeepSpeed's ZeRO-3 has sharded over ranks ({advice})")
 
 
 def class_name(model: nn.Module) -> str:

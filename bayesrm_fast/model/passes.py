@@ -151,6 +151,8 @@ class Passes:
             found.update(zip(positions, scalars.cpu(), strict=True))
             if progress is not None:
                 progress(len(found), len(examples))
+        if not examples:
+            return torch.zeros(0, 1, dtype=torch.float32, device="cpu")
         return torch.stack([found[i] for i in range(len(examples))])
 
     def run(
@@ -243,21 +245,37 @@ class KeptGradients:
         self.by_site[site] = segment_outer(p, q, offsets)
 
 
-def measured_budget(tapped: TappedModel, max_length: int, collate: Collator, frame: RowFrame) -> TokenBudget:
-    """The token budget of a GPU, from two trial batches of random rows."""
-    device = collate.device
-    length = min(max_length, 256)
+def measured_budget(
+    tapped: TappedModel, max_length: int, collate: Collator, frame: RowFrame, checkpoints: bool = False
+) -> TokenBudget:
+    """The token budget of a model on one or several GPUs, from two trial batches of random rows for each of them.
 
+    Args:
+        tapped: the model.
+        max_length: of its rows.
+        collate: for the device of its inputs.
+        frame: of its rows.
+        checkpoints: whether its layers are run again in the backward pass.
+    """
+    devices = {weight.device for weight in tapped.forward.model.parameters() if weight.is_cuda} | {collate.device}
+    length = min(max_length, 256)
+    fitting = [_tokens_on(device, tapped, length, collate, frame, checkpoints) for device in devices]
+    return TokenBudget(min(fitting), checkpoints)
+
+
+def _tokens_on(
+    device: torch.device, tapped: TappedModel, length: int, collate: Collator, frame: RowFrame, checkpoints: bool
+) -> int:
     def peak_bytes(tokens: int) -> int:
         batch = collate(random_rows(frame, [length] * max(tokens // length, 1), collate))
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
-        tapped.run(batch, unit_cotangent, _Nothing)
+        tapped.run(batch, unit_cotangent, _Nothing, checkpoints=checkpoints)
         return torch.cuda.max_memory_allocated(device) - before
 
     release_memory(device)
     free, _ = torch.cuda.mem_get_info(device)
-    return TokenBudget(tokens_that_fit(peak_bytes, free, 2 * length))
+    return tokens_that_fit(peak_bytes, free, 2 * length)
 
 
 def check_finite(scalars: Tensor, examples: Sequence[Example]) -> None:  # shape: (N, S)

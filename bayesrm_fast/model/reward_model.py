@@ -22,6 +22,7 @@ from bayesrm_fast.model.layers import (
 )
 from bayesrm_fast.model.lengths import check_length, most_tokens
 from bayesrm_fast.model.lora import LoraTap, find_lora_taps
+from bayesrm_fast.model.offloaded import input_device, offloaded_weights
 from bayesrm_fast.model.passes import Passes, measured_budget
 from bayesrm_fast.model.readout import LOG_ODDS, PooledReadout, Readout, TokenReadout, checked_output_weights
 from bayesrm_fast.model.shortcut_trials import RowFrame, find_shortcuts, row_frame
@@ -89,7 +90,6 @@ class RewardModel:
         max_batch_tokens: int | None = None,
     ) -> None:
         model = getattr(model, "_orig_mod", model)  # of torch.compile, whose graph has no taps
-        check_model(model)
         self.model = model
         self.tokenizer = tokenizer
         self.virtual_options = None if virtual_rank is None else VirtualOptions(virtual_rank, virtual_targets)
@@ -118,7 +118,7 @@ class RewardModel:
             raise InputError(f"step_separator is for token classifiers, and {class_name(model)} is none")
         if max_batch_tokens is not None and max_batch_tokens < 1:
             raise InputError(f"max_batch_tokens must be positive, not {max_batch_tokens}")
-        device = next(model.parameters()).device
+        device = input_device(model)
         vocab_size = embedded_tokens(model) or getattr(config, "vocab_size", None) or len(tokenizer)
         # The model's own alone: a row that ends in the tokenizer's padding token, because that is the eos token too, is
         # scored at its end by a model that knows of none.
@@ -126,7 +126,9 @@ class RewardModel:
         is_token = padding is not None and 0 <= padding < vocab_size
         self.collator = Collator(padding if is_token else None, vocab_size, device)
         tokens = max_batch_tokens or BATCH_TOKENS.get(device.type)
-        self._budget = None if tokens is None else TokenBudget(tokens)
+        # Otherwise a backward pass would keep all that was brought for the forward pass.
+        self._checkpoints = bool(offloaded_weights(model))
+        self._budget = None if tokens is None else TokenBudget(tokens, self._checkpoints)
 
     def _outputs(self) -> int:
         """How many a sequence classifier has: those of its head, whatever its configuration says."""
@@ -227,8 +229,9 @@ class RewardModel:
         """The layers with LoRA, as the model is now; none for a model without an adapter that is to get virtual ones.
 
         Raises:
-            InputError: an adapter that cannot be served, or neither.
+            InputError: a model or an adapter that cannot be served, or neither.
         """
+        check_model(self.model)
         if self.virtual_options is not None and not has_adapter(self.model):
             return []
         return find_lora_taps(self.model)
@@ -250,7 +253,8 @@ class RewardModel:
         tapped = TappedModel(Forward(self.model, self.readout, self.shortcuts), taps)
         budget = self._budget
         if budget is None:
-            budget = measured_budget(tapped, self.encoder.max_length, self.collator, self._row_frame())
+            length, frame = self.encoder.max_length, self._row_frame()
+            budget = measured_budget(tapped, length, self.collator, frame, self._checkpoints)
             self._budget = budget if taps else None  # a pass without taps keeps nothing, and says nothing of one with
         return Passes(tapped, self.collator, budget)
 

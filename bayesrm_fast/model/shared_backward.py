@@ -266,8 +266,9 @@ class _Join:
             found = joined([call], [x], self.following, later.tap.name)
             return found[:, None] if found.dim() == 2 else found
 
+        device = self.following.input_ids.device  # as in `TapPass.feed`
         for (site, p, q), shared in zip(sides(_each(later, tokens)), before, strict=True):
-            feed_gradients(self.consumer, site, _outer(p, q) + shared)
+            feed_gradients(self.consumer, site, (_outer(p, q) + shared).to(device))
 
 
 def _each(seen: Seen, change: Callable[[Tensor], Tensor]) -> Seen:

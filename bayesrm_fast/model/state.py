@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from bayesrm_fast.errors import InputError
 from bayesrm_fast.model.fingerprint import ADAPTER, BASE, exact_digest, scored_weights
-from bayesrm_fast.model.layers import plain_name
+from bayesrm_fast.model.layers import check_model, plain_name
 from bayesrm_fast.model.lora import LoraTap
 
 SAMPLES = 32
@@ -73,6 +73,7 @@ class ModelState:
             self._check_adapters()
         elif marks == self._marks and self._samples_are_as_accepted():
             return
+        check_model(self._model)
         weights = self._weights()
         changed = [part for part, found in weights.items() if not self._is_same(part, found)]
         if changed:

@@ -161,7 +161,7 @@ class TapPass:
 
     def _projection(self, tap: VirtualTap, a: Tensor) -> Tensor:  # shape: (…, r)
         """`A a`; one product, and one tensor that is kept, for the layers that share input and A."""
-        down = tap.down.to(a.dtype)
+        down = tap.down.to(a)
         if not self.in_forward:
             return a @ down.T
         key = (self.first_on_input[tap.name], id(tap.down), self.calls[tap.name])
@@ -203,8 +203,9 @@ class TapPass:
         elif isinstance(tap, HeadTap) and self.drops_padding and offsets is self.token_offsets:
             a, g = self._scored_tokens(a, g)
             offsets = self.row_offsets
+        device = self.batch.input_ids.device  # where the posterior is, and not every layer of a model on several
         for site, p, q in sides(Seen(tap, 0, a, g, down, down_cotangent)):
-            consumer.consume(site, p, q, offsets)
+            consumer.consume(site, p.to(device), q.to(device), offsets)
 
     def _tokens(self, tap: Tap, seen: Sequence[Tensor], scale: float = 1.0) -> tuple[Tensor, Tensor]:
         """The tokens `[T, features]` of a layer's input or of a scaled cotangent, and their segments `[N + 1]`."""

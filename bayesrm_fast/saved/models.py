@@ -18,7 +18,8 @@ from transformers import (
 
 from bayesrm_fast.errors import InputError, named
 from bayesrm_fast.model.head import HEADS
-from bayesrm_fast.model.layers import plain_name
+from bayesrm_fast.model.layers import check_model, plain_name
+from bayesrm_fast.model.offloaded import offloaded_weights
 from bayesrm_fast.saved.adapters import ADAPTER_CONFIG, ADAPTER_TENSORS
 from bayesrm_fast.saved.damage import ADAPTER_FILES, MODEL_FILES, TOKENIZER_FILES, check_files, naming_damage
 from bayesrm_fast.saved.folders import TOKENIZER_CONFIG, has_adapter_files, hub_options
@@ -59,7 +60,8 @@ def load_adapter(
 
     Raises:
         InputError: an unreadable adapter, one that cannot be restored, a base model of remote code without
-            `trust_remote_code`, or layers that neither adapter nor base model holds.
+            `trust_remote_code` or with offloaded or sharded weights, or layers that neither adapter nor base model
+            holds.
     """
     config = _adapter_config(folder)
     base = config.base_model_name_or_path
@@ -74,6 +76,13 @@ def load_adapter(
     what = f"the adapter's base model {base}"
     task = TaskType.TOKEN_CLS if of_tokens else config.task_type
     model, tokenizer, absent = _loaded(what, base, folder, labels, task, model_options)
+    check_model(model)
+    offloaded = offloaded_weights(model)
+    if offloaded:
+        raise InputError(
+            f"cannot serve a LoRA adapter on weights that device_map has offloaded ({named(offloaded)}): give the "
+            "model more GPUs, quantise it, or fit virtual adapters of the model as it is"
+        )
     random = [name for name in absent if name not in shapes]
     if random:
         raise InputError(

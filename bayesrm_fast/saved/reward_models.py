@@ -139,6 +139,12 @@ def load_reward_model(
     Raises:
         InputError: a model or adapter that cannot be loaded, or files that are damaged.
     """
+    for name in ("tp_plan", "tp_size", "distributed_config"):
+        if model_options.get(name) is not None:
+            raise InputError(
+                f"cannot serve {name}: a rank would see a part of each layer alone; give device_map='auto' for the "
+                "GPUs of one process"
+            )
     source = local_folder_or_name(path, takes_models=makes_virtual, **hub_options(model_options))
     folder = source if isinstance(source, Path) else None
     if folder is not None and not Path(path).is_dir():

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from bayesrm_fast.errors import InputError
 from bayesrm_fast.model.layers import linear_modules
+from bayesrm_fast.model.offloaded import input_device
 from bayesrm_fast.model.virtual import VirtualAdapter, VirtualOptions, VirtualTap
 from bayesrm_fast.record_files import Record, RecordFiles
 
@@ -77,7 +78,7 @@ def load_virtual(folder: Path, record: VirtualRecord, model: nn.Module) -> Virtu
         InputError: a file is missing, broken or of other adapters, or the model has other layers.
     """
     path = folder / FILES.tensors
-    device = next(model.parameters()).device
+    device = input_device(model)
     tensors = {name: a.to(device) for name, a in FILES.read_tensors(folder, record).items()}
     if tensors.keys() != set(record.layers.values()):
         raise InputError(f"{path} does not hold the A of each of the record's layers, and no others")

@@ -18,7 +18,7 @@ from bayesrm_fast.posterior.kronecker import KroneckerPosterior
 def test_kfac_averages_over_tokens_and_keeps_the_trace():
     shape = SHAPES["three sites"]
     tokens = shape.tokens(shape.fitted, 1, torch.float64)
-    moments = merged(lambda: KroneckerMoments(shape.sites, {}, 5, CPU), [[tokens]], shape.sites)
+    moments = merged(lambda _: KroneckerMoments(shape.sites, {}, 5, CPU), [[tokens]], shape.sites)
     for site in shape.sites:
         block = kfac_blocks(moments, 5, torch.float64)[site.name]
         p, q, _ = tokens.by_site[site.name]
@@ -29,7 +29,7 @@ def test_kfac_averages_over_tokens_and_keeps_the_trace():
 def test_sites_without_a_token_have_blocks_of_zeros():
     shape = SHAPES["a shared input"]
     none = shape.tokens([0, 0], 1, torch.float64)
-    moments = merged(lambda: KroneckerMoments(shape.sites, shape.owners, 5, CPU), [[none]], shape.sites)
+    moments = merged(lambda _: KroneckerMoments(shape.sites, shape.owners, 5, CPU), [[none]], shape.sites)
     for block in kfac_blocks(moments, 5, torch.float64).values():
         assert not block.eigenvalues.any()
         assert not block.tail.any()
@@ -38,7 +38,7 @@ def test_sites_without_a_token_have_blocks_of_zeros():
 def test_ekfac_keeps_the_bases_and_the_sum_of_all_squared_gradients():
     shape = SHAPES["three sites"]
     tokens = shape.tokens(shape.fitted, 1, torch.float64)
-    moments = merged(lambda: KroneckerMoments(shape.sites, {}, 5, CPU), [[tokens]], shape.sites)
+    moments = merged(lambda _: KroneckerMoments(shape.sites, {}, 5, CPU), [[tokens]], shape.sites)
     before = kfac_blocks(moments, 5, torch.float64)
     bases = {name: (block.basis_p, block.basis_q) for name, block in before.items()}
     for name, block in ekfac_blocks(before, feed(EigenvalueCorrection(bases), tokens, shape.sites)).items():
@@ -58,7 +58,7 @@ def test_more_pairs_never_raise_an_ekfac_variance_at_fixed_bases(count, factor):
     rest = Tokens({name: (factor * p, q, offsets) for name, (p, q, offsets) in rest.by_site.items()})
     found = []
     for batches in ([some], [some, rest]):
-        blocks = ekfac_blocks(fitted.blocks, merged(lambda: EigenvalueCorrection(bases), [batches], case.sites))
+        blocks = ekfac_blocks(fitted.blocks, merged(lambda _: EigenvalueCorrection(bases), [batches], case.sites))
         found.append(variances(KroneckerPosterior(case.sites, blocks, fitted.record, 0.5), case.scored_tokens))
     assert (found[1] <= found[0] * (1 + 1e-12)).all()
 

@@ -95,7 +95,7 @@ def test_a_second_pass_sharpens_a_spectrum_that_hardly_decays():
 @pytest.mark.parametrize("pairs", [20, 200])
 def test_order_batches_and_shards_of_the_pairs_change_nothing(pairs):
     rows = gradients(pairs)
-    shards = [GgnSketch(SITES, 8, pairs, CPU, torch.float64) for _ in range(2)]
+    shards = [GgnSketch(SITES, 8, pairs, CPU, torch.float64, before=before) for before in (0, pairs // 3)]
     feed(shards[0], rows[: pairs // 3])
     feed(shards[1], rows[pairs // 3 :])
     shards[0].merge(shards[1])

@@ -1,11 +1,16 @@
 """Layers and their paths."""
 
 import pytest
-from tiny import tiny_adapter, tiny_base
+import torch.distributed as dist
+from tiny import tiny_adapter, tiny_base, tiny_pairs, tiny_tokenizer
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
 
-from bayesrm_fast import InputError
+from bayesrm_fast import BayesianRewardModel, InputError
 from bayesrm_fast.model.layers import (
+    check_model,
     has_adapter,
     is_after_backbone,
     last_layer,
@@ -92,3 +97,48 @@ def test_what_stands_between_backbone_and_reward(architecture, after, inside):
         assert all(is_after_backbone(model, name) for name in after)
         assert not any(is_after_backbone(model, name) for name in inside)
     assert not is_after_backbone(nn.Linear(2, 2), "score")
+
+
+@pytest.fixture
+def one_rank():
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield init_device_mesh("cpu", (1,))
+    dist.destroy_process_group()
+
+
+def test_weights_that_fsdp_shards_are_refused_by_their_names(one_rank):
+    model = tiny_adapter("llama")
+    rm = BayesianRewardModel(model, tiny_tokenizer("llama")).fit(tiny_pairs(), rank=4)
+    fully_shard(model.get_base_model().model.layers[1], mesh=one_rank)
+    message = r"FSDP2 or tensor parallelism has sharded .* model\.layers\.1\.self_attn\.q_proj"
+    with pytest.raises(InputError, match=message):
+        BayesianRewardModel(model, tiny_tokenizer("llama"))
+    with pytest.raises(InputError, match=message):
+        rm.fit(tiny_pairs(), rank=4)
+    with pytest.raises(InputError, match=message):
+        rm.score(["a"], ["able"])
+
+
+def test_weights_that_tensor_parallelism_shards_are_refused_by_their_names(one_rank):
+    model = tiny_base("llama")
+    parallelize_module(model, one_rank, {"model.layers.0.mlp.up_proj": ColwiseParallel()})
+    with pytest.raises(InputError, match=r"tensor parallelism has sharded .*: model\.layers\.0\.mlp\.up_proj\.weight$"):
+        BayesianRewardModel(model, tiny_tokenizer("llama"), virtual_rank=2)
+
+
+def test_other_sharding_is_refused_by_name(monkeypatch):
+    model = tiny_base("llama")
+    model.score.weight.ds_id = 3
+    with pytest.raises(InputError, match=r"ZeRO-3 has sharded over ranks .*: score\.weight$"):
+        check_model(model)
+    del model.score.weight.ds_id
+    monkeypatch.setattr(FullyShardedDataParallel, "__init__", nn.Module.__init__)
+    model.model.norm = FullyShardedDataParallel()
+    with pytest.raises(InputError, match=r"modules of FullyShardedDataParallel, .*: model\.norm$"):
+        check_model(model)
+
+
+@pytest.mark.parametrize("option", [{"tp_plan": "auto"}, {"tp_size": 2}])
+def test_a_load_that_would_shard_is_refused_before_it_begins(adapter_folder, option):
+    with pytest.raises(InputError, match=f"cannot serve {next(iter(option))}: .*device_map='auto'"):
+        BayesianRewardModel.from_pretrained(adapter_folder, **option)

@@ -119,8 +119,9 @@ SHAPES = {
 
 
 def merged(make_consumer, shards, sites):
-    """Each shard's batches into a consumer of its own, and these into one."""
-    first, *others = [make_consumer() for _ in shards]
+    """Each shard's batches into a consumer of its own, made for the pairs before it, and these into one."""
+    before = [0, *np.cumsum([sum(map(len, batches)) for batches in shards]).tolist()]
+    first, *others = [make_consumer(count) for count in before[:-1]]
     for consumer, batches in zip([first, *others], shards, strict=True):
         for batch in batches:
             feed(consumer, batch, sites)
@@ -131,17 +132,18 @@ def merged(make_consumer, shards, sites):
 
 def fitted_kronecker(shape, shards, rank, dtype, record):
     sites = shape.sites
-    moments = merged(lambda: KroneckerMoments(sites, shape.owners, rank, CPU), shards, sites)
+    moments = merged(lambda _: KroneckerMoments(sites, shape.owners, rank, CPU), shards, sites)
     blocks = kfac_blocks(moments, rank, dtype)
     if record.structure == "ekfac":
         bases = {name: (block.basis_p, block.basis_q) for name, block in blocks.items()}
-        blocks = ekfac_blocks(blocks, merged(lambda: EigenvalueCorrection(bases), shards, sites))
+        blocks = ekfac_blocks(blocks, merged(lambda _: EigenvalueCorrection(bases), shards, sites))
     return KroneckerPosterior(sites, blocks, record, PRIOR, TEMPERATURE)
 
 
 def fitted_ggn(shape, shards, rank, dtype, record):
     sites = shape.sites
-    sketch = merged(lambda: GgnSketch(sites, rank, record.pairs, CPU, dtype), shards, sites)
+    pairs = record.pairs
+    sketch = merged(lambda before: GgnSketch(sites, rank, pairs, CPU, dtype, None, before), shards, sites)
     rows, values = sketch.eigenpairs(rank)
     bases = {site.name: StoredBasis(rows[site.name].view(-1, site.r, site.d)) for site in sites}
     return GgnPosterior.from_factor(sites, bases, values.sqrt().diag(), record, PRIOR, TEMPERATURE)
