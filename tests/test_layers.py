@@ -14,7 +14,7 @@ PACKAGE = Path(bayesrm_fast.__file__).parent
 LAYERS = [
     {"errors"},
     {"sites", "versions", "atomic", "locks", "schema"},
-    {"record_files"},
+    {"record_files", "plots"},
     {"ops", "text"},
     {"model", "posterior", "proximity"},
     {"fit", "score", "saved"},

@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bayesrm_fast.cli.arguments import AsJson, MaxBatchTokens, Model, Output, Relative, Resume
+from bayesrm_fast.cli.candidate_bars import CandidateBars
 from bayesrm_fast.cli.choosing import Choosing, Completion, Policy, RuleText, Similarity, Weight
 from bayesrm_fast.cli.jobs import check_unchanged, file_sha256, job_of
 from bayesrm_fast.cli.models import load_fitted
 from bayesrm_fast.cli.places import check_output
 from bayesrm_fast.cli.resumable import ResumableOutput
-from bayesrm_fast.cli.terminal import progress_bar, show_summary
+from bayesrm_fast.cli.terminal import progress_bar, show_summary, stdout
 from bayesrm_fast.errors import InputError
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ def best_of_n(
     job = job_of(loaded, sha256, {"command": "best-of-n", **options, **complete.weights})
     tally = dict.fromkeys(("candidates", "variances_computed", "choices_changed_by_the_penalty"), 0)
     warned = 0
+    bars = CandidateBars()
     sets = iter_candidate_sets(iter_rows(input_file), str(input_file))
     with ResumableOutput(output, job, sets, resume) as results, progress_bar("choosing") as tell:
         for chunk in prefetched(results.chunks()):
@@ -62,6 +64,8 @@ def best_of_n(
                 for row, one, found in zip(rows, chunk, best, strict=True):
                     row["advice"] = _advice(loaded, one, found)
             results.add(chunk, rows)
+            for one, found in zip(chunk, best, strict=True):
+                bars.add(one, found)
             tell(results.count, total)
         check_unchanged(input_file, sha256)
         for row in results:
@@ -70,6 +74,8 @@ def best_of_n(
             tally["choices_changed_by_the_penalty"] += row["index"] != row["index_by_mean"]
             warned += explain and bool(row["advice"]["warnings"])
         results.finish(total)
+    if stdout.is_terminal and not as_json:
+        bars.show(stdout)
     told = {"prompts_with_warnings": warned, "k_by_tuning": _tuned(loaded)} if explain else {}
     show_summary({"output": str(output), "prompts": results.count, **tally, **told}, as_json)
 
