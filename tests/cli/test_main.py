@@ -66,7 +66,7 @@ def test_the_module_runs_as_the_command():
 
 
 def test_the_commands_are_these():
-    names = "train fit calibrate score best-of-n bonbon select-pairs rewardbench serve info"
+    names = "train fit calibrate score best-of-n bonbon select-pairs report rewardbench serve info"
     assert list(COMMANDS) == names.split()
 
 
