@@ -121,6 +121,7 @@ def loaded_after(statement):
         ("import bayesrm_fast.cli.main", {"torch", "transformers", "peft", "trl", "datasets"}),
         ("import bayesrm_fast.ops", {"transformers", "peft", "triton"}),
         ("import bayesrm_fast.posterior.files", {"transformers", "peft"}),
+        ("import bayesrm_fast.evaluate.scores_page", {"transformers", "peft", "matplotlib"}),
         ("import bayesrm_fast.text.encoder, bayesrm_fast.text.batches", {"transformers", "peft"}),
         ("import bayesrm_fast.proximity.similarity", {"sentence_transformers", "sklearn", "peft"}),
         ("from bayesrm_fast import InputError, PreferencePair", {"torch", "transformers", "peft"}),

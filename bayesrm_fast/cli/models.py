@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bayesrm_fast.cli.imports import without_collections
 from bayesrm_fast.cli.terminal import quiet_transformers
 
 if TYPE_CHECKING:
@@ -11,7 +12,8 @@ if TYPE_CHECKING:
 
 def load(model: Path, **options: Any) -> "BayesianRewardModel":
     """`BayesianRewardModel.from_pretrained` without the reports that transformers prints."""
-    from bayesrm_fast.reward_model import BayesianRewardModel
+    with without_collections():
+        from bayesrm_fast.reward_model import BayesianRewardModel
 
     quiet_transformers()
     return BayesianRewardModel.from_pretrained(model, **options)

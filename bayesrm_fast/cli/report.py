@@ -7,6 +7,7 @@ import typer
 
 from bayesrm_fast.atomic import cannot_write, check_place, check_regular, unfinished, written_whole
 from bayesrm_fast.cli.arguments import AsJson
+from bayesrm_fast.cli.imports import without_collections
 from bayesrm_fast.cli.places import check_apart
 from bayesrm_fast.cli.terminal import show_summary
 from bayesrm_fast.errors import InputError
@@ -22,10 +23,11 @@ def report(
     as_json: AsJson = False,
 ) -> None:
     """Write one HTML page about a scored file: scores, uncertainties, and what they are worth where that is known."""
-    from bayesrm_fast.evaluate.scored_file import known_of, read_scored_file
-    from bayesrm_fast.evaluate.scores_page import page
-    from bayesrm_fast.evaluate.scores_report import scores_report
-    from bayesrm_fast.plots import new_figure
+    with without_collections():
+        from bayesrm_fast.evaluate.scored_file import known_of, read_scored_file
+        from bayesrm_fast.evaluate.scores_page import page
+        from bayesrm_fast.evaluate.scores_report import scores_report
+        from bayesrm_fast.plots import new_figure
 
     _check_output(output, [scores] if input_file is None else [scores, input_file])
     new_figure(1, 1)  # which raises where the extra is not installed, before the work

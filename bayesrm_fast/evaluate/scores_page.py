@@ -13,7 +13,7 @@ from markupsafe import Markup
 from bayesrm_fast.errors import shortened
 from bayesrm_fast.evaluate.figure import draw_coverage, draw_reliability
 from bayesrm_fast.evaluate.scores_report import RULES, Example, GoldCurves, ScoresReport
-from bayesrm_fast.fit.calibration import Reliability
+from bayesrm_fast.fit.reliability import Reliability
 from bayesrm_fast.plots import POSTERIOR, REWARD_ALONE, new_figure
 from bayesrm_fast.text.texts import as_plain
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from bayesrm_fast.evaluate.scored_file import KnownOfRow, ScoredFile, ScoredLine
 from bayesrm_fast.evaluate.uncertainty import coverage_curves
-from bayesrm_fast.fit.calibration import Reliability, reliability
+from bayesrm_fast.fit.reliability import Reliability, reliability
 from bayesrm_fast.select.estimators import expected_best_of_n, mean_and_standard_error, sizes_up_to
 
 EXAMPLES = 20

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from bayesrm_fast.errors import InputError
 from bayesrm_fast.evaluate.accuracy import ScoredRow, row_result
-from bayesrm_fast.fit.calibration import Reliability, reliability
+from bayesrm_fast.fit.reliability import Reliability, reliability
 from bayesrm_fast.posterior.probit import probit_probability
 
 COVERAGES = (0.5, 0.8, 0.9, 1.0)

@@ -8,7 +8,7 @@ import torch
 
 from bayesrm_fast.evaluate.scored_file import KnownOfRow, ScoredFile, ScoredLine
 from bayesrm_fast.evaluate.scores_report import EXAMPLES, scores_report
-from bayesrm_fast.fit.calibration import reliability
+from bayesrm_fast.fit.reliability import reliability
 
 
 def of(kind, *lines):
