@@ -143,9 +143,12 @@ def test_the_package_tells_its_names():
 
 WITHOUT_LOGIC = {"sites.py", "versions.py", "__main__.py", "cli/__main__.py", "serve/requests.py"}
 TESTED_WITH = dict.fromkeys(("fitted_model.py", "choosing_model.py"), "test_reward_model.py") | {
-    "model/tap_pass.py": "test_taps.py"
+    "model/tap_pass.py": "test_taps.py",
+    "model/virtual_options.py": "test_virtual.py",
+    "saved/virtual_record.py": "test_virtual.py",
 }
-"""The face is one thing to its user, whichever of its files a method stands in; so is a pass of the taps."""
+"""The face is one thing to its user, whichever of its files a method stands in; so are a pass of the taps and virtual
+adapters."""
 
 
 def test_the_tests_mirror_the_tree():

@@ -29,7 +29,7 @@ def load_fitted(model: Path, max_batch_tokens: int | None) -> "BayesianRewardMod
 def posterior_summary(folder: Path) -> dict[str, Any]:
     """What is shown of a saved fit."""
     from bayesrm_fast.posterior.files import FILES
-    from bayesrm_fast.saved.virtual import read_virtual_record
+    from bayesrm_fast.saved.virtual_record import read_virtual_record
 
     record = FILES.read_record(folder)
     names = ("structure", "rank", "pairs", "prior_precision", "temperature", "log_evidence", "effective_parameters")

@@ -61,14 +61,15 @@ finally:
     assert done.stderr.splitlines()[-1] == "loaded: []"
 
 
-@pytest.mark.parametrize("command", ["machine", "backends", "report"])
-def test_what_needs_no_model_loads_neither_transformers_nor_peft(command, tmp_path):
+@pytest.mark.parametrize("command", ["machine", "backends", "model", "report"])
+def test_what_needs_no_model_loads_neither_transformers_nor_peft(command, model_folder, tmp_path):
     """They take three times as long to import as torch."""
     row = {"prompt": "p", "mean": [1.0], "variance": [1.0], "std": [1.0], "truncated": [False]}
     write_rows(tmp_path / "scores.jsonl", [row])
     arguments = {
         "machine": ["info"],
         "backends": ["info", "--backends"],
+        "model": ["info", str(model_folder)],
         "report": ["report", str(tmp_path / "scores.jsonl"), str(tmp_path / "report.html")],
     }
     code = f"""
