@@ -22,7 +22,8 @@ from bayesrm_fast.fit.virtual import make_virtual_adapter
 from bayesrm_fast.model.exclusive import exclusive, in_own_state
 from bayesrm_fast.model.layers import adapter_config
 from bayesrm_fast.model.passes import Progress
-from bayesrm_fast.model.virtual import Targets, VirtualAdapter
+from bayesrm_fast.model.virtual import VirtualAdapter
+from bayesrm_fast.model.virtual_options import Targets
 from bayesrm_fast.posterior.base import ModelRecord, Posterior
 from bayesrm_fast.saved.folders import save_folder
 from bayesrm_fast.saved.models import add_adapter, check_restorable

@@ -21,8 +21,9 @@ from rich.table import Table
 
 from bayesrm_fast import BayesianRewardModel
 from bayesrm_fast.cli.terminal import quiet_transformers
-from bayesrm_fast.fit.calibration import Reliability, calibrate, reliability
+from bayesrm_fast.fit.calibration import calibrate
 from bayesrm_fast.fit.prior import GRID, variance_curve
+from bayesrm_fast.fit.reliability import Reliability, reliability
 from bayesrm_fast.posterior.probit import probit_probability
 from bayesrm_fast.train.adapter import TrainOptions, train_adapter
 from benchmarks import machine

@@ -18,7 +18,7 @@ from bayesrm_fast.model.readout import PooledReadout
 from bayesrm_fast.model.shortcut_trials import find_shortcuts
 from bayesrm_fast.model.taps import Tap, TappedModel
 from bayesrm_fast.model.token_budget import TokenBudget
-from bayesrm_fast.model.virtual import VirtualOptions
+from bayesrm_fast.model.virtual_options import VirtualOptions
 from bayesrm_fast.posterior.base import ModelRecord, Posterior
 from bayesrm_fast.posterior.ggn import GgnPosterior
 from bayesrm_fast.posterior.kronecker import KroneckerPosterior

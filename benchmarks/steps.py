@@ -28,7 +28,7 @@ from transformers import AutoModelForTokenClassification, AutoTokenizer
 from bayesrm_fast import BayesianRewardModel, InputError
 from bayesrm_fast.cli.terminal import quiet_transformers
 from bayesrm_fast.evaluate.uncertainty import auroc
-from bayesrm_fast.fit.calibration import Reliability, reliability
+from bayesrm_fast.fit.reliability import Reliability, reliability
 from bayesrm_fast.score.segments import Aggregate, SegmentScores
 from bayesrm_fast.text.examples import SegmentedRow
 from benchmarks import machine

@@ -50,5 +50,5 @@ def test_building_with_and_without_a_compiler(compiler, tmp_path):
 def test_what_is_no_python_is_packed(tmp_path):
     command = [sys.executable, "setup.py", "-q", "build_py", "--build-lib", tmp_path]
     subprocess.run(command, cwd=ROOT, capture_output=True, check=True)
-    for name in ("py.typed", "serve/page.html"):
+    for name in ("py.typed", "serve/page.html", "evaluate/scores_page.html"):
         assert (tmp_path / "bayesrm_fast" / name).is_file()

@@ -14,7 +14,7 @@ PACKAGE = Path(bayesrm_fast.__file__).parent
 LAYERS = [
     {"errors"},
     {"sites", "versions", "atomic", "locks", "schema"},
-    {"record_files"},
+    {"record_files", "plots"},
     {"ops", "text"},
     {"model", "posterior", "proximity"},
     {"fit", "score", "saved"},
@@ -121,6 +121,7 @@ def loaded_after(statement):
         ("import bayesrm_fast.cli.main", {"torch", "transformers", "peft", "trl", "datasets"}),
         ("import bayesrm_fast.ops", {"transformers", "peft", "triton"}),
         ("import bayesrm_fast.posterior.files", {"transformers", "peft"}),
+        ("import bayesrm_fast.evaluate.scores_page", {"transformers", "peft", "matplotlib"}),
         ("import bayesrm_fast.text.encoder, bayesrm_fast.text.batches", {"transformers", "peft"}),
         ("import bayesrm_fast.proximity.similarity", {"sentence_transformers", "sklearn", "peft"}),
         ("from bayesrm_fast import InputError, PreferencePair", {"torch", "transformers", "peft"}),
@@ -142,9 +143,12 @@ def test_the_package_tells_its_names():
 
 WITHOUT_LOGIC = {"sites.py", "versions.py", "__main__.py", "cli/__main__.py", "serve/requests.py", "cli/work.py"}
 TESTED_WITH = dict.fromkeys(("fitted_model.py", "choosing_model.py"), "test_reward_model.py") | {
-    "model/tap_pass.py": "test_taps.py"
+    "model/tap_pass.py": "test_taps.py",
+    "model/virtual_options.py": "test_virtual.py",
+    "saved/virtual_record.py": "test_virtual.py",
 }
-"""The face is one thing to its user, whichever of its files a method stands in; so is a pass of the taps."""
+"""The face is one thing to its user, whichever of its files a method stands in; so are a pass of the taps and virtual
+adapters."""
 
 
 def test_the_tests_mirror_the_tree():

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from bayesrm_fast.cli.arguments import AsJson, MaxBatchTokens, Model, Output, Relative, Resume
+from bayesrm_fast.cli.candidate_bars import CandidateBars
 from bayesrm_fast.cli.choosing import Choosing, Completion, Policy, RuleText, Similarity, Weight
 from bayesrm_fast.cli.engines import EngineName, Workers, started
 from bayesrm_fast.cli.jobs import check_unchanged, file_sha256, job_of
@@ -16,7 +17,7 @@ from bayesrm_fast.cli.kept_columns import KeptColumns
 from bayesrm_fast.cli.models import load_fitted
 from bayesrm_fast.cli.places import check_output
 from bayesrm_fast.cli.resumable import ResumableOutput
-from bayesrm_fast.cli.terminal import progress_bar, show_summary
+from bayesrm_fast.cli.terminal import progress_bar, show_summary, stdout
 from bayesrm_fast.cli.work import Facts, Row
 from bayesrm_fast.errors import InputError
 
@@ -56,7 +57,8 @@ def best_of_n(
     kept.check_fit(output)
     tally = dict.fromkeys(("candidates", "variances_computed", "choices_changed_by_the_penalty"), 0)
     warned = 0
-    with started(Choose(model, max_batch_tokens, choosing, explain), engine, workers) as running:
+    bars = CandidateBars() if stdout.is_terminal and not as_json and engine == "local" else None
+    with started(Choose(model, max_batch_tokens, choosing, explain, bars), engine, workers) as running:
         facts = running.facts(sha256)
         with ResumableOutput(output, facts.job, records(), resume) as results, progress_bar("choosing") as tell:
             for chunk, rows in running.results(results.chunks(), records, results.count):
@@ -69,6 +71,8 @@ def best_of_n(
                 tally["choices_changed_by_the_penalty"] += row["index"] != row["index_by_mean"]
                 warned += explain and bool(row["advice"]["warnings"])
             results.finish(total, kept)
+    if bars is not None:
+        bars.show(stdout)
     told = {"prompts_with_warnings": warned, **facts.told} if explain else {}
     show_summary({"output": str(output), "prompts": results.count, **tally, **told}, as_json)
 
@@ -87,12 +91,14 @@ class Choose:
     Attributes:
         model, max_batch_tokens, explain: as for the command.
         choosing: what is asked for.
+        bars: that keep some prompts, where the work is done in this process.
     """
 
     model: Path
     max_batch_tokens: int | None
     choosing: Choosing
     explain: bool
+    bars: CandidateBars | None = None
 
     def load(self) -> "LoadedChoose":
         """With its models; raises InputError where one cannot be loaded, or has no posterior or no tuned penalty."""
@@ -125,4 +131,8 @@ class LoadedChoose:
         for chunk in prefetched(chunks):
             completed = self.complete(chunk)
             relative, explain = self.work.choosing.relative, self.work.explain
-            yield chunk, chosen_rows(self.loaded, completed, self.rule, relative=relative, explain=explain)
+            best = self.loaded.best_of_each(completed, self.rule, relative=relative)
+            if self.work.bars is not None:
+                for one, found in zip(completed, best, strict=True):
+                    self.work.bars.add(one, found)
+            yield chunk, chosen_rows(self.loaded, completed, self.rule, best, explain=explain)

@@ -22,7 +22,7 @@ def calibrate(
     as_json: AsJson = False,
 ) -> None:
     """Choose prior precision and temperature by held-out pairs or steps, and save them with the posterior."""
-    from bayesrm_fast.fit.calibration import check_plot
+    from bayesrm_fast.plots import check_plot
     from bayesrm_fast.posterior.files import save_posterior
     from bayesrm_fast.saved.folders import local_folder
     from bayesrm_fast.text.files import read_rows

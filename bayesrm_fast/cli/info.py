@@ -9,6 +9,7 @@ import typer
 
 from bayesrm_fast.atomic import settle
 from bayesrm_fast.cli.arguments import AsJson
+from bayesrm_fast.cli.imports import without_collections
 from bayesrm_fast.cli.models import load, posterior_summary
 from bayesrm_fast.cli.terminal import show_summary, stdout
 
@@ -22,21 +23,26 @@ def info(
     as_json: AsJson = False,
 ) -> None:
     """What a saved posterior is, or what this machine can do."""
-    from bayesrm_fast.ops.backends import describe_backends
-    from bayesrm_fast.ops.machine import describe_machine
-    from bayesrm_fast.posterior.files import FILES
-
     if backends:
+        with without_collections():
+            from bayesrm_fast.ops.backends import describe_backends
+
         told = describe_backends()
         shown = {f"{op}, {name}": says for op, all_say in told.items() for name, says in all_say.items()}
         show_summary(shown, as_json)
         return
     if model is None:
+        with without_collections():
+            from bayesrm_fast.ops.machine import describe_machine
+
         show_summary(describe_machine(), as_json)
         return
     if shortcuts:
         show_summary(load(model).shortcuts.told(), as_json)
         return
+    with without_collections():
+        from bayesrm_fast.posterior.files import FILES
+
     settle(model)
     record = FILES.read_record(model)
     if as_json:

@@ -7,7 +7,19 @@ import warnings
 
 import typer
 
-from bayesrm_fast.cli import best_of_n, bonbon, calibrate, fit, info, rewardbench, score, select_pairs, serve, train
+from bayesrm_fast.cli import (
+    best_of_n,
+    bonbon,
+    calibrate,
+    fit,
+    info,
+    report,
+    rewardbench,
+    score,
+    select_pairs,
+    serve,
+    train,
+)
 from bayesrm_fast.cli.terminal import ShownWarnings, show_line
 from bayesrm_fast.cli.torchrun import name_of_process
 from bayesrm_fast.errors import InputError
@@ -22,6 +34,7 @@ app.command()(score.score)
 app.command("best-of-n")(best_of_n.best_of_n)
 app.command()(bonbon.bonbon)
 app.command("select-pairs")(select_pairs.select_pairs)
+app.command()(report.report)
 app.command()(rewardbench.rewardbench)
 app.command()(serve.serve)
 app.command()(info.info)

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bayesrm_fast.cli.imports import without_collections
 from bayesrm_fast.cli.terminal import quiet_transformers
 
 if TYPE_CHECKING:
@@ -11,7 +12,8 @@ if TYPE_CHECKING:
 
 def load(model: Path, **options: Any) -> "BayesianRewardModel":
     """`BayesianRewardModel.from_pretrained` without the reports that transformers prints."""
-    from bayesrm_fast.reward_model import BayesianRewardModel
+    with without_collections():
+        from bayesrm_fast.reward_model import BayesianRewardModel
 
     quiet_transformers()
     return BayesianRewardModel.from_pretrained(model, **options)
@@ -27,7 +29,7 @@ def load_fitted(model: Path, max_batch_tokens: int | None) -> "BayesianRewardMod
 def posterior_summary(folder: Path) -> dict[str, Any]:
     """What is shown of a saved fit."""
     from bayesrm_fast.posterior.files import FILES
-    from bayesrm_fast.saved.virtual import read_virtual_record
+    from bayesrm_fast.saved.virtual_record import read_virtual_record
 
     record = FILES.read_record(folder)
     names = ("structure", "rank", "pairs", "prior_precision", "temperature", "log_evidence", "effective_parameters")

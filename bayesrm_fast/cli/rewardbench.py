@@ -41,7 +41,7 @@ def rewardbench(
     from bayesrm_fast.evaluate.report import check_in_domain, layouts, report, write_layout
     from bayesrm_fast.evaluate.rows import benchmark_rows
     from bayesrm_fast.evaluate.scoring import scored_chunks
-    from bayesrm_fast.fit.calibration import check_plot
+    from bayesrm_fast.plots import check_plot
     from bayesrm_fast.text.files import iter_rows
 
     sha256 = file_sha256(data)

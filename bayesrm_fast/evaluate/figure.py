@@ -1,14 +1,12 @@
 """A figure of a report on RewardBench."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bayesrm_fast.atomic import cannot_write
 from bayesrm_fast.evaluate.accuracy import section_of
 from bayesrm_fast.evaluate.report import Report
-from bayesrm_fast.fit.calibration import check_plot
-
-POSTERIOR, MARGIN = "#1b6fb3", "#d1741f"
+from bayesrm_fast.plots import POSTERIOR, REWARD_ALONE, figure_in
 
 
 def draw(told: Report, path: Path) -> None:
@@ -17,20 +15,13 @@ def draw(told: Report, path: Path) -> None:
     Raises:
         InputError: there is no matplotlib, or the file cannot be written.
     """
-    check_plot(path)
-    from matplotlib.figure import Figure
-
     count = len(told.subsets)
-    figure = Figure(figsize=(13, max(4.2, 0.24 * count + 1.2)), layout="constrained")
-    subsets, coverage, bins = figure.subplots(1, 3, width_ratios=(1.25, 1, 1))
-    _draw_subsets(subsets, told)
-    if told.figures is not None:
-        _draw_coverage(coverage, told)
-        _draw_reliability(bins, told)
-    try:
-        figure.savefig(path, dpi=130)
-    except OSError as error:
-        raise cannot_write(path, error) from error
+    with figure_in(path, 13, max(4.2, 0.24 * count + 1.2)) as figure:
+        subsets, coverage, bins = figure.subplots(1, 3, width_ratios=(1.25, 1, 1))
+        _draw_subsets(subsets, told)
+        if told.figures is not None:
+            draw_coverage(coverage, told.curves)
+            draw_reliability(bins, told.figures.probabilities)
 
 
 def _draw_subsets(axis: Any, told: Report) -> None:
@@ -53,21 +44,35 @@ def _draw_subsets(axis: Any, told: Report) -> None:
     axis.tick_params(axis="y", labelsize=8)
 
 
-def _draw_coverage(axis: Any, told: Report) -> None:
-    for name, label, colour in (("posterior", "by P", POSTERIOR), ("margin", "by |Δ| alone", MARGIN)):
-        axis.plot(told.curves["coverage"], told.curves[name], color=colour, label=label)
+def draw_coverage(axis: Any, curves: Mapping[str, Sequence[float]]) -> None:
+    """Draw the accuracy where the surest rows are answered.
+
+    Args:
+        axis: matplotlib's.
+        curves: `coverage`, and the accuracy there by `posterior` probability and by `margin`.
+    """
+    for name, label, colour in (("posterior", "by P", POSTERIOR), ("margin", "by |Δ| alone", REWARD_ALONE)):
+        axis.plot(curves["coverage"], curves[name], color=colour, label=label)
     axis.set(title="accuracy where answered", xlabel="share of rows answered")
     axis.legend(frameon=False)
 
 
-def _draw_reliability(axis: Any, told: Report) -> None:
-    assert told.figures is not None
+def draw_reliability(axis: Any, probabilities: Mapping[str, Mapping[str, Any]]) -> None:
+    """Draw how often the predicted side is right, by its probability.
+
+    Args:
+        axis: matplotlib's.
+        probabilities: the fields of a `Reliability` by `posterior` and `reward`, or one of them.
+    """
     axis.plot([0.5, 1], [0.5, 1], color="black", lw=0.8)
-    for name, label, colour in (("posterior", "posterior", POSTERIOR), ("reward", "reward alone", MARGIN)):
-        one = told.figures.probabilities[name]
+    for name, label, colour in (("posterior", "posterior", POSTERIOR), ("reward", "reward alone", REWARD_ALONE)):
+        if name not in probabilities:
+            continue
+        one = probabilities[name]
+        bins = [b for b in one["bins"] if b["count"]]
         axis.plot(
-            [b["confidence"] for b in one["bins"]],
-            [b["accuracy"] for b in one["bins"]],
+            [b["confidence"] for b in bins],
+            [b["accuracy"] for b in bins],
             "o-",
             ms=4,
             color=colour,

@@ -25,6 +25,7 @@ from bayesrm_fast.evaluate.uncertainty import (
     accuracy_by_coverage,
     at_coverage,
     auroc,
+    coverage_curves,
     decisions,
     labelled_pairs,
     probabilities,
@@ -32,9 +33,6 @@ from bayesrm_fast.evaluate.uncertainty import (
 
 MODEL_TYPE = "Seq. Classifier"
 """What RewardBench calls a model that gives one reward for a text."""
-
-CURVE_POINTS = 100
-"""Coverages at which the curves are told: every hundredth."""
 
 
 @dataclass(frozen=True)
@@ -209,13 +207,7 @@ def _curves(version: int, rows: Sequence[ScoredRow], temperature: float) -> dict
     made = decisions(version, rows, temperature)
     if made is None:
         return {}
-    coverages = [number / CURVE_POINTS for number in range(1, CURVE_POINTS + 1)]
-    orders = {"posterior": made.confidence, "margin": made.margin}
-    curves = {
-        name: [at_coverage(accuracy_by_coverage(confidence, made.is_right), coverage) for coverage in coverages]
-        for name, confidence in orders.items()
-    }
-    return {"coverage": coverages, **curves}
+    return coverage_curves({"posterior": made.confidence, "margin": made.margin}, made.is_right)
 
 
 def layouts(

@@ -1,7 +1,7 @@
 """What an uncertainty is worth on a benchmark: probabilities, accuracy at coverage, and telling wrong answers."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,11 +9,14 @@ from torch import Tensor
 
 from bayesrm_fast.errors import InputError
 from bayesrm_fast.evaluate.accuracy import ScoredRow, row_result
-from bayesrm_fast.fit.calibration import Reliability, reliability
+from bayesrm_fast.fit.reliability import Reliability, reliability
 from bayesrm_fast.posterior.probit import probit_probability
 
 COVERAGES = (0.5, 0.8, 0.9, 1.0)
 """Shares of the rows that are answered, at which the accuracy is told."""
+
+CURVE_POINTS = 100
+"""Coverages at which curves are told: every hundredth."""
 
 
 @dataclass(frozen=True)
@@ -137,3 +140,18 @@ def at_coverage(by_coverage: Tensor, coverage: float) -> float:  # shape: (N,)
     if not 0 < coverage <= 1:
         raise InputError(f"a coverage must be above 0 and at most 1, not {coverage!r}")
     return float(by_coverage[math.ceil(coverage * len(by_coverage) - 1e-9) - 1])
+
+
+def coverage_curves(orders: Mapping[str, Tensor], is_right: Tensor) -> dict[str, list[float]]:  # shape: (N,) bool
+    """`coverage`, and the accuracy there where the rows are answered in each order, the largest values first.
+
+    Args:
+        orders: by name the confidence in each row, `[N]`.
+        is_right: whether the row is answered right.
+    """
+    coverages = [number / CURVE_POINTS for number in range(1, CURVE_POINTS + 1)]
+    curves = {"coverage": coverages}
+    for name, confidence in orders.items():
+        accuracy = accuracy_by_coverage(confidence, is_right)
+        curves[name] = [at_coverage(accuracy, coverage) for coverage in coverages]
+    return curves

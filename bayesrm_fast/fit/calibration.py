@@ -1,6 +1,5 @@
 """How far the probabilities of held-out pairs can be believed, and the λ and temperature under which they can."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +7,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from bayesrm_fast.atomic import cannot_write, check_place
 from bayesrm_fast.errors import InputError
 from bayesrm_fast.fit.options import Precision, check_precision
 from bayesrm_fast.fit.prior import (
@@ -21,7 +19,9 @@ from bayesrm_fast.fit.prior import (
     warn_of_an_end,
 )
 from bayesrm_fast.fit.ranks import ALONE, Ranks
+from bayesrm_fast.fit.reliability import Reliability, reliability
 from bayesrm_fast.model.passes import Passes, Progress
+from bayesrm_fast.plots import POSTERIOR, figure_in
 from bayesrm_fast.posterior.base import Posterior, PriorChoice
 from bayesrm_fast.posterior.probit import probit_probability
 from bayesrm_fast.text.examples import LabelledExample, group_numbers
@@ -29,45 +29,7 @@ from bayesrm_fast.text.examples import LabelledExample, group_numbers
 TEMPERATURES = tuple(2.0 ** (exponent / 8) for exponent in range(-24, 25))
 """T from 1/8 to 8, eight values an octave."""
 
-BINS = 10
 FOLDS = 2
-
-
-@dataclass(frozen=True)
-class Bin:
-    """Pairs whose predicted side has a probability between `low` and `high`.
-
-    Attributes:
-        low, high: its edges.
-        count: pairs in it.
-        confidence: mean probability of the predicted side; NaN for an empty bin.
-        accuracy: share of its predictions that are right; NaN for an empty bin.
-    """
-
-    low: float
-    high: float
-    count: int
-    confidence: float
-    accuracy: float
-
-
-@dataclass(frozen=True)
-class Reliability:
-    """What probabilities of preference pairs were worth.
-
-    Attributes:
-        accuracy: share of the pairs whose chosen response has more than ½.
-        nll: mean negative log likelihood, in nats.
-        brier: mean of `(1 − p)²`.
-        ece: expected calibration error over `bins`.
-        bins: of equal width, of the probability of the predicted side from ½ to 1.
-    """
-
-    accuracy: float
-    nll: float
-    brier: float
-    ece: float
-    bins: list[Bin]
 
 
 @dataclass(frozen=True)
@@ -94,82 +56,31 @@ class Calibration:
         Raises:
             InputError: there is no matplotlib, or the file cannot be written.
         """
-        check_plot(Path(path))
-        from matplotlib.figure import Figure
-
-        figure = Figure(figsize=(8.4, 4.4), layout="constrained")
-        for axis, title, one in zip(
-            figure.subplots(1, 2, sharey=True), ("before", "after"), (self.before, self.after), strict=True
-        ):
-            filled = [b for b in one.bins if b.count]
-            axis.plot([0.5, 1], [0.5, 1], color="black", lw=0.8)
-            axis.bar(
-                [b.low for b in filled],
-                [b.accuracy for b in filled],
-                [b.high - b.low for b in filled],
-                align="edge",
-                color="#1b6fb3",
-                alpha=0.35,
-                edgecolor="white",
-            )
-            axis.plot([b.confidence for b in filled], [b.accuracy for b in filled], "o", color="#1b6fb3", ms=5)
-            for b in filled:
-                axis.annotate(str(b.count), ((b.low + b.high) / 2, 0.02), ha="center", fontsize=8, color="#444444")
-            axis.set(
-                title=f"{title}: NLL {one.nll:.3f}, Brier {one.brier:.3f}, ECE {one.ece:.3f}",
-                xlabel="probability of the predicted side",
-                xlim=(0.5, 1),
-                ylim=(0, 1.03),
-            )
-        figure.axes[0].set_ylabel("share that is right (pairs of a bin below)")
-        try:
-            figure.savefig(path, dpi=130)
-        except OSError as error:
-            raise cannot_write(Path(path), error) from error
-
-
-def check_plot(path: Path) -> None:
-    """Raise InputError unless a plot can be drawn into a file; leaves nothing behind."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise InputError("a plot needs the extra: pip install 'bayesrm_fast[plot]'") from error
-    kinds = Figure().canvas.get_supported_filetypes()
-    if path.suffix.removeprefix(".") not in kinds:
-        raise InputError(f"{path} cannot be written: its name must end in one of {', '.join(sorted(kinds))}")
-    if path.is_dir():
-        raise InputError(f"{path} is a folder")
-    check_place(path, path.absolute().parent)
-
-
-def reliability(probability: Tensor) -> Reliability:  # shape: (M,)
-    """Of the probabilities that were given to what happened.
-
-    Raises:
-        InputError: no pairs.
-    """
-    if len(probability) == 0:
-        raise InputError("there are no pairs to calibrate on")
-    probability = probability.double()
-    confidence = torch.maximum(probability, 1 - probability)
-    right = (probability > 0.5).double()
-    index = ((confidence - 0.5) * 2 * BINS).long().clamp(max=BINS - 1)
-    bins = []
-    for i in range(BINS):
-        inside = index == i
-        low, high = 0.5 + i / (2 * BINS), 0.5 + (i + 1) / (2 * BINS)
-        bins.append(
-            Bin(low, high, int(inside.sum()), float(confidence[inside].mean()), float(right[inside].mean()))
-            if inside.any()
-            else Bin(low, high, 0, math.nan, math.nan)
-        )
-    return Reliability(
-        accuracy=float(right.mean()),
-        nll=float(-probability.clamp(min=torch.finfo(probability.dtype).tiny).log().mean()),
-        brier=float((1 - probability).square().mean()),
-        ece=sum(b.count * abs(b.confidence - b.accuracy) for b in bins if b.count) / len(probability),
-        bins=bins,
-    )
+        with figure_in(path, 8.4, 4.4) as figure:
+            for axis, title, one in zip(
+                figure.subplots(1, 2, sharey=True), ("before", "after"), (self.before, self.after), strict=True
+            ):
+                filled = [b for b in one.bins if b.count]
+                axis.plot([0.5, 1], [0.5, 1], color="black", lw=0.8)
+                axis.bar(
+                    [b.low for b in filled],
+                    [b.accuracy for b in filled],
+                    [b.high - b.low for b in filled],
+                    align="edge",
+                    color=POSTERIOR,
+                    alpha=0.35,
+                    edgecolor="white",
+                )
+                axis.plot([b.confidence for b in filled], [b.accuracy for b in filled], "o", color=POSTERIOR, ms=5)
+                for b in filled:
+                    axis.annotate(str(b.count), ((b.low + b.high) / 2, 0.02), ha="center", fontsize=8, color="#444444")
+                axis.set(
+                    title=f"{title}: NLL {one.nll:.3f}, Brier {one.brier:.3f}, ECE {one.ece:.3f}",
+                    xlabel="probability of the predicted side",
+                    xlim=(0.5, 1),
+                    ylim=(0, 1.03),
+                )
+            figure.axes[0].set_ylabel("share that is right (pairs of a bin below)")
 
 
 def calibrate(

@@ -16,12 +16,12 @@ from bayesrm_fast.model.passes import Passes, check_finite, drawn
 from bayesrm_fast.model.virtual import (
     LinearLayer,
     VirtualAdapter,
-    VirtualOptions,
     VirtualTap,
     chosen_layers,
     keeping_input,
     linear_layers,
 )
+from bayesrm_fast.model.virtual_options import VirtualOptions
 from bayesrm_fast.text.batches import TokenBatch
 from bayesrm_fast.text.examples import LabelledExample
 

@@ -172,7 +172,8 @@ class _Scorer:
             return scoring(self._rm, list(scoring.read(rows, SOURCE)))
         relative = config.relative is None or config.relative
         rule = rule_of(config.rule, self._rm.penalty_weight(config.k, relative, config.rule))
-        return chosen_rows(self._rm, list(iter_candidate_sets(rows, SOURCE)), rule, relative=relative)
+        sets = list(iter_candidate_sets(rows, SOURCE))
+        return chosen_rows(self._rm, sets, rule, self._rm.best_of_each(sets, rule, relative=relative))
 
 
 def deployment(

@@ -143,7 +143,12 @@ def _scored_steps(rm: "BayesianRewardModel", records: list[StepwiseResponse], ro
 
 
 def chosen_rows(
-    rm: "BayesianRewardModel", sets: Sequence[Candidates], rule: "Rule", *, relative: bool, explain: bool = False
+    rm: "BayesianRewardModel",
+    sets: Sequence[Candidates],
+    rule: "Rule",
+    best: "Sequence[BestOfN]",
+    *,
+    explain: bool = False,
 ) -> list[Row]:
     """The best response of every prompt by a rule, with what the choice was made by.
 
@@ -151,15 +156,11 @@ def chosen_rows(
         rm: the model, with its posterior.
         sets: candidates of each prompt, with what the rule reads of them.
         rule: by which they are chosen.
-        relative: as for `BayesianRewardModel.best_of_n`.
+        best: what `BayesianRewardModel.best_of_each` chose of each.
         explain: add what the penalty can do there, as `advice`.
-
-    Raises:
-        InputError: what `BayesianRewardModel.best_of_each` raises.
     """
     from bayesrm_fast.select.advice import advise
 
-    best = rm.best_of_each(sets, rule, relative=relative)
     rows = [_chosen_row(rule, one, found) for one, found in zip(sets, best, strict=True)]
     if explain:
         for row, one, found in zip(rows, sets, best, strict=True):

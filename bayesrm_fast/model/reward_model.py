@@ -29,7 +29,8 @@ from bayesrm_fast.model.shortcut_trials import RowFrame, find_shortcuts, row_fra
 from bayesrm_fast.model.shortcuts import Shortcuts
 from bayesrm_fast.model.taps import Tap, TappedModel
 from bayesrm_fast.model.token_budget import BATCH_TOKENS, TokenBudget
-from bayesrm_fast.model.virtual import Targets, VirtualAdapter, VirtualOptions
+from bayesrm_fast.model.virtual import VirtualAdapter
+from bayesrm_fast.model.virtual_options import Targets, VirtualOptions
 from bayesrm_fast.sites import Site
 from bayesrm_fast.text.batches import Collator
 from bayesrm_fast.text.encoder import TextEncoder, default_max_length

@@ -18,8 +18,8 @@ from bayesrm_fast.posterior.base import Posterior
 from bayesrm_fast.posterior.files import FILES as POSTERIOR_FILES
 from bayesrm_fast.posterior.files import save_posterior
 from bayesrm_fast.saved.adapters import ADAPTER_CONFIG, save_adapter
-from bayesrm_fast.saved.virtual import FILES as VIRTUAL_FILES
 from bayesrm_fast.saved.virtual import save_virtual
+from bayesrm_fast.saved.virtual_record import FILES as VIRTUAL_FILES
 
 MODEL_CARD = "README.md"
 MODEL_CONFIG = "config.json"

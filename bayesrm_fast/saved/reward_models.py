@@ -19,7 +19,8 @@ from bayesrm_fast.saved.damage import check_files
 from bayesrm_fast.saved.folders import MODEL_CONFIG, has_adapter_files, hub_options, local_folder_or_name
 from bayesrm_fast.saved.joining import record_joining
 from bayesrm_fast.saved.models import load_adapter, load_model
-from bayesrm_fast.saved.virtual import VirtualRecord, load_virtual, read_virtual_record
+from bayesrm_fast.saved.virtual import load_virtual
+from bayesrm_fast.saved.virtual_record import VirtualRecord, read_virtual_record
 from bayesrm_fast.text.joining import A_FUNCTION, Joining
 
 _HINT = (

@@ -2,12 +2,14 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from bayesrm_fast.errors import InputError
 from bayesrm_fast.model.passes import Passes, check_finite_variances
+from bayesrm_fast.plots import POSTERIOR, figure_in
 from bayesrm_fast.posterior.base import Posterior
 from bayesrm_fast.posterior.probit import label_entropy, probit_probability
 from bayesrm_fast.score.features import Outside, gradients_of_scalars, whitened_gradients
@@ -25,6 +27,9 @@ CHUNK = 2**24
 
 MOST_CONTENDERS = 32
 """Candidates among whose pairs the next comparison is looked for: those that are most probably the best."""
+
+MOST_PLOTTED = 30
+"""Candidates of a plot: those that are most probably the best."""
 
 
 @dataclass(frozen=True)
@@ -147,6 +152,36 @@ class JointRewards:
             information[start : start + step] = label_entropy(preferred.double().mean(0)) - conditional
         at = int(information.argmax())
         return int(contenders[first[at]]), int(contenders[second[at]]), max(float(information[at]), 0.0)
+
+    def plot(self, path: str | Path) -> None:
+        """Draw which candidates are the best, and with what probability, into a file.
+
+        On the left each one's mean, with one std to either side, of its difference to all candidates' mean; see
+        `relative` for what that std is where the covariance was sketched. The most probable candidate is at the top.
+
+        Raises:
+            InputError: there is no matplotlib, or the file cannot be written.
+        """
+        probability = self.probability_of_being_best()
+        by_mean = self.mean.double().argsort(descending=True, stable=True)
+        order = by_mean[probability[by_mean].argsort(descending=True, stable=True)][:MOST_PLOTTED]
+        shown = self.relative().at(order)
+        mean, std = shown.mean.double().numpy(), shown.covariance.diagonal().double().sqrt().numpy()
+        places = range(len(order))
+        count = len(self.mean)
+        with figure_in(path, 9.5, 1.8 + 0.26 * len(order)) as figure:
+            rewards, best = figure.subplots(1, 2, sharey=True)
+            rewards.hlines(places, mean - std, mean + std, color=POSTERIOR, alpha=0.35, lw=4)
+            rewards.plot(mean, places, "o", color=POSTERIOR, ms=5)
+            rewards.set_yticks(places, order.tolist())
+            rewards.set_ylim(len(order) - 0.5, -0.5)
+            rewards.set(xlabel="reward less the candidates’ mean, ± std", ylabel="position of the candidate")
+            best.barh(places, probability[order].numpy(), color=POSTERIOR)
+            best.set(xlabel="probability of being the best", xlim=(0, 1))
+            if len(order) < count:
+                figure.suptitle(f"the {len(order)} most probable of {count} candidates")
+            for axis in (rewards, best):
+                axis.spines[["top", "right"]].set_visible(False)
 
     def _winners(self, rewards: Tensor) -> Tensor:  # shapes: (S, n) -> (S,)
         """Position of the largest reward of each draw, the lowest one of equals."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -9,12 +10,16 @@ from torch import Tensor
 
 from bayesrm_fast.model.passes import Passes, Progress, check_finite_variances, unit_cotangent
 from bayesrm_fast.model.shared_backward import over_examples
+from bayesrm_fast.plots import POSTERIOR, figure_in
 from bayesrm_fast.posterior.base import Posterior
 from bayesrm_fast.posterior.probit import probit_probability
 from bayesrm_fast.text.examples import Example, distinct
 
 if TYPE_CHECKING:
     import pandas
+
+MOST_NUMBERED = 40
+"""Rows of a plot whose positions are written under them."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,32 @@ class RewardScores:
 
         return pandas.DataFrame({name: column.numpy() for name, column in self.columns().items()})
 
+    def plot(self, path: str | Path) -> None:
+        """Draw the rows from the lowest mean to the highest, each with one std to either side, into a file.
+
+        Raises:
+            InputError: there is no matplotlib, or the file cannot be written.
+        """
+        order = self.mean.argsort(stable=True)
+        mean, std = self.mean[order].double().numpy(), self.std[order].double().numpy()
+        rank = range(len(mean))
+        with figure_in(path, 8.4, 4.4) as figure:
+            axis = figure.subplots()
+            axis.vlines(rank, mean - std, mean + std, color=POSTERIOR, alpha=0.35, lw=2)
+            axis.plot(rank, mean, "o", color=POSTERIOR, ms=4)
+            axis.set(xlabel=f"{self._row_name}s, lowest mean first", ylabel=self._quantity, title="mean ± std")
+            numbered = len(rank) <= MOST_NUMBERED
+            axis.set_xticks(rank if numbered else [], map(str, order.tolist()) if numbered else [])
+            axis.spines[["top", "right"]].set_visible(False)
+
+    @property
+    def _row_name(self) -> str:
+        return "row"
+
+    @property
+    def _quantity(self) -> str:
+        return "reward" if self.baseline is None else "difference of the reward to its baseline"
+
 
 @dataclass(frozen=True)
 class PairScores(RewardScores):
@@ -71,6 +102,14 @@ class PairScores(RewardScores):
     def columns(self) -> dict[str, Tensor]:
         """What a table of the scores shows."""
         return super().columns() | {"probability": self.probability}
+
+    @property
+    def _row_name(self) -> str:
+        return "pair"
+
+    @property
+    def _quantity(self) -> str:
+        return "reward of chosen less rejected"
 
 
 def truncated_and_tokens(examples: Sequence[Example]) -> tuple[Tensor, Tensor]:  # shapes: (N,), (N,)

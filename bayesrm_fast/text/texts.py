@@ -43,6 +43,16 @@ def key_of(text: Text) -> str:
     return text if isinstance(text, str) else json.dumps(text, sort_keys=True, default=str)
 
 
+def as_plain(text: Text) -> str:
+    """For a person to read: a string as it is, a conversation with its roles, a single message without."""
+    if isinstance(text, str):
+        return text
+    contents = [str(message.get("content") or "") for message in text]
+    if len(contents) == 1:
+        return contents[0]
+    return "\n".join(f"{message['role']}: {content}" for message, content in zip(text, contents, strict=True))
+
+
 def checked_text(text: Any, where: str) -> Text:
     """A string, or messages whose content is one string each.
 

@@ -83,7 +83,7 @@ def test_version_2_has_best_of_four_and_ties(model_folder, tmp_path, summary):
 
 
 def test_a_person_is_shown_tables_and_a_figure(model_folder, data, tmp_path, bayesrm, monkeypatch):
-    pytest.importorskip("matplotlib", reason="the extra `plot` is not installed")
+    pytest.importorskip("matplotlib", reason="the extra `eval` is not installed")
     arguments = ("--output", tmp_path / "out", "--figure", tmp_path / "figure.png", "--in-domain", "own")
     out, _ = bayesrm("rewardbench", model_folder, data, *arguments)
     for shown in ("donotanswer", "outside of sections", "out of domain", "by |Δ| alone", "overall"):

@@ -6,7 +6,7 @@ from bayesrm_fast import InputError
 from bayesrm_fast.evaluate.accuracy import ScoredRow
 from bayesrm_fast.evaluate.report import report
 
-pytest.importorskip("matplotlib", reason="the extra `plot` is not installed")
+pytest.importorskip("matplotlib", reason="the extra `eval` is not installed")
 
 from bayesrm_fast.evaluate.figure import draw
 

@@ -48,7 +48,7 @@ def test_only_candidates_are_relative(row):
 
 def test_a_choice_says_what_it_was_made_by(rm):
     sets = candidate_sets(ROWS)
-    found = chosen_rows(rm, sets, rule_of("std", 0.5), relative=True, explain=True)
-    for row, best in zip(found, rm.best_of_each(sets, "std", 0.5), strict=True):
+    chosen = rm.best_of_each(sets, "std", 0.5)
+    for row, best in zip(chosen_rows(rm, sets, rule_of("std", 0.5), chosen, explain=True), chosen, strict=True):
         assert (row["index"], row["response"], row["candidates"]) == (best.index, best.response, len(best.mean))
         assert "warnings" in row["advice"]

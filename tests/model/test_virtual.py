@@ -8,7 +8,8 @@ from torch import nn
 from bayesrm_fast import InputError
 from bayesrm_fast.model.forward import Forward
 from bayesrm_fast.model.readout import PooledReadout
-from bayesrm_fast.model.virtual import VirtualOptions, VirtualTap, chosen_layers, keeping_input, linear_layers
+from bayesrm_fast.model.virtual import VirtualTap, chosen_layers, keeping_input, linear_layers
+from bayesrm_fast.model.virtual_options import VirtualOptions
 from bayesrm_fast.text.batches import Collator
 from bayesrm_fast.text.examples import TokenizedRow
 

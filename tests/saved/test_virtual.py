@@ -11,7 +11,7 @@ from tiny import tiny_base, tiny_pairs, tiny_tokenizer, words
 from transformers import AutoModelForSequenceClassification
 
 from bayesrm_fast import BayesianRewardModel, InputError
-from bayesrm_fast.saved.virtual import FILES
+from bayesrm_fast.saved.virtual_record import FILES
 
 PROMPTS, RESPONSES = [words(3, 1)] * 3, [words(4 + i, i) for i in range(3)]
 

@@ -4,13 +4,14 @@ import math
 
 import pytest
 import torch
+from drawn_figure import drawn_figure
 from tiny import tiny_adapter, tiny_pairs, tiny_tokenizer, words
 from whole_rows import whole_rows
 
 from bayesrm_fast import BayesianRewardModel, InputError
 from bayesrm_fast.posterior.files import CLASSES
 from bayesrm_fast.score import sketch as sketching
-from bayesrm_fast.score.joint import DRAWS, JointRewards
+from bayesrm_fast.score.joint import DRAWS, MOST_PLOTTED, JointRewards
 
 MONTE_CARLO = 10**6
 
@@ -196,3 +197,18 @@ def test_no_difference_has_a_variance_below_zero():
     covariance = torch.tensor([[1.0, 1.0 + 1e-7], [1.0 + 1e-7, 1.0]])
     one = JointRewards(torch.zeros(2), covariance, *whole_rows(2))
     assert one.relative().covariance.diagonal().tolist() == [0.0, 0.0]
+
+
+@pytest.mark.parametrize("n", [1, 5, MOST_PLOTTED + 1])
+def test_a_plot_tells_who_is_best_with_what_probability(n, tmp_path, monkeypatch):
+    figure = drawn_figure(monkeypatch, "bayesrm_fast.score.joint")
+    one, _ = joint(n)
+    one.plot(tmp_path / "joint.png")
+    rewards, best = figure[0].axes
+    shown = [int(label.get_text()) for label in rewards.get_yticklabels()]
+    probability = one.probability_of_being_best()
+    assert len(shown) == min(n, MOST_PLOTTED)
+    assert [bar.get_width() for bar in best.patches] == pytest.approx(probability[shown].tolist())
+    assert probability[shown].tolist() == sorted(probability.tolist(), reverse=True)[:MOST_PLOTTED]
+    assert rewards.lines[0].get_xdata().tolist() == pytest.approx(one.relative().mean[shown].tolist())
+    assert (tmp_path / "joint.png").is_file()

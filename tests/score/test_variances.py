@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from drawn_figure import drawn_figure
 from tiny import tiny_adapter, tiny_pairs, tiny_tokenizer, words
 from whole_rows import whole_rows
 
@@ -131,3 +132,24 @@ def test_a_posterior_on_another_device_is_refused(rm):
     rm.posterior = rm.posterior.to("meta")
     with pytest.raises(InputError, match=r"the posterior is on meta, the model on cpu: give the model posterior\.to"):
         rm.score(["a"], ["able"])
+
+
+@pytest.mark.parametrize(
+    ("cls", "baseline", "label"),
+    [
+        (RewardScores, None, "reward"),
+        (RewardScores, torch.zeros(3), "difference of the reward to its baseline"),
+        (PairScores, None, "reward of chosen less rejected"),
+    ],
+)
+def test_a_plot_has_every_row_from_the_lowest_mean_on(cls, baseline, label, tmp_path, monkeypatch):
+    figure = drawn_figure(monkeypatch, "bayesrm_fast.score.variances")
+    scores = cls(torch.tensor([2.0, 0.0, 1.0]), torch.tensor([1.0, 4.0, 9.0]), *whole_rows(3), baseline)
+    scores.plot(tmp_path / "scores.png")
+    (axis,) = figure[0].axes
+    assert axis.get_ylabel() == label
+    assert [int(tick.get_text()) for tick in axis.get_xticklabels()] == [1, 2, 0]
+    assert axis.lines[0].get_ydata().tolist() == [0, 1, 2]
+    (bars,) = axis.collections
+    assert [segment[:, 1].tolist() for segment in bars.get_segments()] == [[-2, 2], [-2, 4], [1, 3]]
+    assert (tmp_path / "scores.png").is_file()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from bayesrm_fast import InputError
-from bayesrm_fast.text.texts import checked_text, checked_tools
+from bayesrm_fast.text.texts import as_plain, checked_text, checked_tools
 
 WHERE = "rows.jsonl, row 3: prompt"
 MESSAGES = [{"role": "user", "content": "above all"}, {"role": "assistant", "content": "act"}]
@@ -96,3 +96,15 @@ def test_tools_are_a_list_of_objects_or_its_json():
     ):
         with pytest.raises(InputError, match=f"row 1: tools .*{message}"):
             checked_tools(given, "row 1: tools")
+
+
+@pytest.mark.parametrize(
+    ("text", "plain"),
+    [
+        ("a\nb", "a\nb"),
+        ([{"role": "assistant", "content": "a"}], "a"),
+        ([{"role": "user", "content": "a"}, {"role": "assistant"}], "user: a\nassistant: "),
+    ],
+)
+def test_a_conversation_is_shown_with_its_roles(text, plain):
+    assert as_plain(text) == plain
