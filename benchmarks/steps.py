@@ -11,7 +11,8 @@ Wrong solutions differ from right ones in length, so the one with the fewest ste
 import gzip
 import json
 import random
-from collections.abc import Callable, Iterator, Sequence
+import tempfile
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,18 +20,21 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 import typer
-from peft import LoraConfig, get_peft_model
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
-from transformers import AutoModelForTokenClassification, AutoTokenizer
+from transformers import AutoTokenizer
 
 from bayesrm_fast import BayesianRewardModel, InputError
 from bayesrm_fast.cli.terminal import quiet_transformers
 from bayesrm_fast.evaluate.uncertainty import auroc
 from bayesrm_fast.fit.reliability import Reliability, reliability
 from bayesrm_fast.score.segments import Aggregate, SegmentScores
-from bayesrm_fast.text.examples import SegmentedRow
+from bayesrm_fast.text.encoder import TextEncoder
+from bayesrm_fast.text.segments import SegmentEncoder
+from bayesrm_fast.text.steps import stepwise_responses
+from bayesrm_fast.train.adapter import TrainOptions
+from bayesrm_fast.train.steps import train_step_adapter
 from benchmarks import machine
 from benchmarks.data import RESULTS, data_folder, embedded_encoder
 
@@ -73,58 +77,40 @@ def problems() -> list[list[dict[str, Any]]]:
     return mixed
 
 
-def step_model(seed: int, max_length: int) -> BayesianRewardModel:
-    """The encoder as a token classifier with one output, with LoRA."""
-    torch.manual_seed(seed)
-    base = AutoModelForTokenClassification.from_pretrained(embedded_encoder(), num_labels=1)
-    lora = LoraConfig(task_type="TOKEN_CLS", r=8, lora_alpha=16, target_modules=["query", "value"])
-    tokenizer = AutoTokenizer.from_pretrained(embedded_encoder())
-    return BayesianRewardModel(get_peft_model(base, lora), tokenizer, step_separator=SEPARATOR, max_length=max_length)
-
-
-def that_fit(rm: BayesianRewardModel, groups: Sequence[Sequence[Any]], count: int) -> list[list[Any]]:
+def that_fit(groups: Sequence[Sequence[Any]], count: int, max_length: int) -> list[list[Any]]:
     """Of the first problems that keep right and wrong ones, `count` of them, the solutions that are short enough."""
+    tokenizer = AutoTokenizer.from_pretrained(embedded_encoder())
+    encoder = SegmentEncoder(TextEncoder(tokenizer, max_length), SEPARATOR)
     found: list[list[Any]] = []
     for rows in groups:
-        short = [row for row in rows if _fits(rm, row)]
+        short = [row for row in rows if _fits(encoder, row)]
         if len({all(row["labels"]) for row in short}) == 2:
             found.append(short)
         if len(found) == count:
             return found
-    raise SystemExit(f"{FILE} has {len(found)} problems with solutions of {rm.encoder.max_length} tokens, not {count}")
+    raise SystemExit(f"{FILE} has {len(found)} problems with solutions of {max_length} tokens, not {count}")
 
 
-def _fits(rm: BayesianRewardModel, row: Any) -> bool:
+def _fits(encoder: SegmentEncoder, row: Any) -> bool:
     try:
-        return not rm.tokenize_steps([row], labelled=True)[0].row.truncated
+        return not encoder.encode_steps(stepwise_responses([row], labelled=True))[0].row.truncated
     except InputError:
         return False
 
 
-def train(rm: BayesianRewardModel, rows: Sequence[SegmentedRow], scale: Scale) -> None:
-    """Minimise the cross entropy of the steps' labels."""
-    model = rm.model.train()
-    weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    steps = scale.epochs * -(-len(rows) // scale.batch)
-    optimizer = torch.optim.AdamW(weights, lr=1e-3, weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
-    for batch in _batches(rows, scale):
-        inputs = rm.collator([one.row for one in batch]).model_inputs()
-        logits = model(**inputs).logits[..., 0]
-        read = torch.cat([logits[i, one.ends] for i, one in enumerate(batch)])
-        labels = torch.tensor([float(label) for one in batch for label in one.labels or ()])
-        optimizer.zero_grad()
-        torch.nn.functional.binary_cross_entropy_with_logits(read, labels).backward()
-        optimizer.step()
-        schedule.step()
-    model.eval()
-
-
-def _batches(rows: Sequence[SegmentedRow], scale: Scale) -> Iterator[list[SegmentedRow]]:
-    for _ in range(scale.epochs):
-        order = torch.randperm(len(rows)).tolist()
-        for start in range(0, len(rows), scale.batch):
-            yield [rows[i] for i in order[start : start + scale.batch]]
+def trained(rows: Sequence[Any], scale: Scale, seed: int) -> BayesianRewardModel:
+    """The encoder as a token classifier, with LoRA."""
+    options = TrainOptions(
+        target_modules=["query", "value"],
+        epochs=scale.epochs,
+        learning_rate=1e-3,
+        batch_size=scale.batch,
+        max_length=scale.max_length,
+        seed=seed,
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        train_step_adapter(embedded_encoder(), rows, folder, options, step_separator=SEPARATOR)
+        return BayesianRewardModel.from_pretrained(folder, device="cpu", max_length=scale.max_length)
 
 
 def of_labels(
@@ -160,11 +146,10 @@ def best_of_n(groups: Sequence[Sequence[Any]], scores: Sequence[SegmentScores]) 
 
 def one_seed(scale: Scale, seed: int) -> dict[str, Any]:
     """Train, fit, score and tell."""
-    rm = step_model(seed, scale.max_length)
-    groups = that_fit(rm, problems(), scale.problems + scale.held_out_problems)
+    groups = that_fit(problems(), scale.problems + scale.held_out_problems, scale.max_length)
     fitted, held_out = groups[: -scale.held_out_problems], groups[-scale.held_out_problems :]
     rows = [row for group in fitted for row in group]
-    train(rm, rm.tokenize_steps(rows, labelled=True), scale)
+    rm = trained(rows, scale, seed)
     rm.fit(rows, structure="ggn")
     tested = [row for group in held_out for row in group]
     scores = rm.score_steps(tested)
