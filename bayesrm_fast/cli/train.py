@@ -28,16 +28,14 @@ def train(
 ) -> None:
     """Train a LoRA reward model with trl on preference pairs, or a token classifier on steps; save a peft adapter."""
     from bayesrm_fast.text.files import read_rows
-    from bayesrm_fast.text.records import preference_pairs
-    from bayesrm_fast.text.steps import is_stepwise, stepwise_responses
+    from bayesrm_fast.text.steps import is_stepwise, labelled_records
 
     check_folder(output)
     rows = read_rows(pairs)
     in_steps = is_stepwise(rows[0])
     if step_separator is not None and not in_steps:
         raise InputError(f"--step-separator goes with responses in steps, and {pairs} has pairs")
-    responses = stepwise_responses(rows, str(pairs), labelled=True) if in_steps else []
-    preferences = [] if in_steps else preference_pairs(rows, str(pairs))
+    labelled = labelled_records(rows, str(pairs))
     from bayesrm_fast.train.adapter import TrainOptions, train_adapter
     from bayesrm_fast.train.steps import train_step_adapter
 
@@ -45,13 +43,9 @@ def train(
     options = TrainOptions(lora_rank, lora_alpha, target, epochs, learning_rate, batch_size, max_length, seed)
     with one_writer(output, "run"), progress_bar("training") as tell:
         if in_steps:
-            log = train_step_adapter(base, responses, output, options, tell, step_separator=step_separator)
+            log = train_step_adapter(base, labelled, output, options, tell, step_separator=step_separator)
         else:
-            log = train_adapter(base, preferences, output, options, tell)
+            log = train_adapter(base, labelled, output, options, tell)
+    what, figures = ("responses", ("loss",)) if in_steps else ("pairs", ("loss", "accuracy"))
     last = log[-1] if log else {}
-    trained = (
-        {"responses": len(responses), "steps": sum(len(one.completions) for one in responses)}
-        if in_steps
-        else {"pairs": len(preferences), "accuracy": last.get("accuracy")}
-    )
-    show_summary({"output": str(output), **trained, "loss": last.get("loss")}, as_json)
+    show_summary({"output": str(output), what: len(labelled)} | {name: last.get(name) for name in figures}, as_json)

@@ -62,8 +62,7 @@ def test_steps_are_trained_fitted_and_scored_without_an_option_for_their_separat
     write_rows(tmp_path / "steps.jsonl", tiny_steps())
     base = ("--base", step_base_folder, "--target", "q_proj", "--step-separator", "art")
     told = summary("train", tmp_path / "steps.jsonl", tmp_path / "adapter", *base, "--epochs", "10")
-    steps = sum(len(row["labels"]) for row in tiny_steps())
-    assert (told["responses"], told["steps"]) == (4, steps)
+    assert told["responses"] == 4
     assert told["loss"] > 0
     summary("fit", tmp_path / "adapter", tmp_path / "steps.jsonl", "--output", tmp_path / "rm")
     assert json.loads((tmp_path / "rm" / "posterior.json").read_text())["step_separator"] == "art"
