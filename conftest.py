@@ -42,16 +42,23 @@ def adapter_folder(base_folder, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def step_adapter_folder(tmp_path_factory):
-    """A saved adapter of a token classifier, without a posterior."""
+def step_base_folder(tmp_path_factory):
+    """A tiny token classifier on disk, with its tokenizer."""
+    folder = tmp_path_factory.mktemp("step-base")
+    tiny_token_classifier("llama").save_pretrained(folder)
+    tiny_tokenizer("llama", knows_line_breaks=True).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def step_adapter_folder(step_base_folder, tmp_path_factory):
+    """A saved adapter of `step_base_folder`, without a posterior."""
     from transformers import AutoModelForTokenClassification
 
-    base_folder, folder = tmp_path_factory.mktemp("step-base"), tmp_path_factory.mktemp("step-adapter")
-    tiny_token_classifier("llama").save_pretrained(base_folder)
-    base = AutoModelForTokenClassification.from_pretrained(base_folder)
+    folder = tmp_path_factory.mktemp("step-adapter")
+    base = AutoModelForTokenClassification.from_pretrained(step_base_folder)
     model, tokenizer = tiny_step_model("llama", base=base)
-    for target in (base_folder, folder):
-        tokenizer.save_pretrained(target)
+    tokenizer.save_pretrained(folder)
     model.save_pretrained(folder)
     return folder
 

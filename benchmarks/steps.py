@@ -1,40 +1,49 @@
 """What the uncertainty of steps is worth: labels of held-out steps, and the best of a problem's solutions.
 
-    python -m benchmarks.steps            # 20 minutes of one core
-    python -m benchmarks.steps --quick    # a minute; shows that everything runs
+    python -m benchmarks.steps                       # 20 minutes of one core
+    python -m benchmarks.steps --part qa_feedback    # sentences of answers
+    python -m benchmarks.steps --quick               # a minute; shows that everything runs
 
 MiniLM with LoRA learns the labels of PRMBench's steps, whose wrong solutions are edits of right ones. Whole problems
 are held out. The best of n is the solution with the largest aggregate of its steps; it is right where every step is.
 Wrong solutions differ from right ones in length, so the one with the fewest steps stands beside.
+
+Of qa_feedback the steps are the sentences of an answer, each correct where no error that people marked touches it. One
+answer to each question is marked, so nothing is chosen there. The model sees the question, and not the passages.
 """
 
-import gzip
 import json
 import random
-from collections.abc import Callable, Iterator, Sequence
+import re
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import torch
 import typer
-from peft import LoraConfig, get_peft_model
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
-from transformers import AutoModelForTokenClassification, AutoTokenizer
+from transformers import AutoTokenizer
 
 from bayesrm_fast import BayesianRewardModel, InputError
 from bayesrm_fast.cli.terminal import quiet_transformers
 from bayesrm_fast.evaluate.uncertainty import auroc
 from bayesrm_fast.fit.reliability import Reliability, reliability
 from bayesrm_fast.score.segments import Aggregate, SegmentScores
-from bayesrm_fast.text.examples import SegmentedRow
+from bayesrm_fast.text.encoder import TextEncoder
+from bayesrm_fast.text.segments import SegmentEncoder
+from bayesrm_fast.text.steps import stepwise_responses
+from bayesrm_fast.train.adapter import TrainOptions
+from bayesrm_fast.train.steps import train_step_adapter
 from benchmarks import machine
-from benchmarks.data import RESULTS, data_folder, embedded_encoder
+from benchmarks.data import RESULTS, embedded_encoder
+from benchmarks.overoptimisation.tasks import QA_FEEDBACK, read
 
-FILE = "prm_steps.jsonl.gz"
 SEPARATOR = "[SEP]"
 """BERT's tokenizers drop line breaks."""
 
@@ -55,76 +64,121 @@ class Scale:
     seeds: int
 
 
-FULL = Scale(problems=100, held_out_problems=60, epochs=4, batch=8, max_length=192, seeds=2)
 QUICK = Scale(problems=4, held_out_problems=2, epochs=1, batch=4, max_length=128, seeds=1)
 
-
-def problems() -> list[list[dict[str, Any]]]:
-    """Solutions of each problem that has right and wrong ones, in an order drawn by lot."""
-    folder = data_folder()
-    if folder is None or not (folder / FILE).is_file():
-        raise SystemExit(f"{FILE} is not here: set BAYESRM_DATA to the folder that holds it")
-    by_prompt: dict[str, list[dict[str, Any]]] = {}
-    with gzip.open(folder / FILE, "rt", encoding="utf-8") as lines:
-        for row in map(json.loads, lines):
-            by_prompt.setdefault(row["prompt"], []).append(row)
-    mixed = [rows for rows in by_prompt.values() if len({all(row["labels"]) for row in rows}) == 2]
-    random.Random(0).shuffle(mixed)
-    return mixed
+Rows = list[dict[str, Any]]
 
 
-def step_model(seed: int, max_length: int) -> BayesianRewardModel:
-    """The encoder as a token classifier with one output, with LoRA."""
-    torch.manual_seed(seed)
-    base = AutoModelForTokenClassification.from_pretrained(embedded_encoder(), num_labels=1)
-    lora = LoraConfig(task_type="TOKEN_CLS", r=8, lora_alpha=16, target_modules=["query", "value"])
+def solutions() -> list[Rows]:
+    """PRMBench's solutions of each problem that has right and wrong ones."""
+    by_prompt: dict[str, Rows] = {}
+    for row in read("prm_steps.jsonl.gz"):
+        by_prompt.setdefault(row["prompt"], []).append(row)
+    return [rows for rows in by_prompt.values() if _has_both(rows)]
+
+
+def answers() -> list[Rows]:
+    """The marked answer to each question of qa_feedback, in sentences."""
+    return [[in_sentences(row)] for row in read(QA_FEEDBACK)]
+
+
+SENTENCE = re.compile(r"""\S.*?(?:[.!?]["')]*(?=\s|$)|$)""", re.DOTALL)
+
+
+def in_sentences(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row in trl's stepwise form; a sentence's label is whether no marked error touches it."""
+    sentences = list(SENTENCE.finditer(row["responses"][0]))
+    return {
+        "prompt": row["question"],
+        "completions": [one.group() for one in sentences],
+        "labels": [
+            all(error["end"] <= one.start() or one.end() <= error["start"] for error in row["spans"])
+            for one in sentences
+        ],
+    }
+
+
+def _has_both(rows: Rows) -> bool:
+    """Whether some solutions are right, and some wrong."""
+    return len({all(row["labels"]) for row in rows}) == 2
+
+
+@dataclass(frozen=True)
+class Part:
+    """A data set.
+
+    Attributes:
+        groups: its problems, each with its solutions.
+        keeps: whether a problem is of use with those of its solutions that are short enough.
+        full: how large a run is.
+        best_of_n: whether one of a problem's solutions is chosen.
+    """
+
+    groups: Callable[[], list[Rows]]
+    keeps: Callable[[Rows], bool]
+    full: Scale
+    best_of_n: bool
+
+
+class PartName(StrEnum):
+    """What the steps are of."""
+
+    PRM = "prm"
+    QA_FEEDBACK = "qa_feedback"
+
+
+PARTS = {
+    PartName.PRM: Part(
+        solutions,
+        _has_both,
+        Scale(problems=100, held_out_problems=60, epochs=4, batch=8, max_length=192, seeds=2),
+        best_of_n=True,
+    ),
+    PartName.QA_FEEDBACK: Part(
+        answers,
+        bool,
+        Scale(problems=300, held_out_problems=200, epochs=4, batch=8, max_length=256, seeds=2),
+        best_of_n=False,
+    ),
+}
+
+
+def that_fit(part: Part, count: int, max_length: int) -> list[Rows]:
+    """Of problems in an order drawn by lot, the solutions that are short enough, until `count` problems are kept."""
     tokenizer = AutoTokenizer.from_pretrained(embedded_encoder())
-    return BayesianRewardModel(get_peft_model(base, lora), tokenizer, step_separator=SEPARATOR, max_length=max_length)
-
-
-def that_fit(rm: BayesianRewardModel, groups: Sequence[Sequence[Any]], count: int) -> list[list[Any]]:
-    """Of the first problems that keep right and wrong ones, `count` of them, the solutions that are short enough."""
-    found: list[list[Any]] = []
+    encoder = SegmentEncoder(TextEncoder(tokenizer, max_length), SEPARATOR)
+    groups = part.groups()
+    random.Random(0).shuffle(groups)
+    found: list[Rows] = []
     for rows in groups:
-        short = [row for row in rows if _fits(rm, row)]
-        if len({all(row["labels"]) for row in short}) == 2:
+        short = [row for row in rows if _fits(encoder, row)]
+        if part.keeps(short):
             found.append(short)
         if len(found) == count:
             return found
-    raise SystemExit(f"{FILE} has {len(found)} problems with solutions of {rm.encoder.max_length} tokens, not {count}")
+    raise SystemExit(f"there are {len(found)} problems with solutions of {max_length} tokens, not {count}")
 
 
-def _fits(rm: BayesianRewardModel, row: Any) -> bool:
+def _fits(encoder: SegmentEncoder, row: Any) -> bool:
     try:
-        return not rm.tokenize_steps([row], labelled=True)[0].row.truncated
+        return not encoder.encode_steps(stepwise_responses([row], labelled=True))[0].row.truncated
     except InputError:
         return False
 
 
-def train(rm: BayesianRewardModel, rows: Sequence[SegmentedRow], scale: Scale) -> None:
-    """Minimise the cross entropy of the steps' labels."""
-    model = rm.model.train()
-    weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    steps = scale.epochs * -(-len(rows) // scale.batch)
-    optimizer = torch.optim.AdamW(weights, lr=1e-3, weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
-    for batch in _batches(rows, scale):
-        inputs = rm.collator([one.row for one in batch]).model_inputs()
-        logits = model(**inputs).logits[..., 0]
-        read = torch.cat([logits[i, one.ends] for i, one in enumerate(batch)])
-        labels = torch.tensor([float(label) for one in batch for label in one.labels or ()])
-        optimizer.zero_grad()
-        torch.nn.functional.binary_cross_entropy_with_logits(read, labels).backward()
-        optimizer.step()
-        schedule.step()
-    model.eval()
-
-
-def _batches(rows: Sequence[SegmentedRow], scale: Scale) -> Iterator[list[SegmentedRow]]:
-    for _ in range(scale.epochs):
-        order = torch.randperm(len(rows)).tolist()
-        for start in range(0, len(rows), scale.batch):
-            yield [rows[i] for i in order[start : start + scale.batch]]
+def trained(rows: Sequence[Any], scale: Scale, seed: int) -> BayesianRewardModel:
+    """The encoder as a token classifier, with LoRA."""
+    options = TrainOptions(
+        target_modules=["query", "value"],
+        epochs=scale.epochs,
+        learning_rate=1e-3,
+        batch_size=scale.batch,
+        max_length=scale.max_length,
+        seed=seed,
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        train_step_adapter(embedded_encoder(), rows, folder, options, step_separator=SEPARATOR)
+        return BayesianRewardModel.from_pretrained(folder, device="cpu", max_length=scale.max_length)
 
 
 def of_labels(
@@ -158,13 +212,12 @@ def best_of_n(groups: Sequence[Sequence[Any]], scores: Sequence[SegmentScores]) 
     }
 
 
-def one_seed(scale: Scale, seed: int) -> dict[str, Any]:
+def one_seed(part: Part, scale: Scale, seed: int) -> dict[str, Any]:
     """Train, fit, score and tell."""
-    rm = step_model(seed, scale.max_length)
-    groups = that_fit(rm, problems(), scale.problems + scale.held_out_problems)
+    groups = that_fit(part, scale.problems + scale.held_out_problems, scale.max_length)
     fitted, held_out = groups[: -scale.held_out_problems], groups[-scale.held_out_problems :]
     rows = [row for group in fitted for row in group]
-    train(rm, rm.tokenize_steps(rows, labelled=True), scale)
+    rm = trained(rows, scale, seed)
     rm.fit(rows, structure="ggn")
     tested = [row for group in held_out for row in group]
     scores = rm.score_steps(tested)
@@ -179,29 +232,18 @@ def one_seed(scale: Scale, seed: int) -> dict[str, Any]:
         "correct": float(is_correct.double().mean()),
         "prior_precision": rm.fitted.prior_precision,
         "labels": {name: {figure: getattr(one, figure) for figure in FIGURES} for name, one in labels.items()},
-        "best_of_n": best_of_n(held_out, scores),
+        "best_of_n": best_of_n(held_out, scores) if part.best_of_n else None,
     }
 
 
-def main(
-    quick: Annotated[bool, typer.Option(help="Small; shows that everything runs.")] = False,
-    output: Annotated[Path, typer.Option(help="Folder for the results.")] = RESULTS,
-) -> None:
-    """Every seed, and the mean of all."""
-    quiet_transformers()
-    scale = QUICK if quick else FULL
-    seeds = [one_seed(scale, seed) for seed in range(scale.seeds)]
-    results = {
-        "command": "python -m benchmarks.steps" + " --quick" * quick,
-        "machine": machine.describe(),
-        "scale": vars(scale),
-        "by_seed": seeds,
-    }
-    (output / f"steps{'-quick' * quick}.json").write_text(json.dumps(results, indent=1) + "\n")
+def show(seeds: Sequence[Any], has_choices: bool) -> None:
+    """Means of the seeds."""
     table = Table("", *FIGURES, title=f"{seeds[0]['steps']} held-out steps, mean of {len(seeds)} seeds")
     for name in seeds[0]["labels"]:
         table.add_row(name, *(f"{np.mean([one['labels'][name][figure] for one in seeds]):.3f}" for figure in FIGURES))
     Console(width=120).print(table)
+    if not has_choices:
+        return
     table = Table("", *(f"k = {k:g}" for k in PENALTIES), title="share of right solutions among the best of n")
     for by in AGGREGATES:
         shares = [np.mean([one["best_of_n"][f"{by}, k = {k:g}"] for one in seeds]) for k in PENALTIES]
@@ -209,6 +251,27 @@ def main(
     for name in ("fewest steps", "chance"):
         table.add_row(name, f"{np.mean([one['best_of_n'][name] for one in seeds]):.3f}")
     Console(width=120).print(table)
+
+
+def main(
+    part: Annotated[PartName, typer.Option(help="What the steps are of.")] = PartName.PRM,
+    quick: Annotated[bool, typer.Option(help="Small; shows that everything runs.")] = False,
+    output: Annotated[Path, typer.Option(help="Folder for the results.")] = RESULTS,
+) -> None:
+    """Every seed, and the mean of all."""
+    quiet_transformers()
+    asked = PARTS[part]
+    scale = QUICK if quick else asked.full
+    seeds = [one_seed(asked, scale, seed) for seed in range(scale.seeds)]
+    of_part = "" if part is PartName.PRM else f"-{part}"
+    results = {
+        "command": f"python -m benchmarks.steps --part {part}" + " --quick" * quick,
+        "machine": machine.describe(),
+        "scale": vars(scale),
+        "by_seed": seeds,
+    }
+    (output / f"steps{of_part}{'-quick' * quick}.json").write_text(json.dumps(results, indent=1) + "\n")
+    show(seeds, asked.best_of_n)
 
 
 if __name__ == "__main__":

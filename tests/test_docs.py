@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -38,7 +39,7 @@ def shown(page, language):
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory, base_folder, adapter_folder, step_adapter_folder):
+def folder(tmp_path_factory, base_folder, adapter_folder, step_base_folder, step_adapter_folder):
     """What the pages name."""
     made = tmp_path_factory.mktemp("docs")
     rm = BayesianRewardModel.from_pretrained(adapter_folder, device="cpu")
@@ -58,7 +59,8 @@ def folder(tmp_path_factory, base_folder, adapter_folder, step_adapter_folder):
     shapes = {"similarities": [[float(i == j) for j in range(6)] for i in range(6)], "gold": [0, 1, 0, 0, 1, 0]}
     write_rows(made / "judged.jsonl.gz", [row | shapes for row in candidates])
     write_rows(made / "pairs.jsonl", tiny_pairs())
-    (made / "my-step-adapter").symlink_to(step_adapter_folder)
+    (made / "my-base-model").symlink_to(step_base_folder)
+    shutil.copytree(step_adapter_folder, made / "my-step-adapter")  # which a page trains
     write_rows(made / "steps.jsonl", tiny_steps())
     write_rows(made / "held-out-steps.jsonl", tiny_steps(seed=11))
     write_rows(made / "held-out.jsonl", tiny_pairs(4, seed=5))

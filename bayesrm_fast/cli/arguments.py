@@ -29,7 +29,7 @@ Joined = Annotated[
     str | None, typer.Option("--joining", help="How a row is made: template, pair, blank line or concatenate.")
 ]
 StepSeparator = Annotated[
-    str | None, typer.Option(help="What stands after each step, for token classifiers. Default: a line break.")
+    str | None, typer.Option(help="What stands after each step. Default: as trained, or a line break.")
 ]
 AppendsEos = Annotated[bool | None, typer.Option("--append-eos/--no-eos", help="Whether rows end in the eos token.")]
 MaxLength = Annotated[int | None, typer.Option(help="Tokens at which a row is cut.")]

@@ -37,7 +37,7 @@ from bayesrm_fast.text.encoder import TextEncoder, default_max_length
 from bayesrm_fast.text.examples import SegmentedRow, TokenizedPair, TokenizedRow
 from bayesrm_fast.text.joining import Joining
 from bayesrm_fast.text.records import Candidates, all_pairs, checked_rows
-from bayesrm_fast.text.segments import STEP_SEPARATOR, SegmentEncoder
+from bayesrm_fast.text.segments import SegmentEncoder
 from bayesrm_fast.text.steps import stepwise_responses
 from bayesrm_fast.text.texts import Text
 
@@ -62,7 +62,8 @@ class RewardModel:
             of both (`Joiner`). Default: as the model was trained, where its files say, else by its tokenizer.
         appends_eos: whether rows end in the tokenizer's eos. Default: as for `joining`.
         step_separator: what stands after each step of a response, for token classifiers: one token, at which the step
-            is read, or "" for nothing. Default: a line break, as in trl. `SegmentEncoder` says how steps are joined.
+            is read, or "" for nothing. Default: as the model was trained, where its files say, else a line break, as in
+            trl. `SegmentEncoder` says how steps are joined.
         max_batch_tokens: tokens of one batch, padding included. Default: 4,096 on a CPU, on a GPU what two short trials
             say of its free memory. Smaller batches follow by themselves where memory runs out.
         virtual_rank: rows of each virtual adapter's A, which `fit` finds in the inputs of the layers; the reward stays
@@ -114,7 +115,7 @@ class RewardModel:
         self.encoder = TextEncoder(tokenizer, longest, joining, appends_eos)
         self.segments: SegmentEncoder | None = None
         if isinstance(self.readout, TokenReadout):
-            self.segments = SegmentEncoder(self.encoder, STEP_SEPARATOR if step_separator is None else step_separator)
+            self.segments = SegmentEncoder(self.encoder, step_separator)
         elif step_separator is not None:
             raise InputError(f"step_separator is for token classifiers, and {class_name(model)} is none")
         if max_batch_tokens is not None and max_batch_tokens < 1:

@@ -14,6 +14,9 @@ from bayesrm_fast.text.texts import Text, as_list, checked_text, described, is_l
 STEP_SEPARATOR = "\n"
 """What trl puts after each step by default."""
 
+TRAINED_STEP_SEPARATOR = "trained_step_separator"
+"""Key of a tokenizer's configuration that says what stood after each step that a token classifier was trained on."""
+
 Span = tuple[int, int]
 
 
@@ -34,9 +37,12 @@ class SegmentEncoder:
     Args:
         encoder: of whole responses.
         separator: what stands after each step, one token; empty for nothing, and each step is read at its last token.
+            None for what the model was trained with, where its files say, else a line break.
     """
 
-    def __init__(self, encoder: TextEncoder, separator: str = STEP_SEPARATOR) -> None:
+    def __init__(self, encoder: TextEncoder, separator: str | None = None) -> None:
+        if separator is None:
+            separator = encoder.tokenizer.init_kwargs.get(TRAINED_STEP_SEPARATOR, STEP_SEPARATOR)
         if not isinstance(separator, str):
             raise InputError(f"step_separator must be a string, not {separator!r}")
         self.encoder = encoder

@@ -2,15 +2,16 @@
 
 import os
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel
 from peft.utils.constants import SEQ_CLS_HEAD_NAMES
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 
 from bayesrm_fast.errors import InputError, named
 from bayesrm_fast.model.layers import is_after_backbone
@@ -27,17 +28,17 @@ from bayesrm_fast.text.records import preference_pairs
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """Options of `train_adapter`.
+    """Options of `train_adapter` and `train_step_adapter`.
 
     Attributes:
         lora_rank: r of every adapted layer.
         lora_alpha: its scaling is alpha / r.
         target_modules: names of the layers to adapt; None for peft's choice for the architecture.
-        epochs: passes over the pairs.
+        epochs: passes over the rows.
         learning_rate: peak of the linear schedule.
-        batch_size: pairs of a step.
+        batch_size: pairs of an update, or responses in steps.
         max_length: tokens at which a row is cut; None for what tokenizer and model accept, at most 4,096.
-        seed: of the LoRA and head initialisation and of the order of the pairs.
+        seed: of the LoRA and head initialisation and of the order of the rows.
     """
 
     lora_rank: int = 8
@@ -74,29 +75,17 @@ def train_adapter(
     """
     try:
         from datasets import Dataset
-        from peft import LoraConfig
         from transformers import PrinterCallback
         from trl import RewardConfig, RewardTrainer
     except ImportError as error:
         raise InputError(f"training needs the extra: pip install 'bayesrm_fast[train]' ({error})") from error
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer, set_seed
+    from transformers import AutoModelForSequenceClassification, set_seed
 
     folder = Path(folder)
     check_target(folder, str(base))
     checked = preference_pairs(pairs)
     set_seed(options.seed)
-    try:
-        # None would ask on the terminal.
-        tokenizer = AutoTokenizer.from_pretrained(str(base), trust_remote_code=False)
-        model, loading = AutoModelForSequenceClassification.from_pretrained(
-            str(base), num_labels=1, trust_remote_code=False, output_loading_info=True
-        )
-    except Exception as error:
-        if "trust_remote_code" in str(error):
-            raise InputError(f"the base model {base} brings code of its own, which training does not run") from error
-        files = (*MODEL_FILES, *TOKENIZER_FILES)
-        raise cannot_load(f"the base model {base}", str(base), files, error) from error
-    new_layers = _new_layers(model, loading["missing_keys"], str(base))
+    model, tokenizer, new_layers = load_base(base, AutoModelForSequenceClassification, lambda _: 1)
     config = model.config.get_text_config()
     longest = default_max_length(tokenizer, most_tokens(model)) if options.max_length is None else options.max_length
     check_length(model, longest)
@@ -122,40 +111,77 @@ def train_adapter(
     with tempfile.TemporaryDirectory() as scratch:
         trainer = RewardTrainer(
             model=model,
-            args=RewardConfig(
-                output_dir=scratch,
-                num_train_epochs=options.epochs,
-                learning_rate=options.learning_rate,
-                per_device_train_batch_size=options.batch_size,
-                max_length=None,
-                seed=options.seed,
-                save_strategy="no",
-                report_to=[],
-                logging_steps=10,
-                bf16=False,
-                gradient_checkpointing=False,
-                use_cpu=not torch.cuda.is_available(),
-                disable_tqdm=True,
-            ),
+            args=RewardConfig(**training_arguments(options, scratch), max_length=None),
             train_dataset=dataset,
             processing_class=tokenizer,
             data_collator=collate_rows,
-            peft_config=LoraConfig(
-                task_type="SEQ_CLS",
-                r=options.lora_rank,
-                lora_alpha=options.lora_alpha,
-                target_modules=None if options.target_modules is None else list(options.target_modules),
-                modules_to_save=new_layers or None,
-                exclude_modules=new_layers or None,
-            ),
+            peft_config=lora_config(options, "SEQ_CLS", new_layers),
         )
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(_set_padding(config, padding))
         if progress is not None:
-            trainer.add_callback(_tell_steps(progress))
+            trainer.add_callback(tell_steps(progress))
         trainer.train()
         save_folder(folder, cast(PeftModel, trainer.model), "default", tokenizer)
         return [entry for entry in trainer.state.log_history if "loss" in entry]
+
+
+def load_base(
+    base: str | os.PathLike[str], auto_class: Any, outputs: Callable[[Any], int]
+) -> tuple[Any, PreTrainedTokenizerBase, list[str]]:
+    """A model to be adapted, its tokenizer, and paths of the layers that are new: to be trained and saved as a whole.
+
+    Args:
+        base: name or path of the model.
+        auto_class: transformers' class that loads it.
+        outputs: from its configuration to the number of outputs of its head.
+
+    Raises:
+        InputError: a model that cannot be loaded, has code of its own, or lacks layers of its backbone.
+    """
+    from transformers import AutoConfig, AutoTokenizer
+
+    own_code = {"trust_remote_code": False}  # None would ask on the terminal
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(base), **own_code)
+        labels = outputs(AutoConfig.from_pretrained(str(base), **own_code))
+        model, loading = auto_class.from_pretrained(str(base), num_labels=labels, output_loading_info=True, **own_code)
+    except Exception as error:
+        if "trust_remote_code" in str(error):
+            raise InputError(f"the base model {base} brings code of its own, which training does not run") from error
+        files = (*MODEL_FILES, *TOKENIZER_FILES)
+        raise cannot_load(f"the base model {base}", str(base), files, error) from error
+    return model, tokenizer, _new_layers(model, loading["missing_keys"], str(base))
+
+
+def lora_config(options: TrainOptions, task_type: str, new_layers: list[str]) -> LoraConfig:
+    """Of an adapter that is to be trained; `new_layers` are those of `load_base`."""
+    return LoraConfig(
+        task_type=task_type,
+        r=options.lora_rank,
+        lora_alpha=options.lora_alpha,
+        target_modules=None if options.target_modules is None else list(options.target_modules),
+        modules_to_save=new_layers or None,
+        exclude_modules=new_layers or None,
+    )
+
+
+def training_arguments(options: TrainOptions, scratch: str) -> dict[str, Any]:
+    """What any of transformers' trainers is told; `scratch` is a folder for what it may write."""
+    return {
+        "output_dir": scratch,
+        "num_train_epochs": options.epochs,
+        "learning_rate": options.learning_rate,
+        "per_device_train_batch_size": options.batch_size,
+        "seed": options.seed,
+        "save_strategy": "no",
+        "report_to": [],
+        "logging_steps": 10,
+        "bf16": False,
+        "gradient_checkpointing": False,
+        "use_cpu": not torch.cuda.is_available(),
+        "disable_tqdm": True,
+    }
 
 
 def _padding_token(own: int | None, vocab_size: int, pairs: Sequence[TokenizedPair]) -> int:
@@ -193,7 +219,8 @@ def _new_layers(model: nn.Module, absent: Iterable[str], base: str) -> list[str]
     return layers
 
 
-def _tell_steps(progress: Progress) -> Any:
+def tell_steps(progress: Progress) -> Any:
+    """A callback of transformers' trainers that tells the updates done and their total."""
     from transformers import TrainerCallback
 
     class TellSteps(TrainerCallback):

@@ -1,7 +1,11 @@
 """`bayesrm train`."""
 
-import pytest
+import json
 
+import pytest
+from tiny import tiny_steps
+
+from bayesrm_fast.text.files import read_rows, write_rows
 from bayesrm_fast.train import adapter
 
 
@@ -52,3 +56,27 @@ def test_bad_pairs_and_folders_are_told_before_anything_is_loaded(pairs_file, tm
     bayesrm("train", pairs_file, tmp_path / "adapter", code=2)
     assert trained == []
     assert not (tmp_path / "adapter").exists()
+
+
+def test_steps_are_trained_fitted_and_scored_without_an_option_for_their_separator(step_base_folder, tmp_path, summary):
+    write_rows(tmp_path / "steps.jsonl", tiny_steps())
+    base = ("--base", step_base_folder, "--target", "q_proj", "--step-separator", "art")
+    told = summary("train", tmp_path / "steps.jsonl", tmp_path / "adapter", *base, "--epochs", "10")
+    assert told["responses"] == 4
+    assert told["loss"] > 0
+    summary("fit", tmp_path / "adapter", tmp_path / "steps.jsonl", "--output", tmp_path / "rm")
+    assert json.loads((tmp_path / "rm" / "posterior.json").read_text())["step_separator"] == "art"
+    summary("score", tmp_path / "rm", tmp_path / "steps.jsonl", tmp_path / "scores.jsonl")
+    scored = read_rows(tmp_path / "scores.jsonl")
+    assert [len(row["variance"]) for row in scored] == [len(row["labels"]) for row in tiny_steps()]
+
+
+def test_bad_steps_and_a_separator_of_pairs_are_told_before_anything_is_loaded(pairs_file, tmp_path, trained, refused):
+    first, second, *_ = tiny_steps()
+    write_rows(tmp_path / "steps.jsonl", [first, second | {"labels": [True]}])
+    base = ("--base", "/nothing/here")
+    assert "row 2 has 3 completions and 1 labels" in refused("train", tmp_path / "steps.jsonl", tmp_path / "to", *base)
+    line = refused("train", pairs_file, tmp_path / "to", *base, "--step-separator", "art")
+    assert "--step-separator goes with responses in steps" in line
+    assert trained == []
+    assert not (tmp_path / "to").exists()
