@@ -67,7 +67,9 @@ class GgnSketch(Sums):
         if self.is_exact:
             first, self._next_row = self._next_row, self._next_row + len(batch[site.name])
             for name, rows in batch.items():
-                self.total[name][first : self._next_row] = rows
+                # Several scalars a pair have more rows than there is room for; `rewards_in` refuses them afterwards.
+                room = self.total[name][first : self._next_row]
+                room.copy_(rows[: len(room)])
             return
         products = torch.stack([batch[name] @ rows.T for name, rows in self.omega.items()]).sum(0)
         for name, total in self.total.items():
