@@ -4,7 +4,6 @@ import functools
 import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from numbers import Real
 from pathlib import Path
 from typing import Any, Literal
 
@@ -127,7 +126,7 @@ def _checked_line(row: Mapping[str, Any], kind: Kind, where: str) -> ScoredLine:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and -LARGEST < value < LARGEST
+    return isinstance(value, int | float) and not isinstance(value, bool) and -LARGEST < value < LARGEST
 
 
 def known_of(scored: ScoredFile, input_file: Path) -> Iterator[KnownOfRow]:
