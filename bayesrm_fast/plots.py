@@ -20,7 +20,7 @@ DOTS_PER_INCH = 130
 def check_plot(path: Path) -> None:
     """Raise InputError unless a plot can be drawn into a file; leaves nothing behind."""
     kinds = new_figure(1, 1).canvas.get_supported_filetypes()
-    if path.suffix.removeprefix(".") not in kinds:
+    if path.suffix.removeprefix(".").lower() not in kinds:
         raise InputError(f"{path} cannot be written: its name must end in one of {', '.join(sorted(kinds))}")
     if path.is_dir():
         raise InputError(f"{path} is a folder")
@@ -59,3 +59,5 @@ def figure_in(path: str | Path, width: float, height: float) -> "Iterator[Figure
         figure.savefig(path, dpi=DOTS_PER_INCH)
     except OSError as error:
         raise cannot_write(path, error) from error
+    except RuntimeError as error:  # of a format that is written by a program, such as LaTeX
+        raise InputError(f"{path} cannot be written: {str(error).splitlines()[0]}") from error

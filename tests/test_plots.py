@@ -11,7 +11,9 @@ from bayesrm_fast.plots import check_plot, figure_in, new_figure
 pytest.importorskip("matplotlib", reason="the extra `eval` is not installed")
 
 
-@pytest.mark.parametrize(("name", "begins"), [("figure.png", b"\x89PNG"), ("figure.svg", b"<?xml")])
+@pytest.mark.parametrize(
+    ("name", "begins"), [("figure.png", b"\x89PNG"), ("figure.svg", b"<?xml"), ("figure.PNG", b"\x89PNG")]
+)
 def test_a_figure_is_written_as_its_name_ends(name, begins, tmp_path):
     with figure_in(tmp_path / name, 2, 1) as figure:
         figure.subplots().plot([0, 1])
@@ -30,6 +32,12 @@ def test_a_place_that_cannot_be_drawn_into_is_refused_before_the_work(name, tmp_
 def test_a_full_disk_is_told(tmp_path):
     with full_disk(10), pytest.raises(InputError, match="cannot be written"), figure_in(tmp_path / "a.png", 2, 1):
         pass
+
+
+def test_a_format_whose_program_is_absent_is_told(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))  # which has no LaTeX
+    with pytest.raises(InputError, match="xelatex"), figure_in(tmp_path / "a.pgf", 2, 1) as figure:
+        figure.subplots().plot([0, 1])
 
 
 def test_without_matplotlib_the_extra_is_named(monkeypatch):

@@ -1,6 +1,7 @@
 """Some prompts with their candidates' mean ± std as bars, for a person at a terminal."""
 
 import math
+import re
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -27,6 +28,9 @@ NUMBER_WIDTH = 9
 
 LONGEST_PROMPT, SHORTEST_RESPONSE = 80, 10
 """Characters; responses take what the terminal has left."""
+
+CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+"""Characters by which a text would command the terminal."""
 
 
 class CandidateBars:
@@ -101,4 +105,4 @@ def mean_std_bars(mean: list[float], std: list[float], width: int = BAR_WIDTH) -
 
 
 def _line(text: str, longest: int) -> str:
-    return shortened(" ".join(text.split()), longest)
+    return shortened(CONTROLS.sub("�", " ".join(text.split())), longest)

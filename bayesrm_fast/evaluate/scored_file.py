@@ -2,10 +2,8 @@
 
 import functools
 import itertools
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from numbers import Real
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,9 +11,12 @@ from bayesrm_fast.errors import InputError
 from bayesrm_fast.text.files import iter_rows
 from bayesrm_fast.text.records import Candidates, PreferencePair, iter_candidate_sets, iter_preference_pairs
 from bayesrm_fast.text.steps import StepwiseResponse, iter_stepwise_responses
-from bayesrm_fast.text.texts import Text, as_plain, is_list, key_of
+from bayesrm_fast.text.texts import Text, as_plain, checked_text, is_list, is_missing, key_of
 
 Kind = Literal["responses", "pairs", "steps"]
+
+LARGEST = 3.5e38
+"""Beyond what float32 holds, in which rewards are."""
 
 Record = Candidates | PreferencePair | StepwiseResponse
 
@@ -83,10 +84,13 @@ def read_scored_file(path: Path) -> ScoredFile:
     for number, row in enumerate(iter_rows(path), start=1):
         where = f"{path}, row {number}"
         own = _kind_of(row, where)
+        own_is_relative = own == "pairs" or (own == "responses" and is_list(row.get("baseline")))
         if kind is None:
-            kind, is_relative = own, own == "pairs" or "baseline" in row
+            kind, is_relative = own, own_is_relative
         elif own != kind:
             raise InputError(f"{where} is of {own}, and the rows before it are of {kind}")
+        elif own_is_relative != is_relative:
+            raise InputError(f"{where}: rows with and without --relative cannot be told together")
         rows.append(_checked_line(row, own, where))
     assert kind is not None  # an empty file is refused by its reader
     return ScoredFile(path, kind, is_relative, rows)
@@ -96,7 +100,7 @@ def _kind_of(row: Mapping[str, Any], where: str) -> Kind:
     absent = [name for name in ("prompt", "mean", "std", "truncated") if name not in row]
     if absent:
         raise InputError(f"{where} has no column {absent[0]!r}: give a file that `bayesrm score` wrote")
-    if "first_error" in row:
+    if {"first_error", "aggregates"} <= row.keys():  # one alone may be a column that stayed beside the results
         return "steps"
     return "responses" if is_list(row["mean"]) else "pairs"
 
@@ -112,12 +116,17 @@ def _checked_line(row: Mapping[str, Any], kind: Kind, where: str) -> ScoredLine:
         if len(values) != len(found.get("mean", values)):
             raise InputError(f"{where} has {len(found['mean'])} means and {len(values)} values of {name}")
         found[name] = [float(value) for value in values]
+    if min(found["std"]) < 0:
+        raise InputError(f"{where}: std must not be negative")
+    if not all(0 <= p <= 1 for p in found["probability"]):
+        raise InputError(f"{where}: probability must be between 0 and 1")
     cut = row["truncated"]
-    return ScoredLine(row["prompt"], **found, is_cut=any(cut) if is_list(cut) else bool(cut))
+    prompt = None if is_missing(row["prompt"]) else checked_text(row["prompt"], f"{where}: prompt")
+    return ScoredLine(prompt, **found, is_cut=any(cut) if is_list(cut) else bool(cut))
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and -LARGEST < value < LARGEST
 
 
 def known_of(scored: ScoredFile, input_file: Path) -> Iterator[KnownOfRow]:

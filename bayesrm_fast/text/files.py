@@ -105,7 +105,7 @@ def _iter_parquet(path: Path) -> Iterator[dict[str, Any]]:
         with pyarrow.parquet.ParquetFile(path, page_checksum_verification=True) as file:
             for batch in file.iter_batches(batch_size=ROWS_OF_A_GROUP):
                 yield from batch.to_pylist()
-    except pyarrow.ArrowException as error:
+    except (pyarrow.ArrowException, ValueError, OverflowError) as error:  # or values that Python has no type for
         raise InputError(f"{path} is not a readable Parquet file: {str(error).splitlines()[0]}") from error
 
 
@@ -116,7 +116,7 @@ def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     an iterator are kept in between.
 
     Raises:
-        InputError: the file cannot be written.
+        InputError: the file cannot be written, or does not hold the rows.
     """
     kind = kind_of(path)
     try:
@@ -126,8 +126,8 @@ def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
             else:
                 # Without a name and a time in its head, a file has the same bytes whenever it is written.
                 with beside.open("wb") as raw, _compressed(raw, kind) as file:
-                    for row in rows:
-                        file.write(json_line(row).encode())
+                    for number, row in enumerate(rows, start=1):
+                        file.write(_json_bytes(path, number, row))
     except OSError as error:
         raise cannot_write(path, error) from error
 
@@ -135,16 +135,28 @@ def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
 def check_rows_fit(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     """Raise InputError, by row and column or by what Parquet asks for, where rows cannot be written at the path."""
     if kind_of(path) == ".parquet":
-        _schema_of(path, rows)
+        import pyarrow
+
+        _write_parquet(path, pyarrow.MockOutputStream(), rows)
         return
     for number, row in enumerate(rows, start=1):
+        _json_bytes(path, number, row)
+
+
+def _json_bytes(path: Path, number: int, row: dict[str, Any]) -> bytes:
+    """A row's line; raises InputError by the column that JSON does not hold."""
+    try:
+        return json_line(row).encode()
+    except (TypeError, ValueError):
         for name, value in row.items():
             try:
-                json_line({name: value})
+                json_line({name: value}).encode()
             except (TypeError, ValueError) as error:
+                advice = "" if isinstance(error, UnicodeEncodeError) else "; write .parquet"
                 raise InputError(
-                    f"{path}: JSON does not hold column {name!r} of row {number} ({error}); write .parquet"
+                    f"{path}: JSON does not hold column {name!r} of row {number} ({error}){advice}"
                 ) from error
+        raise
 
 
 def _compressed(raw: IO[bytes], kind: str) -> contextlib.AbstractContextManager[IO[bytes]]:
@@ -153,13 +165,16 @@ def _compressed(raw: IO[bytes], kind: str) -> contextlib.AbstractContextManager[
     return contextlib.nullcontext(raw)
 
 
-def _write_parquet(path: Path, beside: Path, rows: Iterable[dict[str, Any]]) -> None:
+def _write_parquet(path: Path, where: "Path | pyarrow.NativeFile", rows: Iterable[dict[str, Any]]) -> None:
     import pyarrow
     import pyarrow.parquet
 
     rows = list(rows) if isinstance(rows, Iterator) else rows
     schema = _schema_of(path, rows)
-    with _fitting(path), pyarrow.parquet.ParquetWriter(beside, schema, write_page_checksum=True) as writer:
+    with (
+        _fitting(path, "the rows do"),
+        pyarrow.parquet.ParquetWriter(where, schema, write_page_checksum=True) as writer,
+    ):
         for group in _groups(rows):
             writer.write_table(pyarrow.Table.from_pylist(group, schema))
 
@@ -168,16 +183,16 @@ def _schema_of(path: Path, rows: Iterable[dict[str, Any]]) -> "pyarrow.Schema":
     import pyarrow
 
     schema = pyarrow.schema([])
-    with _fitting(path):
-        for group in _groups(rows):
-            names = dict.fromkeys(name for row in group for name in row)  # a row may lack what others have
-            found = pyarrow.table({name: [row.get(name) for row in group] for name in names}).schema
-            schema = pyarrow.unify_schemas([schema, found], promote_options="permissive")
+    for group in _groups(rows):
+        for name in dict.fromkeys(name for row in group for name in row):  # a row may lack what others have
+            with _fitting(path, f"column {name!r} does"):
+                found = pyarrow.table({name: [row.get(name) for row in group]}).schema
+                schema = pyarrow.unify_schemas([schema, found], promote_options="permissive")
     return schema
 
 
 @contextlib.contextmanager
-def _fitting(path: Path) -> Iterator[None]:
+def _fitting(path: Path, what: str) -> Iterator[None]:
     """Raise InputError for rows that do not fit one schema."""
     import pyarrow
 
@@ -185,8 +200,10 @@ def _fitting(path: Path) -> Iterator[None]:
         yield
     except InputError:  # of the rows
         raise
-    except (pyarrow.ArrowException, ValueError) as error:
-        raise InputError(f"{path}: the rows do not fit one Parquet schema; write .jsonl") from error
+    except UnicodeEncodeError as error:
+        raise InputError(f"{path}: {what} not fit one Parquet schema: {error}") from error
+    except (pyarrow.ArrowException, ValueError, OverflowError) as error:
+        raise InputError(f"{path}: {what} not fit one Parquet schema; write .jsonl") from error
 
 
 def _groups(rows: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:

@@ -10,7 +10,7 @@ from whole_rows import whole_rows
 
 from bayesrm_fast import Candidates
 from bayesrm_fast.cli import best_of_n
-from bayesrm_fast.cli.candidate_bars import BAR_WIDTH, CANDIDATES, CandidateBars, mean_std_bars
+from bayesrm_fast.cli.candidate_bars import BAR_WIDTH, CANDIDATES, CandidateBars, _line, mean_std_bars
 from bayesrm_fast.select.choice import BestOfN
 
 
@@ -76,3 +76,7 @@ def test_bars_are_for_a_terminal_alone(model_folder, candidates_file, tmp_path, 
         monkeypatch.setattr(best_of_n, "stdout", console)
         best_of_n.best_of_n(model_folder, candidates_file, tmp_path / "best.jsonl", as_json=as_json)
         assert ("●" in console.file.getvalue()) == (is_terminal and not as_json)
+
+
+def test_a_text_does_not_command_the_terminal():
+    assert _line("a\x1b[2J\n\x9b2Jb", 20) == "a�[2J �2Jb"

@@ -1,5 +1,7 @@
 """Files that `bayesrm score` wrote, read again."""
 
+import json
+
 import pytest
 
 from bayesrm_fast import InputError
@@ -29,6 +31,7 @@ def known(tmp_path, one, *rows):
     [
         (RESPONSES, "responses", False, [1.0, 0.0], True),
         (RESPONSES | {"baseline": [0.5, 0.5]}, "responses", True, [1.0, 0.0], True),
+        (RESPONSES | {"baseline": "human", "first_error": 3}, "responses", False, [1.0, 0.0], True),
         (PAIR, "pairs", True, [1.0], False),
         (STEPS, "steps", False, [1.0, 0.0], False),
     ],
@@ -47,12 +50,24 @@ def test_a_row_is_known_by_its_columns(row, kind, is_relative, mean, is_cut, tmp
         ([RESPONSES, RESPONSES | {"std": [1.0]}], "row 2 has 2 means and 1 values of std"),
         ([RESPONSES | {"mean": ["a", "b"]}], "row 1: mean must be a list of numbers"),
         ([RESPONSES | {"mean": []}], "row 1: mean must be a list of numbers"),
+        ([RESPONSES, RESPONSES | {"baseline": [0.5, 0.5]}], "row 2: rows with and without --relative"),
+        ([RESPONSES | {"mean": [10**400, 0]}], "row 1: mean must be a list of numbers"),
+        ([RESPONSES | {"mean": [1e308, -1e308]}], "row 1: mean must be a list of numbers"),
+        ([RESPONSES | {"std": [-1.0, 1.0]}], "row 1: std must not be negative"),
+        ([RESPONSES | {"prompt": [1, 2]}], "row 1: prompt must be a string or a list of messages"),
         ([PAIR | {"probability": True}], "row 1: probability must be a number"),
+        ([PAIR | {"probability": 1.5}], "row 1: probability must be between 0 and 1"),
     ],
 )
 def test_what_no_scoring_wrote_is_refused_by_its_row(rows, message, tmp_path):
     with pytest.raises(InputError, match=message):
         scored(tmp_path, *rows)
+
+
+def test_a_lone_surrogate_in_a_prompt_is_refused(tmp_path):
+    (tmp_path / "scores.jsonl").write_text(json.dumps(PAIR | {"prompt": "\ud800"}))
+    with pytest.raises(InputError, match="row 1: prompt contains a lone surrogate"):
+        read_scored_file(tmp_path / "scores.jsonl")
 
 
 def test_a_file_says_what_it_knows_of_the_rows(tmp_path):

@@ -6,10 +6,12 @@ import json
 import os
 from pathlib import Path
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from bayesrm_fast import InputError
-from bayesrm_fast.text.files import check_rows_fit, iter_rows, read_rows, write_rows
+from bayesrm_fast.text.files import ROWS_OF_A_GROUP, check_rows_fit, iter_rows, read_rows, write_rows
 
 ROWS = [{"prompt": "a", "responses": ["b", "ü"]}, {"prompt": "c", "responses": ["d"]}]
 
@@ -52,7 +54,12 @@ def test_a_column_that_the_first_row_lacks_is_written(tmp_path, name):
     [
         ("rows.jsonl", [1.0, float("nan")], "column 'when' of row 2 .*write .parquet"),
         ("rows.jsonl.gz", [datetime.date(2026, 1, 1)], "column 'when' of row 1 .*write .parquet"),
-        ("rows.parquet", [1, "one"], "do not fit one Parquet schema; write .jsonl"),
+        ("rows.jsonl", ["a", {"b": "\ud800"}], "column 'when' of row 2 .*surrogates not allowed\\)$"),
+        ("rows.parquet", [1, "one"], "column 'when' does not fit one Parquet schema; write .jsonl"),
+        ("rows.parquet", [1, 2**64], "column 'when' does not fit one Parquet schema; write .jsonl"),
+        ("rows.parquet", ["a", "\ud800"], "column 'when' does not fit one Parquet schema: .*surrogates not allowed$"),
+        ("rows.parquet", [{}], "do not fit one Parquet schema; write .jsonl"),
+        ("rows.parquet", [2**53 + 1] * ROWS_OF_A_GROUP + [0.5], "do not fit one Parquet schema; write .jsonl"),
     ],
 )
 def test_what_a_kind_of_file_does_not_hold_is_told_before_it_is_written(tmp_path, name, values, message):
@@ -99,6 +106,13 @@ def test_a_bit_of_a_text_that_has_flipped_is_found(tmp_path, name):
     content[place if place > 0 else len(content) // 2] ^= 1
     path.write_bytes(content)
     with pytest.raises(InputError, match=r"cannot be read|is not a readable Parquet file"):
+        read_rows(path)
+
+
+def test_a_parquet_value_that_python_has_no_type_for_is_told(tmp_path):
+    path = tmp_path / "rows.parquet"
+    pyarrow.parquet.write_table(pyarrow.table({"when": pyarrow.array([2**62], pyarrow.timestamp("us"))}), path)
+    with pytest.raises(InputError, match="not a readable Parquet file: date value out of range"):
         read_rows(path)
 
 
