@@ -75,7 +75,7 @@ def train_step_adapter(
         inputs = rm.collator([one.row for one in batch]).model_inputs()
         labels = torch.full_like(inputs["input_ids"], UNLABELLED)
         for i, one in enumerate(batch):
-            labels[i, one.ends] = torch.tensor(one.labels, dtype=torch.int64)
+            labels[i, one.ends] = torch.tensor(one.labels, dtype=torch.int64, device=labels.device)
         return inputs | {"labels": labels}
 
     with tempfile.TemporaryDirectory() as scratch:
