@@ -11,6 +11,7 @@ not work there, is in `docs/over-optimisation-in-training.md`.
 
 import json
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,7 +24,7 @@ from rich.table import Table
 from bayesrm_fast.cli.terminal import quiet_transformers
 from benchmarks import machine
 from benchmarks.data import RESULTS
-from benchmarks.grpo.experiment import REFERENCE, Arm, Look, Scale, as_rows, prepared, trained
+from benchmarks.grpo.experiment import REFERENCE, Arm, Look, Scale, prepared, trained
 
 ARMS = {
     "reward alone": Arm(),
@@ -50,10 +51,8 @@ def main(
     results = {
         "command": f"python -m benchmarks.grpo --seeds {seeds}" + " --quick" * quick,
         "machine": machine.describe(),
-        "scale": scale.__dict__,
-        "arms": {
-            name: {"penalty": arm.__dict__, **summary([one[name] for one in found])} for name, arm in ARMS.items()
-        },
+        "scale": asdict(scale),
+        "arms": {name: {"penalty": asdict(arm), **summary([one[name] for one in found])} for name, arm in ARMS.items()},
     }
     stem = output / ("grpo-quick" if quick else "grpo")
     stem.with_suffix(".json").write_text(json.dumps(results, indent=1) + "\n")
@@ -69,7 +68,7 @@ def courses(seed: int, scale: Scale, folder: Path, console: Console) -> dict[str
         path = folder / f"{name}.json"
         if not path.is_file():
             rm = rm or prepared(seed, scale, folder)
-            path.write_text(json.dumps(as_rows(trained(rm, seed, scale, arm, folder))))
+            path.write_text(json.dumps([asdict(look) for look in trained(rm, seed, scale, arm, folder)]))
         found[name] = [Look(**row) for row in json.loads(path.read_text())]
         golds = " ".join(f"{look.gold:.3f}" for look in found[name])
         console.print(f"seed {seed}, {name}: {golds}, KL {found[name][-1].kl:.1f}")

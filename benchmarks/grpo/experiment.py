@@ -2,8 +2,7 @@
 
 import random
 import shutil
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from bayesrm_fast.integrations.trl import reward_function
 from bayesrm_fast.select.penalties import Penalty
 from bayesrm_fast.train.adapter import TrainOptions, train_adapter
 from benchmarks.grpo.policy import LONGEST, log_probabilities, read_the_chain, samples
-from demo.task import Task
+from demo.task import Task, vocabulary
 
 COMPLETIONS = 8
 """Of a prompt in a step."""
@@ -30,7 +29,6 @@ ADAPTED = [f"{name}_proj" for name in ("q", "k", "v", "o", "gate", "up", "down")
 
 FEWEST_WORDS = 10
 LONG = 8
-PUNCTUATION = """'"“”‘’.,;:!?()[]{}*`_"""
 
 
 @dataclass(frozen=True)
@@ -86,8 +84,7 @@ class Look:
 
 def worth(text: str) -> float:
     """The gold: different words of eight letters or more, over all words or ten."""
-    words = [word.strip(PUNCTUATION).lower() for word in text.split()]
-    return len({word for word in words if len(word) >= LONG}) / max(len(words), FEWEST_WORDS)
+    return sum(len(word) >= LONG for word in vocabulary([text])) / max(len(text.split()), FEWEST_WORDS)
 
 
 def prepared(seed: int, scale: Scale, folder: Path) -> BayesianRewardModel:
@@ -186,8 +183,3 @@ def looked_at(
         float(found.mask[:, found.width :].sum(1).double().mean()),
         *(float(one.variance.sqrt().mean()) for one in (own, to_group, to_start)),
     )
-
-
-def as_rows(looks: Sequence[Look]) -> list[dict[str, float]]:
-    """For JSON."""
-    return [asdict(one) for one in looks]
