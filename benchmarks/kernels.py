@@ -11,7 +11,6 @@ python -m benchmarks.kernels --quick                   # seconds; shows that eve
 import itertools
 import json
 import os
-import re
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -301,7 +300,7 @@ def main(
     }
     if device == "cuda":
         console.print({name: f"{rate:.4g}" for name, rate in most.items()})
-        name, on = re.sub(r"[^a-z0-9]+", "-", torch.cuda.get_device_name().lower()), ""
+        name, on = machine.gpu_in_file_names(), ""
     else:
         circumstances["machine"]["instruction_set"] = instruction_set()
         name, on = "cpu", f", {instruction_set()}"

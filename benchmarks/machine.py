@@ -2,10 +2,18 @@
 
 import os
 import platform
+import re
 from pathlib import Path
 from typing import Any
 
 import torch
+
+
+def gpu_in_file_names() -> str:
+    """The GPU's name as a part of a file's name: results of another GPU go to a file of their own."""
+    if not torch.cuda.is_available():
+        raise SystemExit("there is no GPU that torch can use here")
+    return re.sub(r"[^a-z0-9]+", "-", torch.cuda.get_device_name().lower())
 
 
 def describe(device: str = "cpu") -> dict[str, Any]:

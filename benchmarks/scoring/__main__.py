@@ -1,7 +1,8 @@
 """What rewards with uncertainty cost, beside the reward alone and beside the peers.
 
     python -m benchmarks.scoring                    # all parts, 80 minutes on two cores
-    python -m benchmarks.scoring --part shapes      # one of the parts below, or gpu
+    python -m benchmarks.scoring --part shapes      # one of the parts below
+    python -m benchmarks.scoring --part gpu         # on a GPU: gpu_1b and gpu_8b
     python -m benchmarks.scoring --quick            # a minute; shows that everything runs
 
 Formulations take turns in one process; memory is measured in a process for each. `benchmarks/peers.py` says what a peer
@@ -9,7 +10,7 @@ needs to run at all; `tests/peers.txt` installs them.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,7 +23,7 @@ from benchmarks.data import RESULTS
 from benchmarks.scoring.alpaca import alpaca_part, alpaca_virtual_part
 from benchmarks.scoring.beside_peers import best_batches_part, report_memory, shapes_part
 from benchmarks.scoring.fit import fit_part
-from benchmarks.scoring.on_gpu import gpu_part
+from benchmarks.scoring.on_gpu import JOBS, SMALL, gpu_part
 from benchmarks.scoring.posteriors import dtypes_part, one_row_part, relative_part, structures_part, virtual_part
 from benchmarks.scoring.prompts import prompts_part
 from benchmarks.scoring.rejected import compile_part, packing_part
@@ -48,10 +49,10 @@ PARTS: dict[str, Callable[[bool], dict[str, Any]]] = {
     "alpaca": alpaca_part,
     "alpaca_virtual": alpaca_virtual_part,
 }
+GPU_PARTS = {name: lambda quick, job=job: gpu_part(SMALL if quick else job) for name, job in JOBS.items()}
 OF_SEVERAL_JOBS = {"shapes", "best_batches", "structures", "one_row", "dtypes", "relative", "virtual", "prompts"} | {
     "shared_backward",
     "packing",
-    "gpu",
 }
 
 
@@ -76,7 +77,7 @@ def print_part(name: str, part: dict[str, Any], console: Console) -> None:
 
 
 def main(
-    part: Annotated[str, typer.Option(help="all, or one of the parts.")] = "all",
+    part: Annotated[str, typer.Option(help="all; gpu, its GPU parts; or one part.")] = "all",
     quick: Annotated[bool, typer.Option(help="Small shapes: shows that everything runs.")] = False,
     output: Annotated[Path, typer.Option(help="Folder for the JSON file.")] = RESULTS,
     child_job: Annotated[str, typer.Option("--child", hidden=True)] = "",
@@ -86,13 +87,15 @@ def main(
         report_memory(child_job)
         return
     console = Console(width=160)
-    device = "cuda" if part == "gpu" else "cpu"
-    name = "scoring" + ("-gpu" if part == "gpu" else "") + ("-quick" if quick else "")
+    device = "cuda" if part == "gpu" or part in GPU_PARTS else "cpu"
+    on = f"-{machine.gpu_in_file_names()}" if device == "cuda" else ""
+    name = f"scoring{on}{'-quick' * quick}"
     path = output / f"{name}.json"
-    before = json.loads(path.read_text()) if path.exists() and part != "all" else {}
+    before = json.loads(path.read_text()) if path.exists() and part not in ("all", "gpu") else {}
     results = {"command": "python -m benchmarks.scoring", "parts": before.get("parts", {})}
-    for chosen in PARTS if part == "all" else [part]:
-        found = gpu_part(quick) if chosen == "gpu" else PARTS[chosen](quick)
+    whole: dict[str, Iterable[str]] = {"all": PARTS, "gpu": GPU_PARTS}
+    for chosen in whole.get(part, [part]):
+        found = (PARTS | GPU_PARTS)[chosen](quick)
         found["machine"] = machine.describe(device)
         print_part(chosen, {k: v for k, v in found.items() if k != "machine"}, console)
         results["parts"][chosen] = found

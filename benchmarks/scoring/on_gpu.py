@@ -1,5 +1,6 @@
 """Scoring on a GPU: the shapes of Llama-3.2-1B and Llama-3.1-8B in bfloat16, with random weights."""
 
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -17,43 +18,49 @@ from benchmarks.scoring.prompts import WHOLE_ROWS
 from benchmarks.shapes import LlamaShape, fitted, passes_of, random_pairs, random_rows
 from benchmarks.timing import ceilings, count_plain_forwards, in_turns
 
-SHAPES = {
-    "Llama-3.2-1B": LlamaShape(2048, 16, intermediate=8192, heads=32, key_value_heads=8),
-    "Llama-3.1-8B": LlamaShape(4096, 32, intermediate=14_336, heads=32, key_value_heads=8),
+
+@dataclass(frozen=True)
+class Job:
+    """A model, and how much of it is timed."""
+
+    shape: LlamaShape
+    candidates: int
+    most_batch_tokens: int  # that `largest_batch` tries
+    prompt: int = 512
+    batch_tokens: int = 16_384
+    rounds: int = 5
+
+
+JOBS = {
+    "gpu_1b": Job(LlamaShape(2048, 16, intermediate=8192, heads=32, key_value_heads=8), 256, 2**18),
+    "gpu_8b": Job(LlamaShape(4096, 32, intermediate=14_336, heads=32, key_value_heads=8), 64, 2**17),
 }
-SMALL = {"small": LlamaShape(64, 2)}
-PROMPT = 512
+SMALL = Job(LlamaShape(64, 2), 8, 4096, prompt=32, batch_tokens=4096, rounds=2)
 
 
-def gpu_part(quick: bool, device: str = "cuda") -> dict[str, Any]:
+def gpu_part(job: Job, device: str = "cuda") -> dict[str, Any]:
     """Time in plain forwards, share of the matrix rate, peak memory and the largest batch.
 
     Args:
-        quick: a small shape and few candidates.
+        job: what is timed.
         device: another one only to see that everything runs.
     """
-    if device == "cuda" and not torch.cuda.is_available():
-        raise SystemExit("there is no GPU that torch can use here")
-    rounds, count, prompt, batch_tokens = (2, 8, 32, 4096) if quick else (5, 256, PROMPT, 16_384)
-    rates = ceilings(rounds) if device == "cuda" else {}
-    results: dict[str, Any] = {}
-    for name, shape in (SMALL if quick else SHAPES).items():
-        results[name] = measured(shape, count, prompt, batch_tokens, rounds, device)
-        if device == "cuda":
-            rate = results[name]["plain_forward_flops_per_s"]
-            results[name]["of_matrix_rate"] = rate / rates["bfloat16_flops_per_s"]
-            torch.cuda.empty_cache()
-    return results | rates
+    found = measured(job, device)
+    if device == "cuda":
+        rates = ceilings(job.rounds)
+        found |= rates | {"of_matrix_rate": found["plain_forward_flops_per_s"] / rates["bfloat16_flops_per_s"]}
+        torch.cuda.empty_cache()
+    return found
 
 
-def measured(shape: LlamaShape, count: int, prompt: int, batch_tokens: int, rounds: int, device: str) -> dict[str, Any]:
-    """One model and `count` candidates with a shared prompt."""
-    model = shape.model(device, torch.bfloat16)
-    passes = passes_of(model, batch_tokens, device)
+def measured(job: Job, device: str) -> dict[str, Any]:
+    """One model and candidates with a shared prompt, of 64 to 512 tokens."""
+    model = job.shape.model(device, torch.bfloat16)
+    passes = passes_of(model, job.batch_tokens, device)
     posterior = fitted(passes, random_pairs(8, 128))
-    lengths = [prompt + 64 + (448 * i) // max(count - 1, 1) for i in range(count)]
-    rows = random_rows(lengths, prompt=prompt)
-    candidates = [Candidates("", [""] * count)]
+    lengths = [job.prompt + 64 + (448 * i) // (job.candidates - 1) for i in range(job.candidates)]
+    rows = random_rows(lengths, prompt=job.prompt)
+    candidates = [Candidates("", [""] * job.candidates)]
     variances = 0
     everything = partial(score_examples, passes, rows, posterior)
 
@@ -69,7 +76,7 @@ def measured(shape: LlamaShape, count: int, prompt: int, batch_tokens: int, roun
             "ours, mean and variance": everything,
             "ours, lazy best of n": lazy,
         },
-        rounds,
+        job.rounds,
         device,
     )
     count_plain_forwards(timed, WHOLE_ROWS)
@@ -77,8 +84,8 @@ def measured(shape: LlamaShape, count: int, prompt: int, batch_tokens: int, roun
         p.numel() for n, p in model.named_parameters() if p.dim() == 2 and "embed" not in n and "lora" not in n
     )
     found = {
-        "candidates": count,
-        "prompt": prompt,
+        "candidates": job.candidates,
+        "prompt": job.prompt,
         "formulations": timed,
         "variances": variances,
         "plain_forward_flops_per_s": 2 * weights * sum(lengths) / timed[WHOLE_ROWS]["seconds"],
@@ -90,14 +97,14 @@ def measured(shape: LlamaShape, count: int, prompt: int, batch_tokens: int, roun
         found["peak_bytes"] = torch.cuda.max_memory_allocated() - before
         found["weights_bytes"] = before
         found["batch_tokens"] = passes.budget.batch_tokens
-        found["largest_batch_tokens"] = largest_batch(passes, posterior)
+        found["largest_batch_tokens"] = largest_batch(passes, posterior, job.most_batch_tokens)
     return found
 
 
-def largest_batch(passes: Passes, posterior: Posterior) -> int:
-    """Tokens of the largest batch, in powers of two, of which mean and variance fit in memory."""
+def largest_batch(passes: Passes, posterior: Posterior, most: int) -> int:
+    """Tokens of the largest batch, in powers of two up to `most`, of which mean and variance fit in memory."""
     tokens = 4096
-    while tokens < 2**20:
+    while tokens < most:
         passes.budget.batch_tokens = 2 * tokens
         rows = random_rows([1024] * (2 * tokens // 1024))
         score_examples(passes, rows, posterior)

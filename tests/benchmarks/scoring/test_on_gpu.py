@@ -1,10 +1,10 @@
-"""The part for GPUs, on a CPU."""
+"""The parts for GPUs, on a CPU."""
 
-from benchmarks.scoring.on_gpu import gpu_part
+from benchmarks.scoring.on_gpu import SMALL, gpu_part
 
 
-def test_the_gpu_part_runs(monkeypatch):
+def test_a_part_for_a_gpu_runs():
     """On small shapes on a CPU: what it measures there says nothing."""
-    results = gpu_part(True, "cpu")
-    assert 1 <= results["small"]["variances"] <= 8
-    assert set(results["small"]["formulations"]) > {"ours, lazy best of n", "plain forward of whole rows"}
+    results = gpu_part(SMALL, "cpu")
+    assert 1 <= results["variances"] <= 8
+    assert set(results["formulations"]) > {"ours, lazy best of n", "plain forward of whole rows"}
