@@ -107,7 +107,18 @@ def random_ggn(like: Posterior, rank: int, dtype: torch.dtype = torch.float32) -
 
 def fitted(passes: Passes, pairs: list[TokenizedPair], rank: int | None = 64) -> KroneckerPosterior:
     """A kfac posterior."""
-    model = ModelRecord("random", {}, include_head=False, output_weights=[1.0], max_length=MAX_LENGTH)
-    posterior = fit_posterior(passes, pairs, None, FitOptions("kfac", rank, 1.0), model)
+    posterior = _fitted(passes, pairs, "kfac", rank)
     assert isinstance(posterior, KroneckerPosterior)
     return posterior
+
+
+def fitted_ggn(passes: Passes, pairs: list[TokenizedPair], rank: int) -> GgnPosterior:
+    """A ggn posterior; of no more pairs than its rank it is exact."""
+    posterior = _fitted(passes, pairs, "ggn", rank)
+    assert isinstance(posterior, GgnPosterior)
+    return posterior
+
+
+def _fitted(passes: Passes, pairs: list[TokenizedPair], structure: str, rank: int | None) -> Posterior:
+    model = ModelRecord("random", {}, include_head=False, output_weights=[1.0], max_length=MAX_LENGTH)
+    return fit_posterior(passes, pairs, None, FitOptions(structure, rank, 1.0), model)

@@ -110,8 +110,9 @@ class SecondMoment(Sums):
             half = shifted @ (core_vectors * root)
         else:
             half = torch.linalg.solve_triangular(factor, shifted.T, upper=False).T
-        vectors, singular, _ = torch.linalg.svd(half, full_matrices=False)
-        return singular.square() - shift, vectors
+        orthonormal, small = torch.linalg.qr(half)  # a GPU takes seconds over the SVD of a tall matrix
+        vectors, singular, _ = torch.linalg.svd(small)
+        return singular.square() - shift, orthonormal @ vectors
 
 
 @cache

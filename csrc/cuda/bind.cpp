@@ -46,10 +46,6 @@ PYBIND11_MODULE(_cuda, module) {
         const auto of_block = sm90 ? bayesrm::cuda::sm90_shared_memory : bayesrm::cuda::sm80_shared_memory;
         return of_block({rows, basis, 1, 1});
     });
-    module.def("resident_clusters", [](int device, int rows, int basis, int blocks) {
-        const OnDevice guard(device);
-        return bayesrm::cuda::resident_clusters({rows, basis, blocks, 1});
-    });
     module.def("split_halves", [](int device, Address stream, Address p, bool is_float, Address high, Address low,
                                   int64_t tokens, int r, int p_stride) {
         const OnDevice guard(device);
@@ -81,7 +77,7 @@ PYBIND11_MODULE(_cuda, module) {
     module.def("project", [](int device, Address stream, Address p, Address p_low, Address q, Address offsets,
                              Address basis_p, Address basis_q_t, Address weight, Address residual, Address variance,
                              Address coordinates, Address outside, Address parts, int64_t tokens, int count, int r,
-                             int p_stride, int d, int k, int rows, int basis, int blocks, int clusters) {
+                             int p_stride, int d, int k, int rows, int basis, int groups, int blocks, bool sm90) {
         const OnDevice guard(device);
         const Problem problem = {.p = at<const void>(p),
                                  .p_low = at<const void>(p_low),
@@ -101,9 +97,7 @@ PYBIND11_MODULE(_cuda, module) {
                                  .p_stride = p_stride,
                                  .d = d,
                                  .k = k};
-        const Launch launch = {.rows = rows, .basis = basis, .blocks = blocks, .clusters = clusters};
-        // Only the sm80 kernel needs room for the blocks' parts.
-        const auto project = parts != 0 ? bayesrm::cuda::project_sm80 : bayesrm::cuda::project_sm90;
-        project(problem, launch, at<void>(stream));
+        const Launch launch = {.rows = rows, .basis = basis, .groups = groups, .blocks = blocks};
+        bayesrm::cuda::project(problem, launch, sm90, at<void>(stream));
     });
 }

@@ -1,21 +1,34 @@
-// From [H | S] of a segment to what is asked for: C = VᵀH, the squared norms outside span(U), or the variance.
+// From the groups' [H | S] of a segment to what is asked for: C = VᵀH, the squared norms outside span(U), or the variance.
 #pragma once
 
 #include "tile.cuh"
 
 namespace bayesrm::cuda {
 
-// Calls store(i, j, Σ_l left(i, l) right(l, j)) for all of [R, WIDTH]; a thread has a square of elements.
+template <int R, int K>
+struct FinishMemory {  // floats from the start of shared memory
+    static constexpr int kStride = K + R + 1;  // of [H | S]: threads of a column read from different banks
+    static constexpr int kCoordinates = R * kStride;
+    static constexpr int kTurned = kCoordinates + R * K;
+    static constexpr int kNorms = kTurned + R * R;
+    static constexpr int kInsides = kNorms + kThreads;
+    static constexpr int kContributions = kInsides + kThreads;
+    static constexpr int kBytes = (kContributions + R) * 4;
+};
+
+// Calls store(i, j, Σ_l left(i, l) right(l, j)) for all of [R, WIDTH]; a thread has a square of elements, which lie apart so
+// that those of neighbouring threads lie together.
 template <int R, int WIDTH, class Left, class Right, class Store>
 __device__ inline void small_product(int inner, int thread, const Left& left, const Right& right, const Store& store) {
     constexpr int kEach = R * WIDTH / kThreads, kEdge = kEach >= 16 ? 4 : kEach >= 4 ? 2 : 1;
-    for (int square = thread; square < R * WIDTH / (kEdge * kEdge); square += kThreads) {
-        const int i = square / (WIDTH / kEdge) * kEdge, j = square % (WIDTH / kEdge) * kEdge;
+    constexpr int kDown = R / kEdge, kAcross = WIDTH / kEdge;
+    for (int square = thread; square < kDown * kAcross; square += kThreads) {
+        const int i = square / kAcross, j = square % kAcross;
         float sums[kEdge][kEdge] = {};
         for (int l = 0; l < inner; ++l) {
             float a[kEdge], b[kEdge];
 #pragma unroll
-            for (int m = 0; m < kEdge; ++m) a[m] = left(i + m, l), b[m] = right(l, j + m);
+            for (int m = 0; m < kEdge; ++m) a[m] = left(i + m * kDown, l), b[m] = right(l, j + m * kAcross);
 #pragma unroll
             for (int m = 0; m < kEdge; ++m)
 #pragma unroll
@@ -24,7 +37,7 @@ __device__ inline void small_product(int inner, int thread, const Left& left, co
 #pragma unroll
         for (int m = 0; m < kEdge; ++m)
 #pragma unroll
-            for (int n = 0; n < kEdge; ++n) store(i + m, j + n, sums[m][n]);
+            for (int n = 0; n < kEdge; ++n) store(i + m * kDown, j + n * kAcross, sums[m][n]);
     }
 }
 
@@ -36,28 +49,49 @@ __device__ inline float row_sum(const float* addends, int row) {
     return sum;
 }
 
-// `gathered` is [H | S], [R, K + R]; `scratch` has Shape::kFinishBytes. All computing threads.
+// gathered [R, stride] = the segment's groups' parts, added in one order.
 template <int R, int K>
-__device__ inline void finish_segment(const Problem& problem, int64_t segment, float* gathered, float* scratch, int thread) {
-    constexpr int kWidth = K + R;
-    const int r = problem.r, k = problem.k;
-    auto v = [&](int a, int i) { return a < r && i < r ? ptx::load_constant(problem.basis_p + a * r + i) : 0.0f; };
-    float* coordinates = scratch;               // [R, K]
-    float* turned = coordinates + R * K;        // (S − H Hᵀ) V, [R, R]
-    float* norms = turned + R * R;              // [R, kThreads / R] addends, and the same of the variance inside the basis
-    float* insides = norms + kThreads;
-    float* contributions = insides + kThreads;  // [R]
+__device__ inline void add_groups(const float* parts, int groups, float* gathered, int thread) {
+    constexpr int kWidth = K + R, kElements = R * kWidth;
+    for (int e = 4 * thread; e < kElements; e += 4 * kThreads) {
+        float sums[4] = {};
+#pragma unroll 4
+        for (int group = 0; group < groups; ++group) {
+            const float4 part = ptx::load_constant(reinterpret_cast<const float4*>(parts + group * kElements + e));
+            sums[0] += part.x, sums[1] += part.y, sums[2] += part.z, sums[3] += part.w;
+        }
+#pragma unroll
+        for (int i = 0; i < 4; ++i) gathered[e / kWidth * FinishMemory<R, K>::kStride + e % kWidth + i] = sums[i];
+    }
+}
 
+// Grid: count.
+template <int R, int K>
+__global__ void __launch_bounds__(kThreads) finish_segments(const Problem problem, int groups) {
+    using Memory = FinishMemory<R, K>;
+    constexpr int kStride = Memory::kStride;
+    const int thread = threadIdx.x, r = problem.r, k = problem.k;
+    const int64_t segment = blockIdx.x;
+    auto v = [&](int a, int i) { return a < r && i < r ? ptx::load_constant(problem.basis_p + a * r + i) : 0.0f; };
+    auto* gathered = reinterpret_cast<float*>(ptx::shared_memory());
+    float* coordinates = gathered + Memory::kCoordinates;      // [R, K]
+    float* turned = gathered + Memory::kTurned;                // (S − H Hᵀ) V, [R, R]
+    float* norms = gathered + Memory::kNorms;                  // [R, kThreads / R] addends
+    float* insides = gathered + Memory::kInsides;              // the same of the variance inside the basis
+    float* contributions = gathered + Memory::kContributions;  // [R]
+
+    add_groups<R, K>(problem.parts + segment * groups * R * (K + R), groups, gathered, thread);
+    ptx::barrier(kBarrier, kThreads);
     small_product<R, R>(
-        K, thread, [&](int i, int l) { return gathered[i * kWidth + l]; },
-        [&](int l, int j) { return gathered[j * kWidth + l]; },
-        [&](int i, int j, float product) { gathered[i * kWidth + K + j] -= product; });
+        K, thread, [&](int i, int l) { return gathered[i * kStride + l]; },
+        [&](int l, int j) { return gathered[j * kStride + l]; },
+        [&](int i, int j, float product) { gathered[i * kStride + K + j] -= product; });
     small_product<R, K>(
-        r, thread, [&](int i, int l) { return v(l, i); }, [&](int l, int j) { return gathered[l * kWidth + j]; },
+        r, thread, [&](int i, int l) { return v(l, i); }, [&](int l, int j) { return gathered[l * kStride + j]; },
         [&](int i, int j, float product) { coordinates[i * K + j] = product; });
     ptx::barrier(kBarrier, kThreads);
     small_product<R, R>(
-        r, thread, [&](int a, int b) { return gathered[a * kWidth + K + b]; }, [&](int b, int i) { return v(b, i); },
+        r, thread, [&](int a, int b) { return gathered[a * kStride + K + b]; }, [&](int b, int i) { return v(b, i); },
         [&](int a, int i, float product) { turned[a * R + i] = product; });
     ptx::barrier(kBarrier, kThreads);
 

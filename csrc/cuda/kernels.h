@@ -18,17 +18,17 @@ struct Problem {
     float* variance;         // [count]; null for the other two
     float* coordinates;      // [count, r, k]
     float* outside;          // [count, r]
-    float* parts;            // [count, blocks, rows, rows + basis], for the sm80 kernel
+    float* parts;            // [count, groups, rows, rows + basis], room for sums on the way
     int64_t tokens;
     int count, r, p_stride, d, k;
 };
 
 // How it is launched: ops/cuda/configs.py decides.
 struct Launch {
-    int rows;      // r padded to 16, 32 or 64
-    int basis;     // k padded to 16 or 64
-    int blocks;    // that share a segment's columns; of the sm90 kernel the size of a cluster
-    int clusters;  // of the sm90 kernel, that share the segments
+    int rows;    // r padded to 16, 32 or 64
+    int basis;   // k padded to 16 or 64
+    int groups;  // that a segment's column tiles are shared out to
+    int blocks;  // count * groups; of the sm90 kernel, which has each take several, as many as the chip has room for
 };
 
 // Of ggn_project: row-major and contiguous; p, p_low, q and their sizes as in Problem. The last two are results.
@@ -51,8 +51,12 @@ constexpr int kMostBases = 64;
 // p [tokens, r] as Problem wants it. `low` is null where p is in bfloat16.
 void split_halves(const void* p, bool is_float, void* high, void* low, int64_t tokens, int r, int p_stride, void* stream);
 
-void project_sm80(const Problem& problem, const Launch& launch, void* stream);
-void project_sm90(const Problem& problem, const Launch& launch, void* stream);
+// kron_variance and kron_project.
+void project(const Problem& problem, const Launch& launch, bool sm90, void* stream);
+
+// Its first kernel: into parts, [H | S] of each segment's groups.
+void sum_columns_sm80(const Problem& problem, const Launch& launch, void* stream);
+void sum_columns_sm90(const Problem& problem, const Launch& launch, void* stream);
 
 // `rows` is r padded to 16, 32 or 64; `bases` are of one block, at most kMostBases. Any chip from sm_80 on.
 void ggn_project(const GgnProblem& problem, int rows, int bases, void* stream);
@@ -63,8 +67,5 @@ int sm90_shared_memory(const Launch& launch);
 
 // Throws where the current device has no compiled kernel.
 void require_kernels();
-
-// Clusters of project_sm90 that the current device holds at once.
-int resident_clusters(const Launch& launch);
 
 }  // namespace bayesrm::cuda

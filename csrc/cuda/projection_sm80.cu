@@ -14,19 +14,14 @@ int sm80_shared_memory(const Launch& launch) {
     return for_shape(launch, []<int R, int K>(Compiled<R, K>) { return Sm80Memory<R, K>::kBytes; });
 }
 
-void project_sm80(const Problem& problem, const Launch& launch, void* stream) {
+void sum_columns_sm80(const Problem& problem, const Launch& launch, void* stream) {
     for_shape(launch, [&]<int R, int K>(Compiled<R, K>) {
-        using Memory = Sm80Memory<R, K>;
-        const auto on = static_cast<cudaStream_t>(stream);
-        const auto allow = [](auto kernel, int bytes) {
-            check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes), "shared memory");
-        };
-        allow(sum_column_tiles<R, K>, Memory::kBytes);
-        allow(finish_segments<R, K>, Memory::kFinishBytes);
-        sum_column_tiles<R, K><<<problem.count * launch.blocks, kThreads, Memory::kBytes, on>>>(problem, launch.blocks);
+        constexpr int kBytes = Sm80Memory<R, K>::kBytes;
+        check(cudaFuncSetAttribute(sum_column_tiles<R, K>, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes),
+              "shared memory");
+        sum_column_tiles<R, K>
+            <<<launch.blocks, kThreads, kBytes, static_cast<cudaStream_t>(stream)>>>(problem, launch.groups);
         check(cudaGetLastError(), "the sm80 kernel");
-        finish_segments<R, K><<<problem.count, kThreads, Memory::kFinishBytes, on>>>(problem, launch.blocks);
-        check(cudaGetLastError(), "the sm80 kernel's second part");
     });
 }
 

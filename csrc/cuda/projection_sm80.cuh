@@ -1,7 +1,7 @@
-// Any chip from sm_80 on: a block sums its share of a segment's column tiles, and a second kernel finishes each segment.
+// Any chip from sm_80 on: a block sums its share of a segment's column tiles.
 #pragma once
 
-#include "finish.cuh"
+#include "tile.cuh"
 
 namespace bayesrm::cuda {
 
@@ -13,10 +13,6 @@ struct Sm80Memory {  // bytes from the start of shared memory
     static constexpr int kScratch = kStages * kStage;
     static constexpr int kBytes = kScratch + Shape<R, K>::kScratchBytes;
     static_assert(kBytes <= 163 * 1024);  // what a block may have on an A100
-    // The finishing kernel has no ring.
-    static constexpr int kFinishGathered = Shape<R, K>::kFinishBytes;
-    static constexpr int kFinishBytes = kFinishGathered + Shape<R, K>::kGatheredBytes;
-    static_assert(kFinishBytes <= kBytes);
 };
 
 // One stage: tokens [first, end) of p, and of q at 256 columns.
@@ -34,20 +30,20 @@ __device__ inline void load_stage(const Problem& problem, SharedAddress stage, i
     copy_p<R, Memory::kTokens>(problem, stage + Memory::kQ, first, end, thread, kThreads);
 }
 
-// parts [count, blocks, R, K + R]: [H | S] of every block's column tiles. Grid: count * blocks.
+// parts [count, groups, R, K + R]: [H | S] of every block's column tiles. Grid: count * groups.
 template <int R, int K>
-__global__ void __launch_bounds__(kThreads) sum_column_tiles(const Problem problem, int blocks) {
+__global__ void __launch_bounds__(kThreads) sum_column_tiles(const Problem problem, int groups) {
     using Memory = Sm80Memory<R, K>;
     unsigned char* memory = ptx::shared_memory();
     const SharedAddress ring = ptx::shared_address(memory), scratch = ring + Memory::kScratch;
     const int thread = threadIdx.x;
     const Lane at = {thread / 32, thread % 32};
-    const int64_t segment = blockIdx.x / blocks;
+    const int64_t segment = blockIdx.x / groups;
     const int64_t begin = problem.offsets[segment], end = problem.offsets[segment + 1];
     const int rounds = static_cast<int>((end - begin + Memory::kTokens - 1) / Memory::kTokens);
 
     float sums[Shape<R, K>::kTiles][4] = {};
-    for (int column = int(blockIdx.x % blocks) * kColumns; column < problem.d; column += blocks * kColumns) {
+    for (int column = int(blockIdx.x % groups) * kColumns; column < problem.d; column += groups * kColumns) {
         float gradient[R / 16][4][4] = {};
         auto load = [&](int round) {
             if (round < rounds)
@@ -69,24 +65,6 @@ __global__ void __launch_bounds__(kThreads) sum_column_tiles(const Problem probl
     }
     float* part = problem.parts + int64_t(blockIdx.x) * R * Shape<R, K>::kWidth;
     gather_sums<R, K>(sums, reinterpret_cast<float*>(memory + Memory::kScratch), part, at);
-}
-
-// What is asked for from all blocks' parts, added in one order. Grid: count.
-template <int R, int K>
-__global__ void __launch_bounds__(kThreads) finish_segments(const Problem problem, int blocks) {
-    using Memory = Sm80Memory<R, K>;
-    constexpr int kElements = R * Shape<R, K>::kWidth;
-    unsigned char* memory = ptx::shared_memory();
-    auto* gathered = reinterpret_cast<float*>(memory + Memory::kFinishGathered);
-    const int thread = threadIdx.x;
-    const float* parts = problem.parts + int64_t(blockIdx.x) * blocks * kElements;
-    for (int e = thread; e < kElements; e += kThreads) {
-        float sum = 0;
-        for (int block = 0; block < blocks; ++block) sum += parts[block * kElements + e];
-        gathered[e] = sum;
-    }
-    ptx::barrier(kBarrier, kThreads);
-    finish_segment<R, K>(problem, blockIdx.x, gathered, reinterpret_cast<float*>(memory), thread);
 }
 
 }  // namespace bayesrm::cuda

@@ -31,47 +31,19 @@ CUtensorMap map_of_q(const Problem& problem) {
     return map;
 }
 
-// A launch in clusters; `attribute` holds what the configuration points to.
-template <int R, int K>
-cudaLaunchConfig_t configuration(const Launch& launch, cudaLaunchAttribute& attribute) {
-    constexpr int kBytes = Sm90Memory<R, K>::kBytes;
-    check(cudaFuncSetAttribute(project_segments<R, K>, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes),
-          "shared memory");
-    attribute.id = cudaLaunchAttributeClusterDimension;
-    attribute.val.clusterDim.x = launch.blocks;
-    attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
-    cudaLaunchConfig_t config = {};
-    config.gridDim = dim3(launch.clusters * launch.blocks);
-    config.blockDim = dim3(kSm90Threads);
-    config.dynamicSmemBytes = kBytes;
-    config.attrs = &attribute;
-    config.numAttrs = 1;
-    return config;
-}
-
 }  // namespace
 
 int sm90_shared_memory(const Launch& launch) {
     return for_shape(launch, []<int R, int K>(Compiled<R, K>) { return Sm90Memory<R, K>::kBytes; });
 }
 
-int resident_clusters(const Launch& launch) {
-    return for_shape(launch, [&]<int R, int K>(Compiled<R, K>) {
-        cudaLaunchAttribute attribute;
-        const cudaLaunchConfig_t config = configuration<R, K>(launch, attribute);
-        int clusters = 0;
-        check(cudaOccupancyMaxActiveClusters(&clusters, project_segments<R, K>, &config), "occupancy");
-        return clusters;
-    });
-}
-
-void project_sm90(const Problem& problem, const Launch& launch, void* stream) {
+void sum_columns_sm90(const Problem& problem, const Launch& launch, void* stream) {
     const CUtensorMap q = map_of_q(problem);
     for_shape(launch, [&]<int R, int K>(Compiled<R, K>) {
-        cudaLaunchAttribute attribute;
-        cudaLaunchConfig_t config = configuration<R, K>(launch, attribute);
-        config.stream = static_cast<cudaStream_t>(stream);
-        check(cudaLaunchKernelEx(&config, project_segments<R, K>, problem, q, launch.blocks), "the sm90 kernel");
+        constexpr int kBytes = Sm90Memory<R, K>::kBytes;
+        check(cudaFuncSetAttribute(sum_items<R, K>, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes), "shared memory");
+        sum_items<R, K><<<launch.blocks, kSm90Threads, kBytes, static_cast<cudaStream_t>(stream)>>>(problem, q, launch.groups);
+        check(cudaGetLastError(), "the sm90 kernel");
     });
 }
 

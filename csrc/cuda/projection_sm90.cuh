@@ -1,8 +1,8 @@
-// sm_90: q by the copy engine through a ring in shared memory, a segment's column tiles over the blocks of a cluster, whose
-// sums one of them collects through distributed shared memory. One launch; q is read once; no atomics.
+// sm_90: blocks that stay on their multiprocessor and take items in turn, a segment and a share of its column tiles each. One
+// warp has the copy engine load q into a ring in shared memory, ahead by whole items; the others multiply. q is read once.
 #pragma once
 
-#include "finish.cuh"
+#include "tile.cuh"
 
 namespace bayesrm::cuda {
 
@@ -12,16 +12,13 @@ constexpr int kMostSorted = 256;               // segments that are dealt out by
 
 template <int R, int K>
 struct Sm90Memory {  // bytes from the start of shared memory
-    static constexpr int kTokens = R == 64 ? 32 : 64, kStages = R == 64 ? 5 : 4;
+    static constexpr int kTokens = R == 64 ? 32 : 64, kStages = R == 64 ? 6 : R == 32 ? 4 : 5;
     static constexpr int kQ = kTokens * kColumns * 2;
     static constexpr int kStage = kQ + 2 * kTokens * R * 2;
     static constexpr int kScratch = kStages * kStage;
-    static constexpr int kGathered = kScratch + Shape<R, K>::kScratchBytes;
-    static constexpr int kFull = kGathered + Shape<R, K>::kGatheredBytes;  // [kStages], and the other barriers after it
+    static constexpr int kFull = kScratch + Shape<R, K>::kScratchBytes;  // [kStages], and the other barriers after it
     static constexpr int kEmpty = kFull + 8 * kStages;
-    static constexpr int kReady = kEmpty + 8 * kStages;  // every block's sums of a segment are there
-    static constexpr int kFree = kReady + 8;             // and have been collected
-    static constexpr int kOrder = kFree + 8;
+    static constexpr int kOrder = kEmpty + 8 * kStages;
     static constexpr int kBytes = kOrder + kMostSorted * 2;
     static_assert(kBytes <= 227 * 1024);  // what a block may have on an H100
 };
@@ -38,18 +35,26 @@ __device__ inline void sort_segments(const Problem& problem, uint16_t* order, in
     order[longer] = static_cast<uint16_t>(n);
 }
 
-// What a cluster works at in turn; every warp of every block of it walks the same list.
+// What a block works at in turn; every warp of it walks the same list.
+struct Item {
+    int64_t segment;
+    int group;  // of the segment's column tiles: every groups-th from this one on
+};
+
 struct Schedule {
     const Problem& problem;
     const uint16_t* order;
-    int cluster = ptx::cluster_index(), clusters = ptx::clusters();
+    int groups;
 
-    // The turn-th segment, or -1 at the end. Sorted ones are dealt to and fro, so that sums of lengths come out alike.
-    __device__ int64_t segment(int turn) const {
+    // False at the end. Sorted ones are dealt to and fro, so that sums of lengths come out alike.
+    __device__ bool take(int turn, Item& item) const {
+        const int block = ptx::block_index(), blocks = ptx::blocks();
         const bool sorted = problem.count <= kMostSorted;
-        const int64_t place =
-            int64_t(turn) * clusters + (sorted && turn % 2 == 1 ? clusters - 1 - cluster : cluster);
-        return place >= problem.count ? -1 : sorted ? order[place] : place;
+        const int64_t place = int64_t(turn) * blocks + (sorted && turn % 2 == 1 ? blocks - 1 - block : block);
+        if (place >= int64_t(problem.count) * groups) return false;
+        const int segment = static_cast<int>(place / groups);
+        item = {sorted ? order[segment] : segment, static_cast<int>(place % groups)};
+        return true;
     }
 };
 
@@ -63,15 +68,14 @@ struct RingPlace {
 
 template <int R, int K>
 __device__ inline void copy_tiles(const Problem& problem, const ptx::TensorMap* q, SharedAddress memory,
-                                  const uint16_t* order, int blocks) {
+                                  const Schedule& schedule) {
     using Memory = Sm90Memory<R, K>;
-    const Schedule schedule = {problem, order};
-    const int rank = ptx::cluster_rank(), lane = ptx::thread_index() % 32;
+    const int lane = ptx::thread_index() % 32;
     RingPlace place;
-    int64_t segment;
-    for (int turn = 0; (segment = schedule.segment(turn)) >= 0; ++turn) {
-        const int64_t begin = problem.offsets[segment], end = problem.offsets[segment + 1];
-        for (int column = rank * kColumns; column < problem.d; column += blocks * kColumns)
+    Item item;
+    for (int turn = 0; schedule.take(turn, item); ++turn) {
+        const int64_t begin = problem.offsets[item.segment], end = problem.offsets[item.segment + 1];
+        for (int column = item.group * kColumns; column < problem.d; column += schedule.groups * kColumns)
             for (int64_t first = begin; first < end; first += Memory::kTokens) {
                 const SharedAddress full = memory + Memory::kFull + 8 * place.stage;
                 const SharedAddress stage = memory + place.stage * Memory::kStage;
@@ -94,31 +98,18 @@ __device__ inline void copy_tiles(const Problem& problem, const ptx::TensorMap* 
     }
 }
 
-// gathered += the same of the other blocks; always in the order of their ranks.
 template <int R, int K>
-__device__ inline void collect(float* gathered, int blocks, int thread) {
-    for (int e = thread; e < R * Shape<R, K>::kWidth; e += kThreads) {
-        float sum = 0;
-        for (int rank = 0; rank < blocks; ++rank) sum += ptx::load_remote(ptx::shared_address(gathered + e), rank);
-        gathered[e] = sum;
-    }
-}
-
-template <int R, int K>
-__device__ inline void compute_segments(const Problem& problem, unsigned char* memory, const uint16_t* order, int blocks) {
+__device__ inline void compute_items(const Problem& problem, unsigned char* memory, const Schedule& schedule) {
     using Memory = Sm90Memory<R, K>;
-    const Schedule schedule = {problem, order};
-    const int rank = ptx::cluster_rank(), thread = ptx::thread_index();
+    const int thread = ptx::thread_index();
     const SharedAddress base = ptx::shared_address(memory);
-    auto* scratch = reinterpret_cast<float*>(memory + Memory::kScratch);
-    auto* gathered = reinterpret_cast<float*>(memory + Memory::kGathered);
     const Lane at = {thread / 32, thread % 32};
     RingPlace place;
-    int64_t segment;
-    for (int turn = 0; (segment = schedule.segment(turn)) >= 0; ++turn) {
-        const int64_t begin = problem.offsets[segment], end = problem.offsets[segment + 1];
+    Item item;
+    for (int turn = 0; schedule.take(turn, item); ++turn) {
+        const int64_t begin = problem.offsets[item.segment], end = problem.offsets[item.segment + 1];
         float sums[Shape<R, K>::kTiles][4] = {};
-        for (int column = rank * kColumns; column < problem.d; column += blocks * kColumns) {
+        for (int column = item.group * kColumns; column < problem.d; column += schedule.groups * kColumns) {
             float gradient[R / 16][4][4] = {};
             for (int64_t first = begin; first < end; first += Memory::kTokens) {
                 const int count = end - first < Memory::kTokens ? static_cast<int>(end - first) : Memory::kTokens;
@@ -131,24 +122,15 @@ __device__ inline void compute_segments(const Problem& problem, unsigned char* m
             }
             add_tile<R, K>(sums, gradient, memory + Memory::kScratch, base + Memory::kScratch, problem, column, at);
         }
-        if (turn > 0) ptx::wait_barrier(base + Memory::kFree, (turn - 1) % 2);
-        gather_sums<R, K>(sums, scratch, gathered, at);
-        ptx::barrier(kBarrier, kThreads);
-        const int collector = turn % blocks;
-        if (thread == 0) ptx::arrive_remote(base + Memory::kReady, collector);
-        if (rank != collector) continue;
-        ptx::wait_barrier(base + Memory::kReady, turn / blocks % 2);
-        collect<R, K>(gathered, blocks, thread);
-        ptx::barrier(kBarrier, kThreads);
-        if (thread < blocks) ptx::arrive_remote(base + Memory::kFree, thread);
-        finish_segment<R, K>(problem, segment, gathered, scratch, thread);
+        float* part = problem.parts + (item.segment * schedule.groups + item.group) * R * Shape<R, K>::kWidth;
+        gather_sums<R, K>(sums, reinterpret_cast<float*>(memory + Memory::kScratch), part, at);
     }
 }
 
-// Grid: clusters * blocks, in clusters of `blocks`.
+// parts [count, groups, R, K + R]: [H | S] of every item's column tiles. Any grid.
 template <int R, int K>
 __global__ void __launch_bounds__(kSm90Threads, 1)
-    project_segments(const Problem problem, const __grid_constant__ ptx::TensorMap q, int blocks) {
+    sum_items(const Problem problem, const __grid_constant__ ptx::TensorMap q, int groups) {
 #ifdef BAYESRM_SM90
     using Memory = Sm90Memory<R, K>;
     unsigned char* memory = ptx::shared_memory();
@@ -160,21 +142,19 @@ __global__ void __launch_bounds__(kSm90Threads, 1)
             ptx::init_barrier(base + Memory::kFull + 8 * stage, 32 + 1);  // a warp's copies of p, and q's bytes
             ptx::init_barrier(base + Memory::kEmpty + 8 * stage, kWarps);
         }
-        ptx::init_barrier(base + Memory::kReady, blocks);
-        ptx::init_barrier(base + Memory::kFree, 1);
         ptx::fence_barrier_init();
     }
     if (problem.count <= kMostSorted)
         sort_segments(problem, order, reinterpret_cast<int*>(memory + Memory::kScratch), thread);
-    ptx::cluster_barrier();
+    ptx::barrier(0, kSm90Threads);
+    const Schedule schedule = {problem, order, groups};
     if (thread < kThreads) {
         ptx::claim_registers<216>();
-        compute_segments<R, K>(problem, memory, order, blocks);
+        compute_items<R, K>(problem, memory, schedule);
     } else {
         ptx::release_registers<72>();
-        if (ptx::thread_index() < kThreads + 32) copy_tiles<R, K>(problem, &q, base, order, blocks);
+        if (ptx::thread_index() < kThreads + 32) copy_tiles<R, K>(problem, &q, base, schedule);
     }
-    ptx::cluster_barrier();  // no block leaves while another may read its sums
 #endif
 }
 

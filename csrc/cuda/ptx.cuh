@@ -31,6 +31,7 @@ __device__ __forceinline__ uint32_t pack_bf16(float low, float high) {
 
 __device__ __forceinline__ float2 load_constant(const float2* from) { return __ldg(from); }
 __device__ __forceinline__ float load_constant(const float* from) { return __ldg(from); }
+__device__ __forceinline__ float4 load_constant(const float4* from) { return __ldg(from); }
 
 // 16 bytes that this block reads once.
 __device__ __forceinline__ uint4 load_once(const uint4* from) {
@@ -97,21 +98,15 @@ __device__ __forceinline__ int thread_index() {
     return index;
 }
 
-__device__ __forceinline__ int cluster_rank() {
-    int rank;
-    asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
-    return rank;
-}
-
-__device__ __forceinline__ int cluster_index() {
+__device__ __forceinline__ int block_index() {
     int index;
-    asm volatile("mov.u32 %0, %%clusterid.x;" : "=r"(index));
+    asm volatile("mov.u32 %0, %%ctaid.x;" : "=r"(index));
     return index;
 }
 
-__device__ __forceinline__ int clusters() {
+__device__ __forceinline__ int blocks() {
     int count;
-    asm volatile("mov.u32 %0, %%nclusterid.x;" : "=r"(count));
+    asm volatile("mov.u32 %0, %%nctaid.x;" : "=r"(count));
     return count;
 }
 
@@ -125,7 +120,7 @@ __device__ __forceinline__ void init_barrier(SharedAddress barrier, int arrivals
     asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
 }
 
-// Makes fresh barriers known to the copy engine and to the cluster.
+// Makes fresh barriers known to the copy engine.
 __device__ __forceinline__ void fence_barrier_init() {
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 }
@@ -144,23 +139,13 @@ __device__ __forceinline__ void arrive_after_copies(SharedAddress barrier) {
     asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(barrier) : "memory");
 }
 
-// Arrives at the same barrier of the cluster's block `rank`; this thread's earlier writes are visible to who waits there.
-__device__ __forceinline__ void arrive_remote(SharedAddress barrier, uint32_t rank) {
-    asm volatile(
-        "{\n.reg .b32 remote;\n"
-        "mapa.shared::cluster.u32 remote, %0, %1;\n"
-        "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [remote];\n}" ::"r"(barrier),
-        "r"(rank)
-        : "memory");
-}
-
 // Until the phase of this parity is complete.
 __device__ __forceinline__ void wait_barrier(SharedAddress barrier, uint32_t parity) {
     uint32_t complete = 0;
     while (!complete)
         asm volatile(
             "{\n.reg .pred complete;\n"
-            "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 complete, [%1], %2;\n"
+            "mbarrier.try_wait.parity.acquire.cta.shared::cta.b64 complete, [%1], %2;\n"
             "selp.u32 %0, 1, 0, complete;\n}"
             : "=r"(complete)
             : "r"(barrier), "r"(parity)
@@ -185,24 +170,6 @@ __device__ __forceinline__ void claim_registers() {
 template <int COUNT>
 __device__ __forceinline__ void release_registers() {
     asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(COUNT));
-}
-
-// All threads of the cluster.
-__device__ __forceinline__ void cluster_barrier() {
-    asm volatile("barrier.cluster.arrive.aligned;\nbarrier.cluster.wait.aligned;" ::: "memory");
-}
-
-// What the cluster's block `rank` has at this place of its shared memory.
-__device__ __forceinline__ float load_remote(SharedAddress from, uint32_t rank) {
-    float value;
-    asm volatile(
-        "{\n.reg .b32 remote;\n"
-        "mapa.shared::cluster.u32 remote, %1, %2;\n"
-        "ld.shared::cluster.f32 %0, [remote];\n}"
-        : "=f"(value)
-        : "r"(from), "r"(rank)
-        : "memory");
-    return value;
 }
 
 #endif

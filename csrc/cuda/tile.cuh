@@ -33,10 +33,7 @@ struct Shape {
     static constexpr int kTiles = kWidth / 16;
     static constexpr int kHalvesBytes = 2 * R * kColumns * 2;
     static constexpr int kSumsBytes = kShares * R * kWidth * 4;
-    static constexpr int kFinishBytes = (R * kWidth + 2 * kThreads + R) * 4;
-    static constexpr int kGatheredBytes = R * kWidth * 4;
-    // The halves, the shares and what finish_segment needs are never alive together.
-    static constexpr int kScratchBytes = std::max({kHalvesBytes, kSumsBytes, kFinishBytes});
+    static constexpr int kScratchBytes = std::max(kHalvesBytes, kSumsBytes);  // never alive together
 };
 
 struct Lane {
@@ -256,7 +253,7 @@ __device__ inline void add_tile(float (&sums)[Shape<R, K>::kTiles][4], const flo
 
 // [H | S] of this block's tiles, [R, K + R], from the warps' sums; `scratch` holds the shares on the way.
 template <int R, int K>
-__device__ inline void gather_sums(const float (&sums)[Shape<R, K>::kTiles][4], float* scratch, float* gathered, Lane at) {
+__device__ inline void gather_sums(const float (&sums)[Shape<R, K>::kTiles][4], float* scratch, float* part_of_all, Lane at) {
     using S = Shape<R, K>;
     const Part<R, K> part(at.warp);
     ptx::barrier(kBarrier, kThreads);  // all are done with the halves
@@ -272,7 +269,7 @@ __device__ inline void gather_sums(const float (&sums)[Shape<R, K>::kTiles][4], 
     for (int e = at.warp * 32 + at.lane; e < R * S::kWidth; e += kThreads) {
         float sum = 0;
         for (int share = 0; share < S::kShares; ++share) sum += scratch[share * R * S::kWidth + e];
-        gathered[e] = sum;
+        part_of_all[e] = sum;
     }
 }
 

@@ -11,18 +11,26 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from bayesrm_fast.ops.chips import A100, H100, Chip
 from bayesrm_fast.ops.triton import ggn_project, kron_project, kron_variance, segment_outer
-from bayesrm_fast.ops.triton.configs import MOST_ROWS_A_PROGRAM, group_tiles, stream_tiles, tiles
+from bayesrm_fast.ops.triton.configs import (
+    MOST_ROWS_A_PROGRAM,
+    needs_digits,
+    product_tiles,
+    stream_tiles,
+    tiles,
+    widens,
+)
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 # None: of the inputs' dtype; all others are float32
 POINTERS = {"p": None, "q": None, "offsets": "*i64", "bases": "*bf16", "products": "*fp64", "squared_norm": "*fp64"}
-SIZES = {"tokens", "r", "d", "k", "per_program", "splits", "count", "pieces"}
+SIZES = {"tokens", "r", "d", "k", "per_program", "splits", "count", "pieces", "size"}
 
 SHAPES = [(8, 4096, 16), (16, 4096, 64), (32, 768, 64), (64, 14336, 64), (256, 32768, 256), (1, 33, 3)]
 KERNELS = {
@@ -33,11 +41,11 @@ KERNELS = {
     "weigh_splits": kron_variance.weigh_splits,
     "store_tiles": segment_outer.store_tiles,
     "stream_bases": ggn_project.stream_bases,
-    "multiply_groups": ggn_project.multiply_groups,
+    "multiply_gradients": ggn_project.multiply_gradients,
     "sum_pieces": ggn_project.sum_pieces,
 }
-FLOAT_ROTATIONS = ("project_tiles", "outside_tiles")
-"""Which have p in float32 where a site has more rows than one program takes."""
+ONE_DTYPE = ("rotate_rows", "outside_tiles")
+"""Of p and q; the others take p in float32 beside q in bfloat16, the heavier of what a bfloat16 model hands over."""
 OWN_BLOCKS = {
     "rotate_rows": kron_project.ROTATE_BLOCKS,
     "sum_splits": kron_project.SUM_BLOCKS,
@@ -48,20 +56,24 @@ LEAST_SHARED_MEMORY = 64 * 1024
 """Of any chip with a matrix unit: blocks that no chip is asked about must fit."""
 
 
-def launched(kernel_name: str, r: int, d: int, k: int, itemsize: int, chip: Chip) -> tuple[dict[str, Any], Any, int]:
+def launched(
+    kernel_name: str, r: int, d: int, k: int, p: torch.dtype, q: torch.dtype, chip: Chip
+) -> tuple[dict[str, Any], Any, int]:
     """Blocks and flags, tiles if there are any, and the bound of the shared memory."""
     if kernel_name in OWN_BLOCKS:
         return OWN_BLOCKS[kernel_name], None, LEAST_SHARED_MEMORY
-    if kernel_name in ("stream_bases", "multiply_groups"):
-        t: Any = group_tiles(k) if kernel_name == "multiply_groups" else stream_tiles(d, k, itemsize)
-        blocks = {"S": t.segments, "R": t.rows, "KC": t.bases, "CHUNKS": t.chunks, "BD": t.columns, "BT": t.tokens}
-        flags = {"WIDEN": itemsize == 4, "DIGITS": itemsize == 4, "SPLIT_P": True, "SPLIT_BASES": False}
-        return blocks | flags, t, LEAST_SHARED_MEMORY
+    if kernel_name == "stream_bases":
+        t: Any = stream_tiles(d, k, p, q)
+        blocks = {"R": t.rows, "KC": t.bases, "CHUNKS": t.chunks, "BD": t.columns, "BT": t.tokens}
+        return blocks | {"WIDEN": widens(p, q), "DIGITS": needs_digits(q)}, t, LEAST_SHARED_MEMORY
+    if kernel_name == "multiply_gradients":
+        t = product_tiles(k)
+        return {"S": t.segments, "KC": t.bases, "BD": t.columns, "SPLIT_BASES": False}, t, LEAST_SHARED_MEMORY
     second_pass = kernel_name == "outside_tiles"
-    t = tiles(r, d, k, itemsize, chip, second_pass)
+    t = tiles(r, d, k, p, q, chip, second_pass)
     blocks = {"R": t.rows, "KC": t.basis, "BD": t.columns, "BT": t.tokens}
-    flags = {"WIDEN": itemsize == 4, "ROTATE": r <= MOST_ROWS_A_PROGRAM}
-    return blocks | flags, t, t.shared_memory(itemsize, second_pass)
+    flags = {"WIDEN": widens(p, q), "ROTATE": r <= MOST_ROWS_A_PROGRAM}
+    return blocks | flags, t, t.shared_memory(p, q, second_pass)
 
 
 def compiled(
@@ -69,10 +81,10 @@ def compiled(
 ) -> dict[str, Any]:
     """Resources of one kernel, as it would be launched at this shape."""
     kernel = KERNELS[kernel_name]
-    float_p = r > MOST_ROWS_A_PROGRAM and kernel_name in FLOAT_ROTATIONS
-    blocks, t, bound = launched(kernel_name, r, d, k, 4 if dtype == "fp32" or float_p else 2, chip)
+    float_p = kernel_name not in ONE_DTYPE or (r > MOST_ROWS_A_PROGRAM and kernel_name == "outside_tiles")
+    q = {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype]
+    blocks, t, bound = launched(kernel_name, r, d, k, torch.float32 if float_p else q, q, chip)
     options = {} if t is None else {"num_warps": t.warps, "num_stages": t.stages}
-    float_p |= kernel_name == "multiply_groups"  # the heavier of what it takes beside q in bfloat16
     signature, constants, attributes = {}, {}, {}
     for i, name in enumerate(kernel.arg_names):
         if name in blocks:
@@ -83,7 +95,7 @@ def compiled(
             signature[name] = bases if name == "bases" else POINTERS.get(name, "*fp32") or f"*{dtype}"
             if name == "p" and float_p:
                 signature[name] = "*fp32"
-        if signature[name].startswith("*") or (name == "d" and d % 16 == 0):
+        if signature[name].startswith("*") or (name in ("d", "size") and d % 16 == 0):
             attributes[(i,)] = [["tt.divisibility", 16]]
     source = ASTSource(kernel, signature=signature, constexprs=constants, attrs=attributes)
     target = GPUTarget("cuda", chip.capability, 32)
@@ -112,14 +124,14 @@ def main() -> None:
         if name not in (sys.argv[1:] or KERNELS):
             continue
         for r, d, k in SHAPES:
-            for dtype in ("bf16", "fp32") if name != "multiply_groups" else ("bf16",):
+            for dtype in ("bf16", "fp32") if name != "multiply_gradients" else ("bf16",):
                 for chip in (A100, H100):
                     row = compiled(name, r, d, k, dtype, chip)
                     print(
                         json.dumps({"kernel": name, "shape": [r, d, k], "dtype": dtype, "sm": chip.capability, **row}),
                         flush=True,
                     )
-        if name in ("stream_bases", "multiply_groups"):
+        if name in ("stream_bases", "multiply_gradients"):
             row = compiled(name, 16, 4096, 64, "bf16", H100, "*i8")
             named = {"kernel": name, "shape": [16, 4096, 64], "dtype": "bf16", "sm": H100.capability}
             print(json.dumps(named | row), flush=True)

@@ -15,8 +15,8 @@ SPILLED_WORDS = {"bf16": 0, "fp32": 64}
 UNALIGNED = 128
 """Where every element has an address of its own; no model's d is such a one."""
 
-FORM_TILES = {"project_tiles", "outside_tiles", "store_tiles", "stream_bases", "multiply_groups"}
-"""Of a gradient, by matrix units, from wide loads of q."""
+FORM_TILES = {"project_tiles", "outside_tiles", "store_tiles", "stream_bases", "multiply_gradients"}
+"""Of a gradient or of products, by matrix units, from wide loads."""
 
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
@@ -39,6 +39,7 @@ def test_kernels_compile_within_their_resources():
         assert not row["float64"] or row["kernel"] == "sum_pieces", row
         if row["kernel"] in FORM_TILES:
             assert row["matrix_unit"], row
-            # The second pass of kron_project is there for float32.
-            if row["kernel"] != "outside_tiles" and row["dtype"] == "bf16" and row["shape"][1] % 16 == 0:
+            # The second pass of kron_project is there for float32, and p's thirds leave wide rows half the tokens.
+            narrow = row["kernel"] == "outside_tiles" or (row["kernel"] == "store_tiles" and row["shape"][0] > 16)
+            if not narrow and row["dtype"] == "bf16" and row["shape"][1] % 16 == 0:
                 assert row["wide_loads"], row

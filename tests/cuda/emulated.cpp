@@ -1,6 +1,7 @@
 // The kernels under the emulator, as a library for ctypes.
 #include "emulator.cpp"
 
+#include "finish.cuh"
 #include "ggn.cuh"
 #include "halves.cuh"
 #include "projection_sm80.cuh"
@@ -18,14 +19,14 @@ void run(const Problem& problem, const Launch& launch, bool sm90) {
     Machine& machine = Machine::the();
     if (sm90) {
         const Matrix q = {static_cast<const uint16_t*>(problem.q), problem.tokens, problem.d, kBoxTokens, kColumnsPerBox};
-        machine.launch(launch.clusters * launch.blocks, kSm90Threads, launch.blocks, Sm90Memory<R, K>::kBytes,
-                       [&] { project_segments<R, K>(problem, q, launch.blocks); });
+        machine.launch(launch.blocks, kSm90Threads, Sm90Memory<R, K>::kBytes,
+                       [&] { sum_items<R, K>(problem, q, launch.groups); });
     } else {
-        machine.launch(problem.count * launch.blocks, kThreads, 1, Sm80Memory<R, K>::kBytes,
-                       [&] { sum_column_tiles<R, K>(problem, launch.blocks); });
-        machine.launch(problem.count, kThreads, 1, Sm80Memory<R, K>::kFinishBytes,
-                       [&] { finish_segments<R, K>(problem, launch.blocks); });
+        machine.launch(launch.blocks, kThreads, Sm80Memory<R, K>::kBytes,
+                       [&] { sum_column_tiles<R, K>(problem, launch.groups); });
     }
+    machine.launch(problem.count, kThreads, FinishMemory<R, K>::kBytes,
+                   [&] { finish_segments<R, K>(problem, launch.groups); });
 }
 
 }  // namespace
@@ -38,7 +39,7 @@ extern "C" int shared_memory(int sm90, const Launch* launch) {
 
 extern "C" void emulate_split(const void* p, int is_float, uint32_t* high, uint32_t* low, int64_t tokens, int r,
                               int p_stride) {
-    Machine::the().launch(3, kThreads, 1, 16, [&] {
+    Machine::the().launch(3, kThreads, 16, [&] {
         if (is_float)
             split_pairs(static_cast<const float*>(p), high, low, tokens, r, p_stride);
         else
@@ -58,7 +59,7 @@ extern "C" int emulate_ggn(const GgnProblem* problem, int rows, int bases, uint6
         const auto blocks_of = [](int size, int each) { return (size + each - 1) / each; };
         const int chunks = std::max(1, blocks_of(problem->k, bases));
         for_rows(rows, [&]<int R>(Rows<R>) {
-            machine.launch(problem->count * blocks_of(problem->d, kColumnsPerBox) * chunks, kThreads, 1, GgnMemory<R>::kBytes,
+            machine.launch(problem->count * blocks_of(problem->d, kColumnsPerBox) * chunks, kThreads, GgnMemory<R>::kBytes,
                            [&] {
                                if (problem->bases_are_float)
                                    stream_bases<R, float>(*problem, bases);
@@ -66,7 +67,7 @@ extern "C" int emulate_ggn(const GgnProblem* problem, int rows, int bases, uint6
                                    stream_bases<R, uint16_t>(*problem, bases);
                            });
         });
-        machine.launch(problem->count * blocks_of(problem->k + 1, kThreads), kThreads, 1, 16, [&] { sum_tiles(*problem); });
+        machine.launch(problem->count * blocks_of(problem->k + 1, kThreads), kThreads, 16, [&] { sum_tiles(*problem); });
         return 0;
     } catch (const std::exception& failure) {
         std::snprintf(error, room, "%s", failure.what());

@@ -18,6 +18,9 @@
 struct float2 {
     float x, y;
 };
+struct float4 {
+    float x, y, z, w;
+};
 struct uint4 {
     uint32_t x, y, z, w;
 };
@@ -42,6 +45,7 @@ inline uint32_t pack_bf16(float low, float high) {
 
 inline float2 load_constant(const float2* from) { return *from; }
 inline float load_constant(const float* from) { return *from; }
+inline float4 load_constant(const float4* from) { return *from; }
 
 inline uint4 load_once(const uint4* from) {
     emulator::Machine::the().check_source(from, sizeof *from, true);
@@ -129,7 +133,6 @@ inline void arrive_expecting(SharedAddress barrier, uint32_t bytes) {
 }
 
 inline void arrive_after_copies(SharedAddress barrier) { emulator::Machine::the().send_copies(barrier); }
-inline void arrive_remote(SharedAddress barrier, uint32_t rank) { running().block->peer(rank).barrier(barrier).arrive(); }
 
 inline void wait_barrier(SharedAddress barrier, uint32_t parity) {
     const emulator::Mbarrier& waited = running().block->barrier(barrier);
@@ -146,15 +149,7 @@ template <int COUNT>
 inline void release_registers() {}
 
 inline int thread_index() { return threadIdx.x; }
-inline int cluster_rank() { return static_cast<int>(running().block->rank); }
-inline int cluster_index() { return blockIdx.x / running().block->cluster->size(); }
-inline int clusters() { return gridDim.x / running().block->cluster->size(); }
-inline void cluster_barrier() { emulator::Machine::the().meet_cluster(); }
-
-inline float load_remote(SharedAddress from, uint32_t rank) {
-    float value;
-    std::memcpy(&value, running().block->peer(rank).at(from, 4), 4);
-    return value;
-}
+inline int block_index() { return static_cast<int>(blockIdx.x); }
+inline int blocks() { return static_cast<int>(gridDim.x); }
 
 }  // namespace bayesrm::ptx

@@ -80,8 +80,6 @@ void Machine::send_box(uint32_t to, const Matrix& matrix, int column, int row, u
     }});
 }
 
-void Machine::meet_cluster() { cluster_.meet(cluster_threads_, [] {}); }
-
 bool Machine::land_some(double share) {
     bool landed = false;
     std::shuffle(transfers_.begin(), transfers_.end(), random_);
@@ -102,44 +100,35 @@ bool Machine::step(Warp& warp) {
         current = fiber;
         swapcontext(&scheduler, &fiber->context);
         if (!failure_.empty()) throw std::logic_error(failure_);
-        if (fiber->done && fiber->block->running == 0) fiber->block->poison();
         moved = true;
     }
     return moved;
 }
 
-void Machine::run_cluster(int first, int grid, int threads, int cluster, size_t bytes) {
-    std::vector<std::unique_ptr<Block>> blocks;
+void Machine::run_block(int index, int grid, int threads, size_t bytes) {
+    Block block;
     std::vector<std::unique_ptr<Fiber>> fibers;
     std::vector<std::unique_ptr<Warp>> warps;
-    cluster_ = {};
-    cluster_threads_ = cluster * threads;
-    for (int rank = 0; rank < cluster; ++rank) {
-        Block& block = *blocks.emplace_back(std::make_unique<Block>());
-        block.memory.resize(bytes);
-        block.poison();
-        block.cluster = &blocks;
-        block.index = {unsigned(first + rank)};
-        block.grid = {unsigned(grid)};
-        block.rank = rank;
-        block.running = threads;
-        for (int thread = 0; thread < threads; ++thread) {
-            if (thread % 32 == 0) warps.push_back(std::make_unique<Warp>());
-            Fiber& fiber = *fibers.emplace_back(std::make_unique<Fiber>());
-            fiber.stack = std::make_unique_for_overwrite<unsigned char[]>(kStack);
-            fiber.block = &block;
-            fiber.warp = warps.back().get();
-            fiber.thread_index = {unsigned(thread)};
-            fiber.lane = thread % 32;
-            fiber.warp->lanes.push_back(&fiber);
-            getcontext(&fiber.context);
-            fiber.context.uc_stack.ss_sp = fiber.stack.get();
-            fiber.context.uc_stack.ss_size = kStack;
-            makecontext(&fiber.context, enter, 0);
-        }
+    block.memory.resize(bytes);
+    block.poison();
+    block.index = {unsigned(index)};
+    block.grid = {unsigned(grid)};
+    block.running = threads;
+    for (int thread = 0; thread < threads; ++thread) {
+        if (thread % 32 == 0) warps.push_back(std::make_unique<Warp>());
+        Fiber& fiber = *fibers.emplace_back(std::make_unique<Fiber>());
+        fiber.stack = std::make_unique_for_overwrite<unsigned char[]>(kStack);
+        fiber.block = &block;
+        fiber.warp = warps.back().get();
+        fiber.thread_index = {unsigned(thread)};
+        fiber.lane = thread % 32;
+        fiber.warp->lanes.push_back(&fiber);
+        getcontext(&fiber.context);
+        fiber.context.uc_stack.ss_sp = fiber.stack.get();
+        fiber.context.uc_stack.ss_size = kStack;
+        makecontext(&fiber.context, enter, 0);
     }
-    auto alive = [&] { return std::any_of(blocks.begin(), blocks.end(), [](auto& block) { return block->running > 0; }); };
-    while (alive()) {
+    while (block.running > 0) {
         bool moved = false;
         std::shuffle(warps.begin(), warps.end(), random_);
         for (const auto& warp : warps)
@@ -152,9 +141,9 @@ void Machine::run_cluster(int first, int grid, int threads, int cluster, size_t 
     if (!transfers_.empty()) throw std::logic_error("copies are still under way when their block ends");
 }
 
-void Machine::launch(int grid, int threads, int cluster, size_t bytes, const std::function<void()>& body) {
+void Machine::launch(int grid, int threads, size_t bytes, const std::function<void()>& body) {
     kernel = &body;
-    for (int first = 0; first < grid; first += cluster) run_cluster(first, grid, threads, cluster, bytes);
+    for (int index = 0; index < grid; ++index) run_block(index, grid, threads, bytes);
 }
 
 }  // namespace bayesrm::emulator

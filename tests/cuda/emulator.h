@@ -1,4 +1,4 @@
-// One cluster of blocks of a GPU, on one thread of a CPU. What it must not forgive throws: a deadlock, an address outside a
+// A GPU that runs one block after the other, on one thread of a CPU. What it must not forgive throws: a deadlock, an address outside a
 // block's memory, a copy from outside p and q, lanes of a warp in different instructions.
 #pragma once
 
@@ -120,9 +120,7 @@ struct Block {
     std::vector<unsigned char> memory;
     std::map<int, Meeting> named;
     std::map<uint32_t, Mbarrier> barriers;
-    std::vector<std::unique_ptr<Block>>* cluster;
     Index index, grid;
-    uint32_t rank;
     int running = 0;  // threads
 
     unsigned char* at(uint32_t address, uint32_t bytes) {
@@ -139,11 +137,6 @@ struct Block {
         const auto found = barriers.find(address);
         if (found == barriers.end()) throw std::logic_error("a barrier that was not initialised");
         return found->second;
-    }
-    Block& peer(uint32_t of_rank) {
-        Block& found = *cluster->at(of_rank);
-        if (found.running == 0) throw std::logic_error("a block of the cluster is gone");
-        return found;
     }
     void poison() {
         const float nan = std::nanf("");
@@ -191,20 +184,18 @@ class Machine {
 
     // Sources that copies may read, and the order of everything.
     void begin(uint64_t seed, std::vector<std::pair<const void*, size_t>> sources);
-    // All blocks of a grid, a cluster after the other.
-    void launch(int blocks, int threads, int cluster, size_t bytes, const std::function<void()>& kernel);
+    void launch(int blocks, int threads, size_t bytes, const std::function<void()>& kernel);
 
     void check_source(const void* from, size_t bytes, bool live) const;
     void send_copies(uint32_t barrier);  // 0: none is told
     void send_box(uint32_t to, const Matrix& matrix, int column, int row, uint32_t barrier);
-    void meet_cluster();
 
     Fiber* current = nullptr;
     ucontext_t scheduler;
     const std::function<void()>* kernel = nullptr;
 
   private:
-    void run_cluster(int first, int grid, int threads, int cluster, size_t bytes);
+    void run_block(int index, int grid, int threads, size_t bytes);
     bool step(Warp& warp);
     bool land_some(double share);
     bool chance(double share) { return std::uniform_real_distribution<>()(random_) < share; }
@@ -212,8 +203,6 @@ class Machine {
     std::mt19937_64 random_;
     std::vector<std::pair<const void*, size_t>> sources_;
     std::vector<Transfer> transfers_;
-    Meeting cluster_;
-    int cluster_threads_ = 0;
     std::string failure_;
     friend void enter();
 };

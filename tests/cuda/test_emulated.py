@@ -54,7 +54,7 @@ class Problem(ctypes.Structure):
 class Launch(ctypes.Structure):
     """csrc/cuda/kernels.h has the same."""
 
-    _fields_ = tuple((name, ctypes.c_int) for name in ("rows", "basis", "blocks", "clusters"))
+    _fields_ = tuple((name, ctypes.c_int) for name in ("rows", "basis", "groups", "blocks"))
 
 
 class GgnProblem(ctypes.Structure):
@@ -80,18 +80,15 @@ class Emulated:
     def shared_memory(self, sm90, rows, basis):
         return self.library.shared_memory(int(sm90), ctypes.byref(Launch(rows, basis, 1, 1)))
 
-    def resident_clusters(self, *_):
-        return 2
-
     def split_halves(self, _device, _stream, p, is_float, high, low, tokens, r, stride):
         pointers = (ctypes.c_void_p(p), is_float, ctypes.c_void_p(high), ctypes.c_void_p(low))
         self.library.emulate_split(*pointers, ctypes.c_int64(tokens), r, stride)
 
     def project(self, _device, _stream, *arguments):
-        *problem, rows, basis, blocks, clusters = arguments
+        *problem, rows, basis, groups, blocks, sm90 = arguments
         error = ctypes.create_string_buffer(200)
-        problem, launch = Problem(*problem), Launch(rows, basis, blocks, clusters)
-        sizes = (int(not problem.parts), ctypes.c_uint64(self.seed), error, len(error))
+        problem, launch = Problem(*problem), Launch(rows, basis, groups, blocks)
+        sizes = (int(sm90), ctypes.c_uint64(self.seed), error, len(error))
         assert not self.library.emulate(ctypes.byref(problem), ctypes.byref(launch), *sizes), error.value.decode()
 
     def ggn_project(self, _device, _stream, *arguments):
@@ -126,7 +123,7 @@ def emulator(library, monkeypatch):
 def test_every_launch_fits_its_chip_or_is_refused(emulator, chip):
     chip = CHIPS[chip]
     for r, k, segments in itertools.product(range(1, MOST_R + 1), range(MOST_K + 1), (1, 1000)):
-        how = launch(r, 4096, k, segments, chip, sm90=chip.capability == 90)
+        how = launch(r, 4096, k, segments, 64 * segments, chip, sm90=chip.capability == 90)
         refused = chip_refuses(chip, r, k)
         if refused is None:
             assert emulator.shared_memory(how.kernel == "sm90", how.rows, how.basis) <= chip.shared_memory
@@ -142,23 +139,29 @@ def test_the_built_kernels_take_as_much_shared_memory(library):
         assert binding.compiled.shared_memory(*arguments) == Emulated(library).shared_memory(*arguments)
 
 
-def run(emulator, monkeypatch, kernel, arguments, blocks, seed=0):
-    """Variance, coordinates and what is outside, by a kernel and a number of blocks that are not left to `launch`."""
-    monkeypatch.setattr(binding, "launch", lambda *a, **b: replace(launch(*a, **b), kernel=kernel, blocks=blocks))
+RESIDENT = 3
+"""Blocks of the sm90 kernel: each takes several items, or has none."""
+
+
+def run(emulator, monkeypatch, kernel, arguments, groups, seed=0):
+    """Variance, coordinates and what is outside, by a kernel and a number of groups that are not left to `launch`."""
+    blocks = (len(arguments[2]) - 1) * groups if kernel == "sm80" else RESIDENT
+    how = {"kernel": kernel, "groups": groups, "blocks": blocks}
+    monkeypatch.setattr(binding, "launch", lambda *a, **b: replace(launch(*a, **b), **how))
     emulator.seed = seed
     return kron_variance(*arguments), *kron_project(*arguments[:5])
 
 
 @pytest.mark.parametrize(
-    ("case", "blocks"),
-    [(case, blocks) for case, (_, _, d, _) in CUDA_CASES.items() for blocks in (1, 2, 4) if blocks <= -(-d // 256)],
+    ("case", "groups"),
+    [(case, groups) for case, (_, _, d, _) in CUDA_CASES.items() for groups in (1, 2, 4) if groups <= -(-d // 256)],
 )
 @pytest.mark.parametrize("p_dtype", [torch.bfloat16, torch.float32], ids=str)
 @pytest.mark.parametrize("kernel", KERNELS)
-def test_kernels_against_their_formulas(emulator, monkeypatch, kernel, case, blocks, p_dtype):
+def test_kernels_against_their_formulas(emulator, monkeypatch, kernel, case, groups, p_dtype):
     arguments = made(*CUDA_CASES[case], torch.bfloat16, p_dtype=p_dtype)
     _, rotated, c, outside, variance = formulas(*arguments)
-    found_variance, found_c, found_outside = run(emulator, monkeypatch, kernel, arguments, blocks, seed=blocks)
+    found_variance, found_c, found_outside = run(emulator, monkeypatch, kernel, arguments, groups, seed=groups)
     close(found_variance, variance, torch.bfloat16, budget=HALVES)
     close(found_c, c, torch.bfloat16, budget=HALVES)
     close(found_outside, outside, torch.bfloat16, scale=rotated.square().sum(-1), budget=HALVES)
@@ -169,15 +172,15 @@ def test_kernels_against_their_formulas(emulator, monkeypatch, kernel, case, blo
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_a_gradient_almost_inside_the_basis_keeps_its_digits(emulator, monkeypatch, kernel):
     arguments, exact = almost_inside(torch.bfloat16)
-    assert run(emulator, monkeypatch, kernel, arguments, blocks=1)[0].item() == pytest.approx(exact, rel=1e-2)
+    assert run(emulator, monkeypatch, kernel, arguments, groups=1)[0].item() == pytest.approx(exact, rel=1e-2)
 
 
 @pytest.mark.parametrize("seed", range(6))
 def test_no_order_of_events_changes_a_bit(emulator, monkeypatch, seed):
     """A barrier that is missing shows as a difference, as NaN, or as a deadlock."""
     arguments = made([40, 3, 130, 0, 64, 17], 8, 776, 12, torch.bfloat16)
-    for kernel, blocks in itertools.product(KERNELS, (2, 4)):
-        first, second = (run(emulator, monkeypatch, kernel, arguments, blocks, seed=s) for s in (100, seed))
+    for kernel, groups in itertools.product(KERNELS, (2, 4)):
+        first, second = (run(emulator, monkeypatch, kernel, arguments, groups, seed=s) for s in (100, seed))
         for a, b in zip(first, second, strict=True):
             assert torch.equal(a, b)
 
@@ -188,7 +191,7 @@ def test_one_segment_with_infinities_leaves_the_others_alone(emulator, monkeypat
     p, q, *rest = made(lengths, 3, 264, 4, torch.bfloat16)
     expected = formulas(p, q, *rest)[-1]
     q[5:25], p[5:25] = torch.inf, torch.nan
-    found = run(emulator, monkeypatch, kernel, (p, q, *rest), blocks=2)[0]
+    found = run(emulator, monkeypatch, kernel, (p, q, *rest), groups=2)[0]
     close(found[[0, 2, 3]], expected[[0, 2, 3]], torch.bfloat16, budget=HALVES)
     assert not found[1].isfinite()
 
@@ -230,7 +233,7 @@ def test_elements_beyond_two_to_the_31(emulator, monkeypatch, kernel):
         far.append(torch.from_numpy(memory).view(torch.bfloat16))
     arguments = (*far, near[2] + tokens - 63, *near[3:])
     close(
-        run(emulator, monkeypatch, kernel, arguments, blocks=2)[0], formulas(*near)[-1], torch.bfloat16, budget=HALVES
+        run(emulator, monkeypatch, kernel, arguments, groups=2)[0], formulas(*near)[-1], torch.bfloat16, budget=HALVES
     )
 
 

@@ -72,18 +72,17 @@ def test_the_compiled_part_is_the_first_choice():
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
 @pytest.mark.parametrize("case", LENGTHS_AND_SIZES)
 def test_operations_against_their_formulas(backend, case, dtype):
-    arguments = made(*LENGTHS_AND_SIZES[case], dtype)
-    gradients, rotated, c, outside, variance = formulas(*arguments)
-    tensors = on_gpu(arguments)
+    tensors = on_gpu(made(*LENGTHS_AND_SIZES[case], dtype))
+    gradients, rotated, c, outside, variance = formulas(*tensors)
     if served(backend, "segment_outer", tensors[:3]):
-        close(ops.segment_outer(*tensors[:3]).cpu(), gradients, dtype, budget=BUDGETS.get(backend))
+        close(ops.segment_outer(*tensors[:3]), gradients, dtype, budget=BUDGETS.get(backend))
     if served(backend, "kron_project", tensors[:5]):
-        found_c, found_outside = (x.cpu() for x in ops.kron_project(*tensors[:5]))
+        found_c, found_outside = ops.kron_project(*tensors[:5])
         close(found_c, c, dtype, budget=BUDGETS.get(backend))
         close(found_outside, outside, dtype, scale=rotated.square().sum(-1), budget=BUDGETS.get(backend))
         assert (found_outside >= 0).all()
     if served(backend, "kron_variance", tensors):
-        found = ops.kron_variance(*tensors).cpu()
+        found = ops.kron_variance(*tensors)
         close(found, variance, dtype, budget=BUDGETS.get(backend))
         assert (found >= 0).all()
 
@@ -92,12 +91,11 @@ def test_operations_against_their_formulas(backend, case, dtype):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
 @pytest.mark.parametrize("case", LENGTHS_AND_SIZES)
 def test_ggn_project_against_its_formulas(backend, case, dtype, basis_dtype):
-    arguments = ggn_made(*LENGTHS_AND_SIZES[case], dtype, basis_dtype)
-    tensors = on_gpu(arguments)
+    tensors = on_gpu(ggn_made(*LENGTHS_AND_SIZES[case], dtype, basis_dtype))
     if served(backend, "ggn_project", tensors):
         # A matrix unit truncates as it sums a gradient's tokens.
-        found = [x.cpu() for x in ops.ggn_project(*tensors)]
-        unit_found, unit_expected = (ggn_of_unit_bases(one, arguments[-1]) for one in (found, ggn_formulas(*arguments)))
+        results = ops.ggn_project(*tensors), ggn_formulas(*tensors)
+        unit_found, unit_expected = (ggn_of_unit_bases(one, tensors[-1]) for one in results)
         ggn_close(unit_found, unit_expected, dtype, BUDGET[dtype])
 
 
@@ -106,13 +104,13 @@ def test_ggn_project_against_its_formulas(backend, case, dtype, basis_dtype):
 def test_ggn_project_at_shapes_of_large_models(backend, r, d, k, segments):
     """The bases are not orthonormal here, which no product asks for."""
     lengths = [2048, *((37 * n) % 160 for n in range(1, segments))]
-    p, q, offsets, *_ = made(lengths, r, d, 0, torch.bfloat16)
-    bases = (torch.randn(k, r, d, generator=torch.Generator().manual_seed(1)) / (r * d) ** 0.5).bfloat16()
-    for arguments in ((p, q, offsets, bases), (p.float() * 1.001, q, offsets, bases)):
-        tensors = on_gpu(arguments)
+    p, q, offsets, *_ = on_gpu(made(lengths, r, d, 0, torch.bfloat16))
+    generator = torch.Generator("cuda").manual_seed(1)
+    bases = (torch.randn(k, r, d, generator=generator, device="cuda") / (r * d) ** 0.5).bfloat16()
+    for tensors in ((p, q, offsets, bases), (p.float() * 1.001, q, offsets, bases)):
         if served(backend, "ggn_project", tensors):
-            products, squared_norm = (x.cpu() for x in ops.ggn_project(*tensors))
-            expected, norms = ggn_formulas(*arguments)
+            products, squared_norm = ops.ggn_project(*tensors)
+            expected, norms = ggn_formulas(*tensors)
             # p as two bfloat16 halves is good to 2⁻¹⁸, and a long sum in a matrix unit to 10⁻⁶.
             assert ((products - expected).abs() <= HALVES * norms.sqrt()[:, None]).all()
             assert ((squared_norm - norms).abs() <= HALVES * norms).all()
@@ -137,21 +135,20 @@ def test_a_gradient_almost_inside_the_directions_keeps_its_digits(
 @pytest.mark.parametrize("case", CUDA_CASES)
 def test_p_in_float32_beside_q_in_bfloat16(backend, case):
     """What a bfloat16 model's layers hand over."""
-    arguments = made(*CUDA_CASES[case], torch.bfloat16, p_dtype=torch.float32)
-    tensors = on_gpu(arguments)
+    tensors = on_gpu(made(*CUDA_CASES[case], torch.bfloat16, p_dtype=torch.float32))
     if served(backend, "kron_variance", tensors):
-        close(ops.kron_variance(*tensors).cpu(), formulas(*arguments)[-1], torch.bfloat16, budget=BUDGETS.get(backend))
+        close(ops.kron_variance(*tensors), formulas(*tensors)[-1], torch.bfloat16, budget=BUDGETS.get(backend))
 
 
 @pytest.mark.parametrize("segments", [1, 9, 300])
 @pytest.mark.parametrize(("r", "d", "k"), [(8, 4096, 16), (16, 4096, 64), (64, 14_336, 64)])
 def test_shapes_of_large_models(backend, r, d, k, segments):
-    """Clusters of every size, segments that are sorted and that are not; the sm80 kernel where segments are few."""
+    """Few items and many, segments that are sorted and that are not."""
     lengths = [(37 * n) % 160 for n in range(segments)]
     lengths[0] = 2048
-    arguments = made(lengths, r, d, k, torch.bfloat16)
-    found = ops.kron_variance(*on_gpu(arguments)).cpu()
-    close(found, formulas(*arguments)[-1], torch.bfloat16, budget=BUDGETS.get(backend))
+    p, *rest = on_gpu(made(lengths, r, d, k, torch.bfloat16))
+    for tensors in ((p, *rest), (p.float() * 1.001, *rest)):
+        close(ops.kron_variance(*tensors), formulas(*tensors)[-1], torch.bfloat16, budget=BUDGETS.get(backend))
 
 
 @pytest.mark.parametrize(("dtype", "relative"), [(torch.float32, 1e-4), (torch.bfloat16, 1e-2)], ids=str)

@@ -34,7 +34,7 @@ def formulas(p, q, offsets, v, u, weight, residual):
     """Gradients, coordinates, squared norms outside the basis, and variances, in float64."""
     p, q, v, u = (x.double() for x in (p, q, v, u))
     bounds = offsets.tolist()
-    g = torch.zeros(len(bounds) - 1, p.shape[1], q.shape[1], dtype=torch.float64)
+    g = torch.zeros(len(bounds) - 1, p.shape[1], q.shape[1], dtype=torch.float64, device=p.device)
     for n, (start, stop) in enumerate(zip(bounds[:-1], bounds[1:], strict=True)):
         g[n] = torch.einsum("ti,tj->ij", p[start:stop], q[start:stop])
     rotated = v.T @ g
@@ -92,7 +92,8 @@ def ggn_inputs(case, dtype, basis_dtype=None):
 def ggn_formulas(p, q, offsets, bases):
     """Products with the bases, and squared norms, in float64."""
     _, r, d = bases.shape
-    g = formulas(p, q, offsets, torch.eye(r), torch.zeros(d, 0), torch.zeros(r, 0), torch.zeros(r))[0]
+    nothing = (torch.eye(r), torch.zeros(d, 0), torch.zeros(r, 0), torch.zeros(r))
+    g = formulas(p, q, offsets, *(x.to(p.device) for x in nothing))[0]
     return torch.einsum("nij,kij->nk", g, bases.double()), g.square().sum((1, 2))
 
 

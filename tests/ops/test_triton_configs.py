@@ -15,13 +15,14 @@ from bayesrm_fast.ops.triton.configs import (
     GGN_PROGRAMS_A_MULTIPROCESSOR,
     MOST_ROWS_A_PROGRAM,
     ggn_splits,
-    group_tiles,
+    product_tiles,
     stream_tiles,
-    takes_groups,
+    takes_gradients,
     tiles,
 )
 
 SIZES = [1, 2, 8, 15, 16, 17, 33, 64, 65, 100, 256]
+DTYPES = [(torch.bfloat16, torch.bfloat16), (torch.float32, torch.bfloat16), (torch.float32, torch.float32)]
 SITES = list(itertools.product(SIZES, [1, 7, 17, 33, 64, 384, 14_336, 32_768], [0, *SIZES]))
 
 
@@ -34,28 +35,28 @@ def served(*arguments, **options):
 
 
 @pytest.mark.parametrize("second_pass", [False, True])
-@pytest.mark.parametrize("itemsize", [2, 4])
+@pytest.mark.parametrize("dtypes", DTYPES, ids=str)
 @pytest.mark.parametrize("chip", CHIPS)
-def test_tiles_fit_the_chip(chip, itemsize, second_pass):
+def test_tiles_fit_the_chip(chip, dtypes, second_pass):
     for r, d, k in SITES:
-        found = tiles(r, d, k, itemsize, CHIPS[chip], second_pass)
-        assert found.shared_memory(itemsize, second_pass) <= CHIPS[chip].shared_memory
+        found = tiles(r, d, k, *dtypes, CHIPS[chip], second_pass)
+        assert found.shared_memory(*dtypes, second_pass) <= CHIPS[chip].shared_memory
         assert found.stages == 3
         for size in (found.rows, found.basis, found.tokens, found.columns):
             assert size >= 16
             assert size & (size - 1) == 0
 
 
-@pytest.mark.parametrize("itemsize", [2, 4])
+@pytest.mark.parametrize(("p", "q"), DTYPES, ids=str)
 @pytest.mark.parametrize("kib", [32, 48, 64, 80, 96])
-def test_where_the_first_pass_fits_the_second_does_and_so_do_rows_in_turns(kib, itemsize):
+def test_where_the_first_pass_fits_the_second_does_and_so_do_rows_in_turns(kib, p, q):
     """`refuses` asks for the first pass of p as it comes; one with many rows is in float32 before it meets a tile."""
     chip = Chip(80, 100, kib * 1024)
     for r, d, k in SITES:
-        if served(r, d, k, itemsize, chip):
-            assert served(r, d, k, itemsize, chip, second_pass=True)
-            assert r <= MOST_ROWS_A_PROGRAM or served(r, d, k, 4, chip)
-            assert r <= MOST_ROWS_A_PROGRAM or served(r, d, k, 4, chip, second_pass=True)
+        if served(r, d, k, p, q, chip):
+            assert served(r, d, k, p, q, chip, second_pass=True)
+            assert r <= MOST_ROWS_A_PROGRAM or served(r, d, k, torch.float32, q, chip)
+            assert r <= MOST_ROWS_A_PROGRAM or served(r, d, k, torch.float32, q, chip, second_pass=True)
 
 
 @pytest.mark.skipif(triton.unavailable() is not None, reason=str(triton.unavailable()))
@@ -69,17 +70,18 @@ def test_a_chip_without_room_is_refused_and_not_a_failed_launch(monkeypatch):
 
 
 def test_a_small_chip_gets_fewer_stages_or_an_error():
-    wide = tiles(64, 4096, 64, 2, H100)
-    need = wide.shared_memory(2)
-    assert tiles(64, 4096, 64, 2, Chip(86, 84, need - 1)).stages < wide.stages
+    half = (torch.bfloat16, torch.bfloat16)
+    wide = tiles(64, 4096, 64, *half, H100)
+    need = wide.shared_memory(*half)
+    assert tiles(64, 4096, 64, *half, Chip(86, 84, need - 1)).stages < wide.stages
     with pytest.raises(ValueError, match="KiB of shared memory, not 9"):
-        tiles(64, 4096, 64, 2, Chip(70, 80, 10_000))
+        tiles(64, 4096, 64, *half, Chip(70, 80, 10_000))
 
 
 @pytest.mark.parametrize("segments", [1, 3, 64, 10_000])
 @pytest.mark.parametrize("d", [1, 64, 384, 14_336, 32_768])
 def test_every_column_has_one_program_and_few_segments_fill_the_chip(segments, d):
-    columns = tiles(16, d, 64, 2, H100).columns
+    columns = tiles(16, d, 64, torch.bfloat16, torch.bfloat16, H100).columns
     per_program = tiles_per_program(segments, columns, d, H100)
     blocks = -(-d // columns)
     splits = -(-blocks // per_program)
@@ -95,12 +97,12 @@ def test_every_column_has_one_program_and_few_segments_fill_the_chip(segments, d
 @pytest.mark.parametrize("d", [1, 33, 384, 4096, 14_336, 32_768])
 def test_every_column_of_ggn_project_has_one_program_and_all_are_resident(chip, programs, d):
     """What is stored between its kernels is a tile for each program, and so no more than the chip can hold."""
-    for k, itemsize in itertools.product([0, 1, 32, 128, 1000], [2, 4]):
-        for t in (stream_tiles(d, k, itemsize), group_tiles(k)):
-            for size in (t.segments, t.rows, t.bases, t.chunks, t.tokens, t.columns):
+    for k, dtypes in itertools.product([0, 1, 32, 128, 1000], DTYPES):
+        for t in (stream_tiles(d, k, *dtypes), product_tiles(k)):
+            for size in (t.bases, t.columns):
                 assert size & (size - 1) == 0
             columns = -(-d // t.columns)
-            per_program, splits = ggn_splits(programs, d, t, CHIPS[chip])
+            per_program, splits = ggn_splits(programs, columns, CHIPS[chip])
             assert (splits - 1) * per_program < columns <= splits * per_program
             resident = GGN_PROGRAMS_A_MULTIPROCESSOR * CHIPS[chip].multiprocessors
             assert programs * splits <= max(programs, resident)
@@ -108,9 +110,9 @@ def test_every_column_of_ggn_project_has_one_program_and_all_are_resident(chip, 
 
 
 def test_only_many_segments_of_bfloat16_are_multiplied_together():
-    assert [takes_groups(n, torch.bfloat16) for n in (1, 3, 4, 1000)] == [False, False, True, True]
-    assert not takes_groups(1000, torch.float32)
-    assert not takes_groups(1000, torch.float16)
+    assert [takes_gradients(n, torch.bfloat16) for n in (1, 3, 4, 1000)] == [False, False, True, True]
+    assert not takes_gradients(1000, torch.float32)
+    assert not takes_gradients(1000, torch.float16)
 
 
 def test_block_sizes_need_no_triton():

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from bayesrm_fast.ops.chips import Chip, chip_of
 from bayesrm_fast.ops.compiled import compiled_part
-from bayesrm_fast.ops.cuda.configs import Launch, compiled_sizes, launch
+from bayesrm_fast.ops.cuda.configs import compiled_sizes, launch
 
 compiled, missing = compiled_part("_cuda", "nvcc")
 """The module, None where it is not there, and then why."""
@@ -32,29 +32,25 @@ def project(
             output.zero_()
         return
     chip = chip_of(q.device)
-    how = launch(r, d, k, count, chip, sm90=_has_sm90(chip))
+    how = launch(r, d, k, count, tokens, chip, sm90=_has_sm90(chip))
     at = (q.device.index, torch.cuda.current_stream(q.device).cuda_stream)
     p, p_low = halves(p, *at)
     held = [aligned(q), offsets.contiguous(), basis_p.float().contiguous(), basis_q.float().T.contiguous()]
     constants = [x.float().contiguous() for x in (weight, residual) if x is not None]
-    parts, clusters = None, 1
-    if how.kernel == "sm80":
-        parts = torch.empty((count, how.blocks, how.rows, how.rows + how.basis), dtype=torch.float32, device=q.device)
-    else:
-        clusters = min(count, _resident_clusters(q.device.index, how))
+    parts = torch.empty((count, how.groups, how.rows, how.rows + how.basis), dtype=torch.float32, device=q.device)
     inputs = [x.data_ptr() for x in held] + ([x.data_ptr() for x in constants] or [0, 0])
     results = [x.data_ptr() for x in outputs]
     results = [*results, 0, 0] if constants else [0, *results]
-    addresses = (p.data_ptr(), address(p_low), *inputs, *results, address(parts))
-    compiled.project(*at, *addresses, tokens, count, r, p.shape[1], d, k, how.rows, how.basis, how.blocks, clusters)
+    addresses = (p.data_ptr(), address(p_low), *inputs, *results, parts.data_ptr())
+    sizes = (tokens, count, r, p.shape[1], d, k, how.rows, how.basis, how.groups, how.blocks)
+    compiled.project(*at, *addresses, *sizes, how.kernel == "sm90")
 
 
 @cache
 def shared_memory(r: int, k: int, chip: Chip) -> int:
-    """Bytes that a block takes at most, of the kernels that a call with these sizes may run on a chip."""
-    kernels = (False, True) if _has_sm90(chip) else (False,)
-    needs: list[int] = [compiled.shared_memory(sm90, *compiled_sizes(r, k)) for sm90 in kernels]
-    return max(needs)
+    """Bytes that a block takes of the kernel that a call with these sizes runs on a chip."""
+    needs: int = compiled.shared_memory(_has_sm90(chip), *compiled_sizes(r, k))
+    return needs
 
 
 def _has_sm90(chip: Chip) -> bool:
@@ -90,9 +86,3 @@ def aligned(tensor: Tensor) -> Tensor:
 def address(tensor: Tensor | None) -> int:
     """Of its first element; 0 for None."""
     return 0 if tensor is None else tensor.data_ptr()
-
-
-@cache
-def _resident_clusters(device: int, how: Launch) -> int:
-    clusters: int = compiled.resident_clusters(device, how.rows, how.basis, how.blocks)
-    return clusters

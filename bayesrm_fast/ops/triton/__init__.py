@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from bayesrm_fast.ops.chips import chip_of
-from bayesrm_fast.ops.triton.configs import largest_itemsize, tiles
+from bayesrm_fast.ops.triton.configs import tiles
 
 _INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -39,7 +39,7 @@ def refuses(operation: str, tensors: tuple[Tensor, ...]) -> str | None:
         return None  # its blocks fit every chip
     k = constants[1].shape[1] if len(constants) > 1 else 0
     try:
-        tiles(p.shape[1], q.shape[1], k, largest_itemsize(p.dtype, q.dtype), chip_of(q.device))
+        tiles(p.shape[1], q.shape[1], k, p.dtype, q.dtype, chip_of(q.device))
     except ValueError as error:
         return str(error)
     return None

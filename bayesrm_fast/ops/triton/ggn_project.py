@@ -1,12 +1,13 @@
 """Kernels of `ggn_project`: tiles of columns, split over programs, then a sum over the pieces.
 
-A program forms a tile of the gradient, multiplies it with the same tile of the bases and forgets it. Two kernels differ
-in what a program holds:
+Two ways differ in what is read more than once:
 
-- of few segments one, since the bases are nearly all that is read: vector units multiply them as fast as they come.
-- of more segments sixteen, so that the bases are not read for each: matrix units multiply. Their operands are the
-  gradient's three bfloat16 parts, and no sum of theirs is longer than a tile is wide: a matrix unit truncates as it
-  accumulates, and over thousands of columns that is a bias of 10⁻⁶, as much as an outside that counts.
+- of few segments the bases are nearly all that is read, and it is read once: a program forms a tile of one gradient,
+  multiplies it with the same tile of the bases and forgets it. Vector units do that as fast as the bases come.
+- of more segments the gradients are written to memory, so that the bases are not read for each, and matrix units
+  multiply. Their operands are the gradient's three bfloat16 parts, and no sum of theirs is longer than a tile is wide:
+  a matrix unit truncates as it accumulates, and over thousands of columns that is a bias of 10⁻⁶, as much as an outside
+  that counts.
 
 How many digits a sum keeps is decided by q:
 
@@ -25,14 +26,14 @@ from torch import Tensor
 from bayesrm_fast.ops.chips import chip_of
 from bayesrm_fast.ops.triton.configs import (
     ggn_splits,
-    group_tiles,
-    largest_itemsize,
     needs_digits,
+    product_tiles,
     stream_tiles,
-    takes_groups,
+    takes_gradients,
     widens,
 )
-from bayesrm_fast.ops.triton.primitives import dot_thirds, outer_tile, thirds
+from bayesrm_fast.ops.triton.primitives import add_in_vector_units, dot_thirds, outer_tile, thirds
+from bayesrm_fast.ops.triton.segment_outer import segment_outer
 
 
 @triton.jit
@@ -113,50 +114,39 @@ def stream_bases(
 
 
 @triton.jit(do_not_specialize=["count", "per_program"])
-def multiply_groups(
-    p, q, offsets, bases, parts, count, r, d, k, per_program,
-    S: tl.constexpr, R: tl.constexpr, KC: tl.constexpr, CHUNKS: tl.constexpr, BD: tl.constexpr, BT: tl.constexpr,
-    SPLIT_P: tl.constexpr, SPLIT_BASES: tl.constexpr,
+def multiply_gradients(
+    gradients, bases, parts, count, size, k, per_program,
+    S: tl.constexpr, KC: tl.constexpr, BD: tl.constexpr, SPLIT_BASES: tl.constexpr,
 ):  # fmt: skip
-    """`parts [N, pieces, k + 1]` of S segments and CHUNKS times KC bases a program, as in `stream_bases`."""
-    row_chunks = (r + R - 1) // R
-    row_chunk, first_j = tl.program_id(0) % row_chunks, tl.program_id(0) // row_chunks * (CHUNKS * KC)
-    group, split = tl.program_id(1), tl.program_id(2)
-    rows, js, chunks = row_chunk * R + tl.arange(0, R), first_j + tl.arange(0, KC), tl.arange(0, CHUNKS)[:, None, None]
-    segments = (group * S + tl.arange(0, S)).to(tl.int64)
-    starts = tl.load(offsets + segments, mask=segments < count, other=0)
-    stops = tl.load(offsets + segments + 1, mask=segments < count, other=0)
-    longest = tl.max(stops - starts, axis=0)
-    total = tl.zeros([CHUNKS, KC, S], dtype=tl.float32)
+    """`parts [N, splits, k + 1]` of S segments and KC bases a program: products, then the squared norm.
+
+    `gradients [N, size]` in float32, `bases [k, size]`.
+    """
+    split = tl.program_id(2)
+    js, segments = tl.program_id(0) * KC + tl.arange(0, KC), tl.program_id(1) * S + tl.arange(0, S)
+    at_gradients, at_bases = segments.to(tl.int64)[None, :] * size, js.to(tl.int64)[:, None] * size
+    total = tl.zeros([KC, S], dtype=tl.float32)
     norm = tl.zeros([S], dtype=tl.float32)
-    for tile in range(split * per_program, min((split + 1) * per_program, (d + BD - 1) // BD)):
+    for tile in range(split * per_program, min((split + 1) * per_program, (size + BD - 1) // BD)):
         columns = tile * BD + tl.arange(0, BD)
-        gradient = tl.zeros([S, R, BD], dtype=tl.float32)
-        for first in range(0, longest, BT):
-            tokens = starts[:, None] + first + tl.arange(0, BT)[None, :]
-            live = (tokens < stops[:, None])[:, :, None]
-            at_p = tokens[:, :, None] * r + rows[None, None, :]
-            at_q = tokens[:, :, None] * d + columns[None, None, :]
-            left = tl.permute(tl.load(p + at_p, mask=live & (rows < r)[None, None, :], other=0.0), (0, 2, 1))
-            right = tl.load(q + at_q, mask=live & (columns < d)[None, None, :], other=0.0)
-            gradient = dot_thirds(left, right, gradient, SPLIT_P)
-        coming = bases_tile(bases, rows, columns, js, r, d, k)
-        norm += tl.sum(tl.sum(gradient * gradient, axis=2), axis=1)
-        first_third, second_third, third_third = thirds(tl.permute(gradient, (1, 2, 0)))
-        for chunk in range(CHUNKS):
-            b = tl.permute(coming, (1, 0, 2))
-            if bases.dtype.element_ty == tl.int8:  # which has no more digits than bfloat16
-                b = b.to(tl.float32).to(tl.bfloat16)
-            coming = bases_tile(bases, rows, columns, js + (chunk + 1) * KC, r, d, min(k, first_j + CHUNKS * KC))
-            product = dot_thirds(b, third_third, tl.zeros([R, KC, S], dtype=tl.float32), SPLIT_BASES)
-            product = dot_thirds(b, second_third, product, SPLIT_BASES)
-            product = dot_thirds(b, first_third, product, SPLIT_BASES)
-            total += tl.where(chunks == chunk, tl.sum(product, axis=0)[None, :, :], 0.0)
-    piece = (segments * tl.num_programs(2) + split) * row_chunks + row_chunk
-    js = js[None, :, None] + chunks * KC
-    at = piece[None, None, :] * (k + 1) + js
-    tl.store(parts + at, total, mask=(segments < count)[None, None, :] & (js < k))
-    if first_j == 0:
+        fits = columns < size
+        g = tl.load(
+            gradients + at_gradients + columns[:, None], mask=fits[:, None] & (segments < count)[None, :], other=0.0
+        )
+        b = tl.load(bases + at_bases + columns[None, :], mask=fits[None, :] & (js < k)[:, None], other=0.0)
+        if bases.dtype.element_ty == tl.int8:  # which has no more digits than bfloat16
+            b = b.to(tl.float32).to(tl.bfloat16)
+        norm += tl.sum(g * g, axis=0)
+        first_third, second_third, third_third = thirds(g)
+        product = dot_thirds(b, third_third, tl.zeros([KC, S], dtype=tl.float32), SPLIT_BASES)
+        product = dot_thirds(b, second_third, product, SPLIT_BASES)
+        product = dot_thirds(b, first_third, product, SPLIT_BASES)
+        total = add_in_vector_units(product, total)
+    piece = segments.to(tl.int64) * tl.num_programs(2) + split
+    tl.store(
+        parts + piece[None, :] * (k + 1) + js[:, None], total, mask=(segments < count)[None, :] & (js < k)[:, None]
+    )
+    if tl.program_id(0) == 0:
         tl.store(parts + piece * (k + 1) + k, norm, mask=segments < count)
 
 
@@ -180,6 +170,9 @@ def sum_pieces(parts, rests, products, squared_norm, pieces, k, KC: tl.constexpr
 
 SUM_BLOCKS = {"KC": 64}
 
+MOST_GRADIENTS = 2**26
+"""Elements of the gradients that are written at a time: a quarter of a gibibyte."""
+
 
 def ggn_project(p: Tensor, q: Tensor, offsets: Tensor, bases: Tensor) -> tuple[Tensor, Tensor]:
     """As `bayesrm_fast.ops.ggn_project`."""
@@ -187,28 +180,48 @@ def ggn_project(p: Tensor, q: Tensor, offsets: Tensor, bases: Tensor) -> tuple[T
     count, (k, r, d) = offsets.shape[0] - 1, bases.shape
     products = torch.empty((count, k), dtype=torch.float64, device=q.device)
     squared_norm = torch.empty(count, dtype=torch.float64, device=q.device)
-    if count == 0:
+    if not takes_gradients(count, q.dtype):
+        _streamed(p, q, offsets, bases, products, squared_norm)
         return products, squared_norm
-    digits, grouped = needs_digits(q.dtype), takes_groups(count, q.dtype)
-    t = group_tiles(k) if grouped else stream_tiles(d, k, largest_itemsize(p.dtype, q.dtype))
-    groups = -(-count // t.segments)
+    at_once = max(1, MOST_GRADIENTS // (r * d))
+    for first in range(0, count, at_once):
+        some = slice(first, min(first + at_once, count))
+        gradients = segment_outer(p, q, offsets[some.start : some.stop + 1])
+        _multiplied(gradients, bases, products[some], squared_norm[some])
+    return products, squared_norm
+
+
+def _streamed(p: Tensor, q: Tensor, offsets: Tensor, bases: Tensor, products: Tensor, squared_norm: Tensor) -> None:
+    count, (k, r, d), digits = offsets.shape[0] - 1, bases.shape, needs_digits(q.dtype)
+    if count == 0:
+        return
+    t = stream_tiles(d, k, p.dtype, q.dtype)
     chunks, row_chunks = max(1, -(-k // (t.bases * t.chunks))), -(-r // t.rows)
-    per_program, splits = ggn_splits(groups * chunks * row_chunks, d, t, chip_of(q.device))
-    pieces = splits * row_chunks
-    parts = torch.empty((count, pieces, k + 1), dtype=torch.float32, device=q.device)
+    per_program, splits = ggn_splits(count * chunks * row_chunks, -(-d // t.columns), chip_of(q.device))
+    parts = torch.empty((count, splits * row_chunks, k + 1), dtype=torch.float32, device=q.device)
     rests = torch.empty_like(parts) if digits else parts
     blocks = {"R": t.rows, "KC": t.bases, "CHUNKS": t.chunks, "BD": t.columns, "BT": t.tokens}
-    options = {"num_warps": t.warps, "num_stages": t.stages}
-    if grouped:
-        flags = {"SPLIT_P": p.dtype != torch.bfloat16, "SPLIT_BASES": bases.dtype == torch.float32}
-        multiply_groups[chunks * row_chunks, groups, splits](
-            p, q, offsets, bases, parts, count, r, d, k, per_program, S=t.segments, **flags, **blocks, **options
-        )
-    else:
-        flags = {"WIDEN": widens(p.dtype, q.dtype), "DIGITS": digits}
-        stream_bases[count, splits, chunks * row_chunks](
-            p, q, offsets, bases, parts, rests, r, d, k, per_program, **flags, **blocks, **options
-        )
+    flags = {"WIDEN": widens(p.dtype, q.dtype), "DIGITS": digits, "num_warps": t.warps, "num_stages": t.stages}
+    stream_bases[count, splits, chunks * row_chunks](
+        p, q, offsets, bases, parts, rests, r, d, k, per_program, **blocks, **flags
+    )
+    _sum_pieces(parts, rests, products, squared_norm, digits)
+
+
+def _multiplied(gradients: Tensor, bases: Tensor, products: Tensor, squared_norm: Tensor) -> None:
+    count, k, size = len(gradients), len(bases), gradients[0].numel()
+    t = product_tiles(k)
+    groups, chunks = -(-count // t.segments), max(1, -(-k // t.bases))
+    per_program, splits = ggn_splits(groups * chunks, -(-size // t.columns), chip_of(bases.device))
+    parts = torch.empty((count, splits, k + 1), dtype=torch.float32, device=bases.device)
+    blocks = {"S": t.segments, "KC": t.bases, "BD": t.columns, "num_warps": t.warps, "num_stages": t.stages}
+    multiply_gradients[chunks, groups, splits](
+        gradients, bases, parts, count, size, k, per_program, SPLIT_BASES=bases.dtype == torch.float32, **blocks
+    )
+    _sum_pieces(parts, parts, products, squared_norm, digits=False)
+
+
+def _sum_pieces(parts: Tensor, rests: Tensor, products: Tensor, squared_norm: Tensor, digits: bool) -> None:
+    count, pieces, k = parts.shape[0], parts.shape[1], parts.shape[2] - 1
     grid = (count, k // SUM_BLOCKS["KC"] + 1)
     sum_pieces[grid](parts, rests, products, squared_norm, pieces, k, DIGITS=digits, **SUM_BLOCKS)
-    return products, squared_norm

@@ -18,7 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from bayesrm_fast.ops.chips import chip_of, tiles_per_program
-from bayesrm_fast.ops.triton.configs import MOST_ROWS_A_PROGRAM, largest_itemsize, needs_digits, tiles, widens
+from bayesrm_fast.ops.triton.configs import MOST_ROWS_A_PROGRAM, needs_digits, tiles, widens
 from bayesrm_fast.ops.triton.primitives import basis_tile, dot, rotated_tile
 
 
@@ -137,8 +137,7 @@ class Projection:
         self.rotate = self.r <= MOST_ROWS_A_PROGRAM
         if not self.rotate:
             self.p = self._rotated()
-        self.widen = widens(self.p.dtype, q.dtype)
-        self.itemsize = largest_itemsize(self.p.dtype, q.dtype)
+        self.dtypes = (self.p.dtype, q.dtype)
 
     def project(self) -> tuple[Tensor, Tensor]:  # shapes: (N, r, k), (N, r)
         """C and the squared row norms of VᵀG − CUᵀ."""
@@ -153,7 +152,7 @@ class Projection:
 
     def shares(self) -> tuple[Tensor, Tensor]:  # shapes: (N, splits, r, k), (N, splits, r)
         """Each split's share of C and of the squared row norms of VᵀG."""
-        t = tiles(self.r, self.d, self.k, self.itemsize, self.chip)
+        t = tiles(self.r, self.d, self.k, *self.dtypes, self.chip)
         per_program = tiles_per_program(self.count, t.columns, self.d, self.chip)
         splits = -(-self.d // (t.columns * per_program))
         parts, norms = self.empty(self.count, splits, self.r, self.k), self.empty(self.count, splits, self.r)
@@ -163,7 +162,7 @@ class Projection:
 
     def outside(self, coordinates: Tensor) -> Tensor:  # shapes: (N, r, k), (N, r)
         """Squared row norms of VᵀG − CUᵀ, by a second pass over q."""
-        t = tiles(self.r, self.d, self.k, self.itemsize, self.chip, second_pass=True)
+        t = tiles(self.r, self.d, self.k, *self.dtypes, self.chip, second_pass=True)
         per_program = tiles_per_program(self.count, t.columns, self.d, self.chip)
         splits = -(-self.d // (t.columns * per_program))
         norms = self.empty(self.count, splits, self.r)
@@ -186,7 +185,7 @@ class Projection:
     def _launch(self, kernel: Any, grid: tuple[int, int, int], t: Any, per_program: int, *outputs: Tensor) -> None:
         inputs = (self.p, self.q, self.offsets, self.basis_p, self.basis_q_t)
         blocks = {"R": t.rows, "KC": t.basis, "BD": t.columns, "BT": t.tokens}
-        flags = {"WIDEN": self.widen, "ROTATE": self.rotate, "num_warps": t.warps, "num_stages": t.stages}
+        flags = {"WIDEN": widens(*self.dtypes), "ROTATE": self.rotate, "num_warps": t.warps, "num_stages": t.stages}
         kernel[grid](*inputs, *outputs, self.r, self.d, self.k, per_program, **blocks, **flags)
 
 

@@ -7,15 +7,24 @@ INTERPRET = tl.constexpr(triton.knobs.runtime.interpret)
 
 
 @triton.jit
+def add_in_vector_units(product, accumulator):
+    """Their sum, rounded to nearest.
+
+    A matrix unit truncates as it accumulates: over two thousand tokens a bias of 10⁻⁵, over thousands of columns one of
+    10⁻⁴, of which a difference of norms would see nothing else. So long sums are for vector units; a plain `+` would be
+    folded back.
+    """
+    return tl.fma(product, tl.full(product.shape, 1.0, tl.float32), accumulator)
+
+
+@triton.jit
 def dot(a, b, accumulator, WIDEN: tl.constexpr):  # shapes: [m, k], [k, n], [m, n] in float32
     """`accumulator + a b`. With WIDEN as three products of tf32 halves, good to 2⁻²¹; one such product has ten bits."""
     if INTERPRET:  # it stores bfloat16 as integers, and would multiply those
         return tl.dot(a.to(tl.float32), b.to(tl.float32), accumulator, input_precision="ieee")
     elif WIDEN:
         product = tl.dot(a.to(tl.float32), b.to(tl.float32), input_precision="tf32x3")
-        # A matrix unit truncates as it accumulates: over thousands of columns a bias of 10⁻⁴, of which a difference of
-        # norms would see nothing else. So the long sum is rounded, by vector units; a plain `+` would be folded back.
-        return tl.fma(product, tl.full(product.shape, 1.0, tl.float32), accumulator)
+        return add_in_vector_units(product, accumulator)
     else:
         return tl.dot(a, b, accumulator)
 
@@ -62,7 +71,12 @@ def outer_tile(
         live = (tokens < stop)[:, None]
         left = tl.load(p + tokens[:, None] * r + rows[None, :], mask=live & (rows < r)[None, :], other=0.0)
         right = tl.load(q + tokens[:, None] * d + columns[None, :], mask=live & (columns < d)[None, :], other=0.0)
-        tile = dot(tl.trans(left), right, tile, WIDEN)
+        if WIDEN:
+            tile = dot(tl.trans(left), right, tile, True)
+        else:
+            nothing = tl.zeros([R, BD], dtype=tl.float32)
+            product = dot_thirds(tl.trans(left), right, nothing, p.dtype.element_ty != q.dtype.element_ty)
+            tile = add_in_vector_units(product, tile)
     return tile
 
 

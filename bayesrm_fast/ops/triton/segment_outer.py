@@ -6,7 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from bayesrm_fast.ops.chips import chip_of
-from bayesrm_fast.ops.triton.configs import largest_itemsize, tiles, widens
+from bayesrm_fast.ops.triton.configs import tiles, widens
 from bayesrm_fast.ops.triton.primitives import outer_tile
 
 
@@ -29,7 +29,7 @@ def segment_outer(p: Tensor, q: Tensor, offsets: Tensor) -> Tensor:
     count, r, d = offsets.shape[0] - 1, p.shape[1], q.shape[1]
     gradients = p.new_empty(count, r, d, dtype=torch.float32)
     if gradients.numel():
-        t = tiles(r, d, 0, largest_itemsize(p.dtype, q.dtype), chip_of(q.device))
+        t = tiles(r, d, 0, p.dtype, q.dtype, chip_of(q.device))
         blocks = {"R": t.rows, "BD": t.columns, "BT": t.tokens, "num_warps": t.warps, "num_stages": t.stages}
         grid = (count, -(-d // t.columns), -(-r // t.rows))
         store_tiles[grid](p, q, offsets, gradients, r, d, WIDEN=widens(p.dtype, q.dtype), **blocks)
