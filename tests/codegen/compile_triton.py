@@ -52,6 +52,9 @@ OWN_BLOCKS = {
     "weigh_splits": kron_project.SUM_BLOCKS,
     "sum_pieces": ggn_project.SUM_BLOCKS | {"DIGITS": True},
 }
+RESOURCES: dict[tuple[Any, ...], dict[str, Any]] = {}
+"""Of what has been compiled: several shapes are launched alike."""
+
 LEAST_SHARED_MEMORY = 64 * 1024
 """Of any chip with a matrix unit: blocks that no chip is asked about must fit."""
 
@@ -98,6 +101,14 @@ def compiled(
         if signature[name].startswith("*") or (name in ("d", "size") and d % 16 == 0):
             attributes[(i,)] = [["tt.divisibility", 16]]
     source = ASTSource(kernel, signature=signature, constexprs=constants, attrs=attributes)
+    key = (kernel_name, chip.capability, *map(repr, (signature, constants, attributes, options)))
+    if key not in RESOURCES:
+        RESOURCES[key] = resources(source, chip, options)
+    return {**RESOURCES[key], "bound": bound, "limit": chip.shared_memory}
+
+
+def resources(source: ASTSource, chip: Chip, options: dict[str, int]) -> dict[str, Any]:
+    """What the compiler says of one kernel."""
     target = GPUTarget("cuda", chip.capability, 32)
     done = triton.compile(source, target=target, options=options | {"enable_fp_fusion": True})
     with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
@@ -109,8 +120,6 @@ def compiled(
     return {
         **found,
         "shared": done.metadata.shared,
-        "bound": bound,
-        "limit": chip.shared_memory,
         "matrix_unit": "HMMA" in sass or "HGMMA" in sass,
         "float64": re.search(r"\b(DADD|DMUL|DFMA)\b", sass) is not None,
         "spills": len(re.findall(r"\b(?:STL|LDL)\b", sass)),
