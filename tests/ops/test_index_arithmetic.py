@@ -49,8 +49,23 @@ def test_triton(far):
     with use_backend("triton"):
         close(kron_variance(*far[0]), formulas(*far[1])[-1], torch.bfloat16)
         close(segment_outer(*far[0][:3]), formulas(*far[1])[0], torch.bfloat16)
-        for cuts in ([], [3, 7, 20]):  # a segment a program, and sixteen
+        for cuts in ([], [3, 7, 20]):  # a segment a program, and their gradients together
             bounds = torch.tensor([0, *cuts, 63])
             arguments = (*far[1][:2], bounds, bases)
             found = ggn_project(*far[0][:2], bounds + TOKENS - 63, bases)
             ggn_close(found, ggn_formulas(*arguments), torch.bfloat16)
+
+
+@pytest.mark.skipif(BACKENDS["triton"].unavailable() is not None, reason=str(BACKENDS["triton"].unavailable()))
+@pytest.mark.parametrize("k", [0, 9])
+def test_gradients_that_triton_writes_in_several_turns_give_what_they_give_together(monkeypatch, k):
+    from bayesrm_fast.ops.triton import ggn_project as launcher
+
+    arguments = ggn_made([5, 0, 17, 3, 9, 1, 30], 3, 70, k, torch.bfloat16, torch.bfloat16)
+    with use_backend("triton"):
+        together = launcher.ggn_project(*arguments)
+        monkeypatch.setattr(launcher, "MOST_GRADIENTS", 2 * 3 * 70)
+        in_turns = launcher.ggn_project(*arguments)
+    for one, other in zip(together, in_turns, strict=True):
+        assert torch.equal(one, other)
+    ggn_close(in_turns, ggn_formulas(*arguments), torch.bfloat16)
