@@ -96,7 +96,12 @@ class Decoder:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(random.Random(seed).getrandbits(63))
             sampled = self._model.generate(
-                **tokens, do_sample=True, top_k=0, max_new_tokens=LONGEST_SAMPLE, num_return_sequences=count
+                **tokens,
+                do_sample=True,
+                top_k=0,
+                min_new_tokens=1,
+                max_new_tokens=LONGEST_SAMPLE,
+                num_return_sequences=count,
             )
         texts = self._tokenizer.batch_decode(sampled[:, tokens["input_ids"].shape[1] :], skip_special_tokens=True)
         return [_first_sentence(text) for text in texts]

@@ -88,4 +88,4 @@ class Task:
 def agreement(texts: Sequence[str]) -> list[float]:
     """Mean share of words that a text has in common with each of them: what minimum Bayes risk chooses by."""
     sets = [set(text.split()) for text in texts]
-    return [sum(len(own & other) / len(own | other) for other in sets) / len(sets) for own in sets]
+    return [sum(len(own & other) / max(len(own | other), 1) for other in sets) / len(sets) for own in sets]
