@@ -37,8 +37,10 @@ def main(
     warnings.filterwarnings("ignore", category=FutureWarning)
     if gemma:
         console.print(GEMMA_TERMS)
-        base = embedded_decoder()
-        show(Task(0, Decoder(base)), experiment.gemma(base), GEMMA_SCALE, FOLDER / "gemma", console)
+        with console.status("reading the weights, which takes a minute or two the first time"):
+            base = embedded_decoder()
+            task = Task(0, Decoder(base))
+        show(task, experiment.gemma(base), GEMMA_SCALE, FOLDER / "gemma", console)
     else:
         show(Task(0), minilm(), Scale(), FOLDER, console)
 
