@@ -1,7 +1,7 @@
 """Train a reward model, fit its posterior, save and load it, and choose among candidates.
 
     python -m demo            # an encoder judges what a Markov chain writes; a few minutes on two cores
-    python -m demo --gemma    # Gemma 3 270M writes and judges; a quarter of an hour, and packages under Gemma's terms
+    python -m demo --gemma    # Gemma 3 270M writes and judges, under Gemma's terms; 20 minutes of one core
 
 A reward model that learns from few and noisy labels over-optimises: the more candidates it chooses from, the worse its
 choice. The default of `best_of_n` subtracts what it does not know. `demo/task.py` says what is right here.
