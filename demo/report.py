@@ -72,8 +72,8 @@ def course_of_map(outcome: Outcome) -> str:
     if best == len(sizes) - 1:
         return f"The reward alone does not over-optimise here: its gold is highest at n = {sizes[-1]}."
     loss, error = mean_and_standard_error((curves[:, -1] - curves[:, best]).tolist())
-    told = "The reward alone over-optimises" if loss < -2 * error else "It does not show that the reward over-optimises"
-    return f"{told}: from n = {sizes[best]}, its best, to {sizes[-1]} its choice changes by {loss:+.2f} ± {error:.2f}."
+    verdict = "so the reward over-optimises" if loss < -2 * error else "which is within two standard errors"
+    return f"From n = {sizes[best]}, its best, to {sizes[-1]} MAP changes by {loss:+.2f} ± {error:.2f}, {verdict}."
 
 
 def draw(outcome: Outcome, at: int, path: Path) -> None:

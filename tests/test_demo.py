@@ -158,9 +158,9 @@ def test_a_decoder_ends_with_the_sentence(gemma_folder, monkeypatch, written, ke
 @pytest.mark.parametrize(
     ("gold", "told"),
     [
-        ([[1.0, 0.0, 0.0, 0.0]] * 3, "over-optimises: from n = 1, its best, to 4"),
+        ([[1.0, 0.0, 0.0, 0.0]] * 3, "to 4 MAP changes by -0.25 ± 0.00, so the reward over-optimises."),
         ([[0.0, 0.0, 0.0, 1.0]] * 3, "does not over-optimise here: its gold is highest at n = 4"),
-        ([[0.0, 0.0, 0.0, 1.0], [1.0, 1.0, 0.0, 0.0], [1.0, 1.0, 0.0, 0.0]], "It does not show"),
+        ([[0.0, 0.0, 0.0, 1.0], [1.0, 1.0, 0.0, 0.0], [1.0, 1.0, 0.0, 0.0]], "within two standard errors"),
     ],
 )
 def test_whether_the_reward_over_optimises_is_told(gold, told):
