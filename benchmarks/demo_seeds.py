@@ -27,7 +27,8 @@ from bayesrm_fast.select.estimators import best_of_n_kl, sizes_up_to
 from benchmarks import machine
 from benchmarks.data import RESULTS
 from benchmarks.overoptimisation.__main__ import gains
-from demo.experiment import DEFAULT, MAP, Outcome, Scale, run
+from demo.experiment import DEFAULT, MAP, Outcome, Scale, minilm, run
+from demo.task import Task
 
 QUICK = Scale(pairs=8, epochs=1, prompts=3, candidates=8)
 
@@ -44,7 +45,7 @@ def main(
     outcomes = []
     for seed in range(seeds):
         with tempfile.TemporaryDirectory() as folder:
-            outcomes.append(run(seed, scale, Path(folder), console))
+            outcomes.append(run(Task(seed), minilm(), scale, Path(folder), console))
         told = outcomes[-1].curves
         console.print(f"seed {seed}: MAP {told[MAP].mean(0)[-1]:.3f}, default {told[DEFAULT].mean(0)[-1]:.3f}")
     results = summary(outcomes, scale)

