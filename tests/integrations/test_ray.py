@@ -64,7 +64,7 @@ def test_a_deployment_needs_a_model_and_replicas():
 
 
 def test_a_core_is_left_to_reading_and_writing(ray_cluster):
-    assert on_ray.WorkerRoom.of_cluster() == on_ray.WorkerRoom({"num_gpus": 0, "num_cpus": 1}, 4, 3)
+    assert on_ray.WorkerRoom.of_cluster() == on_ray.WorkerRoom("CPU", 4, 3)
 
 
 def test_rows_of_a_dataset_get_the_scores_of_the_model_and_keep_their_columns(ray_cluster, rm, model_folder, tmp_path):
