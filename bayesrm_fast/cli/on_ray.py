@@ -18,6 +18,7 @@ from typing import Any, Generic, Self, TypeVar
 
 import ray
 import ray.data
+from ray._private.services import canonicalize_bootstrap_address
 from ray.data import ActorPoolStrategy
 from ray.exceptions import NodeDiedError, OutOfMemoryError, RayActorError, WorkerCrashedError
 
@@ -126,7 +127,7 @@ class OnRay(Generic[T]):
             fn_constructor_args=(self._work, self._folder),
             compute=ActorPoolStrategy(size=self._workers),
             batch_size=1,
-            max_task_retries=MOST_DEATHS,
+            ray_remote_args_fn=lambda: {"max_task_retries": MOST_DEATHS},
             **self._room.each,
         )
         for chunk, row in itertools.zip_longest(itertools.chain([first], left), _rows(dataset)):
@@ -154,20 +155,31 @@ def _connect() -> None:
         raise InputError(
             f"RAY_ADDRESS={address} is for Ray's client: run the command on a node of the cluster, without it"
         )
-    host, _, port = address.rpartition(":")
-    if port.isdecimal():
-        try:
-            socket.create_connection((host.strip("[]"), int(port)), SECONDS_TO_ANSWER).close()
-        except (OSError, OverflowError) as error:
-            raise InputError(f"no Ray cluster answers at RAY_ADDRESS={address}: {error}") from error
     on_termination = signal.getsignal(signal.SIGTERM)
     try:
+        _check_answers(canonicalize_bootstrap_address(None))
         ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    except InputError:
+        raise
     except (ConnectionError, RuntimeError, ValueError) as error:
         where = f" at RAY_ADDRESS={address}" if address else ""
         raise InputError(f"Ray has no cluster{where} for this process: {_first_line(error)}") from error
     finally:
         signal.signal(signal.SIGTERM, on_termination)  # Ray's own dumps a stack, and leaves no time to clean up
+
+
+def _check_answers(address: str | None) -> None:
+    """Raise InputError where nothing listens at a cluster's address, which Ray would try for minutes."""
+    if address is None:
+        return
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), SECONDS_TO_ANSWER).close()
+    except (OSError, OverflowError) as error:
+        raise InputError(
+            f"no Ray cluster answers at {address} ({error}): set RAY_ADDRESS to one that does, "
+            "or `ray stop` where it is what is left of one"
+        ) from error
 
 
 def _first_line(error: Exception) -> str:
@@ -223,7 +235,11 @@ def _loaded(work: Work[T], folder: Path) -> LoadedWork[T]:
     if not folder.is_dir():
         raise InputError(f"a worker's node has no folder {folder}: it must have the files that the command names")
     with contextlib.chdir(folder):
-        return work.load()
+        try:
+            return work.load()
+        except InputError as error:
+            where = f"in {folder} on the worker's node {ray.util.get_node_ip_address()}"
+            raise InputError(f"{error} ({where})") from error
 
 
 def _facts(work: Work[Any], folder: Path, input_sha256: str) -> bytes:

@@ -1,6 +1,7 @@
 """Reward models on a Ray cluster: rows of a dataset by Ray Data, requests by Ray Serve."""
 
 import os
+import reprlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -29,9 +30,6 @@ if TYPE_CHECKING:  # a worker of Ray Data needs none of it
 
 Row = dict[str, Any]
 OfRow = Callable[[Row], Row]
-
-SOURCE = "the dataset's batch"
-"""What errors call its rows."""
 
 MOST_REQUESTS = 1024
 """That a replica has at once: more than trainers have in flight, so that its engine has all of them for its batches."""
@@ -104,7 +102,7 @@ def build_processor(
             batch_size=config.batch_size,
             compute=ActorPoolStrategy(min_size=fewest, max_size=most),
             udf_modifying_row_count=False,
-            max_task_retries=MOST_DEATHS,
+            ray_remote_args_fn=lambda: {"max_task_retries": MOST_DEATHS},
             **room.each,
         )
         return dataset if postprocess is None else dataset.map(postprocess)
@@ -174,12 +172,13 @@ class _Scorer:
 
     def _results(self, rows: list[Row]) -> list[Row]:
         config = self._config
+        source = f"the batch from {reprlib.repr(rows[0])} on"  # a dataset's rows have no numbers
         if config.rule is None:
             scoring = scoring_of(rows[0], bool(config.relative))
-            return scoring(self._rm, list(scoring.read(rows, SOURCE)))
+            return scoring(self._rm, list(scoring.read(rows, source)))
         relative = config.relative is None or config.relative
         rule = rule_of(config.rule, self._rm.penalty_weight(config.k, relative, config.rule))
-        sets = list(iter_candidate_sets(rows, SOURCE))
+        sets = list(iter_candidate_sets(rows, source))
         return chosen_rows(self._rm, sets, rule, self._rm.best_of_each(sets, rule, relative=relative))
 
 

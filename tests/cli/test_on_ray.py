@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 from ray_cluster import kill, process_of, until
@@ -98,23 +99,26 @@ def test_a_run_that_was_killed_when_all_was_scored_writes_it(model_folder, tmp_p
 def test_what_a_worker_refuses_is_one_line(adapter_folder, model_folder, tmp_path, refused):
     write_rows(tmp_path / "rows.jsonl", rows_of(2))
     arguments = (tmp_path / "rows.jsonl", tmp_path / "out.jsonl", "--engine", "ray")
-    assert "there is no posterior" in refused("score", adapter_folder, *arguments)
+    line = refused("score", adapter_folder, *arguments)
+    assert "there is no posterior" in line
+    assert f"in {Path.cwd()} on the worker's node 127.0.0.1" in line  # which may lack what this one has
     line = refused("score", model_folder, *arguments, "--workers", "99")
     assert "--workers 99 is too many: each takes one of the cluster's 4 CPUs" in line
     assert not (tmp_path / "out.jsonl").exists()
 
 
-def test_an_address_where_no_cluster_answers_is_refused_at_once(monkeypatch):
-    """Ray itself tries for minutes, or ends with a stack."""
+def test_a_cluster_that_does_not_answer_is_refused_at_once(monkeypatch):
+    """Ray itself tries for minutes, also what a cluster has left that was started on this machine."""
     with socket.create_server(("127.0.0.1", 0)) as closed:
-        port = closed.getsockname()[1]
-    for address, sentence in (
-        (f"127.0.0.1:{port}", f"no Ray cluster answers at RAY_ADDRESS=127.0.0.1:{port}: .*refused"),
-        ("ray://127.0.0.1:10001", "ray://127.0.0.1:10001 is for Ray's client"),
-    ):
-        monkeypatch.setenv("RAY_ADDRESS", address)
-        with pytest.raises(InputError, match=sentence):
+        address = f"127.0.0.1:{closed.getsockname()[1]}"
+    monkeypatch.setattr("ray._private.services.find_bootstrap_address", lambda _: address)
+    for told in (address, ""):
+        monkeypatch.setenv("RAY_ADDRESS", told)
+        with pytest.raises(InputError, match=f"^no Ray cluster answers at {address} .*refused"):
             on_ray._connect()
+    monkeypatch.setenv("RAY_ADDRESS", "ray://127.0.0.1:10001")
+    with pytest.raises(InputError, match=r"ray://127\.0\.0\.1:10001 is for Ray's client"):
+        on_ray._connect()
 
 
 @pytest.mark.parametrize("raised", [ValueError, ConnectionError, RuntimeError])
@@ -124,6 +128,7 @@ def test_what_ray_says_of_its_cluster_is_one_line_and_termination_stays_the_comm
         raise raised("Invalid address format: here\nand more")
 
     monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(on_ray, "canonicalize_bootstrap_address", lambda _: None)
     monkeypatch.setenv("RAY_ADDRESS", "here")
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(InputError, match=r"no cluster at RAY_ADDRESS=here .*: Invalid address format: here$"):
