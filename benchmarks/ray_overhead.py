@@ -1,6 +1,6 @@
 """What Ray costs beside a local run: `bayesrm score` on the same file, locally and with one and two of Ray's workers.
 
-`python -m benchmarks.ray_overhead [--rounds 1] [--output FILE]`: MiniLM with LoRA on a CPU, made texts of ragged
+`python -m benchmarks.ray_overhead [--rounds 3] [--output FILE]`: MiniLM with LoRA on a CPU, made texts of ragged
 lengths, one thread a process. The outputs must have the same bytes. The processors' time says more than the clock where
 a machine does other work. Ray listens on all addresses of the machine while it runs: `make ray` shows how to give it
 loopback alone.
@@ -56,8 +56,8 @@ def seconds_of(engine: list[str], folder: Path, prompts: int) -> tuple[float, fl
     return seconds, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
-def run(rounds: int, prompts: tuple[int, int] = PROMPTS) -> dict[str, dict[str, float]]:
-    """Medians of each engine over rounds in which they take turns.
+def run(rounds: int, prompts: tuple[int, int] = PROMPTS) -> dict[str, dict[str, dict[str, float]]]:
+    """The spread of each engine's figures over rounds in which they take turns.
 
     Two sizes of the file tell the processor time that a run takes in any case from that of each response.
     """
@@ -75,24 +75,33 @@ def run(rounds: int, prompts: tuple[int, int] = PROMPTS) -> dict[str, dict[str, 
             for count in prompts:
                 for name, engine in ENGINES.items():
                     taken[name][count].append(seconds_of(engine, folder, count))
-    found = {}
-    for name, own in taken.items():
-        clock, (few, many) = zip(*(map(statistics.median, zip(*own[n], strict=True)) for n in prompts), strict=True)
+    return {name: _spread(own, prompts) for name, own in taken.items()}
+
+
+def _spread(taken: dict[int, list[tuple[float, float]]], prompts: tuple[int, int]) -> dict[str, dict[str, float]]:
+    """Median, least and most over rounds, each of which has a run of the short file and one of the long file."""
+    figures: dict[str, list[float]] = {}
+    for (_, few), (seconds, many) in zip(*(taken[count] for count in prompts), strict=True):
         each = (many - few) / (RESPONSES * (prompts[1] - prompts[0]))
-        found[name] = {
-            "seconds_by_the_clock": clock[1],
+        of_round = {
+            "seconds_by_the_clock": seconds,
             "processor_seconds": many,
             "of_them_in_any_case": few - each * RESPONSES * prompts[0],
             "of_them_a_response": each,
         }
-    return found
+        for name, value in of_round.items():
+            figures.setdefault(name, []).append(value)
+    return {
+        name: {"median": statistics.median(values), "least": min(values), "most": max(values)}
+        for name, values in figures.items()
+    }
 
 
 def main() -> None:
     """Run and print."""
     ctypes.CDLL(None).prctl(BECOME_SUBREAPER, 1)
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--output", type=Path)
     given = parser.parse_args()
     before = {"ray": version("ray"), "load_before": os.getloadavg()[0]}
