@@ -1,6 +1,6 @@
 """What Ray costs beside a local run: `bayesrm score` on the same file, locally and with one and two of Ray's workers.
 
-`python -m benchmarks.ray_overhead [--rounds 1] [--output FILE]`: MiniLM with LoRA on a CPU, made texts of ragged
+`python -m benchmarks.ray_overhead [--rounds 3] [--output FILE]`: MiniLM with LoRA on a CPU, made texts of ragged
 lengths, one thread a process. The outputs must have the same bytes. The processors' time says more than the clock where
 a machine does other work. Ray listens on all addresses of the machine while it runs: `make ray` shows how to give it
 loopback alone.
@@ -25,7 +25,7 @@ from bayesrm_fast.text.files import write_rows
 from benchmarks.engine import model, text
 from benchmarks.machine import describe
 
-PROMPTS, RESPONSES = (128, 384), 2
+PROMPTS, RESPONSES = 384, 2
 ENGINES = {
     "local": [],
     "ray, 1 worker": ["--engine", "ray", "--workers", "1"],
@@ -35,10 +35,10 @@ BECOME_SUBREAPER = 36
 """Of prctl(2): daemons whose parents have ended become this process's children, and their time is its children's."""
 
 
-def seconds_of(engine: list[str], folder: Path, prompts: int) -> tuple[float, float]:
+def seconds_of(engine: list[str], folder: Path) -> tuple[float, float]:
     """Of a whole command, by the clock and by the processors, with all processes that it starts."""
     output = folder / "scores.jsonl"
-    command = [sys.executable, "-m", "bayesrm_fast", "score", "my-rm", f"{prompts}.jsonl", output.name, *engine]
+    command = [sys.executable, "-m", "bayesrm_fast", "score", "my-rm", "rows.jsonl", output.name, *engine]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     began = time.perf_counter()
@@ -48,7 +48,7 @@ def seconds_of(engine: list[str], folder: Path, prompts: int) -> tuple[float, fl
         while True:
             os.wait()
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    expected = folder / f"{prompts}-local.jsonl"
+    expected = folder / "local.jsonl"
     if not expected.exists():
         output.rename(expected)
     elif output.read_bytes() != expected.read_bytes():
@@ -56,43 +56,36 @@ def seconds_of(engine: list[str], folder: Path, prompts: int) -> tuple[float, fl
     return seconds, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
-def run(rounds: int, prompts: tuple[int, int] = PROMPTS) -> dict[str, dict[str, float]]:
-    """Medians of each engine over rounds in which they take turns.
-
-    Two sizes of the file tell the processor time that a run takes in any case from that of each response.
-    """
+def run(rounds: int, prompts: int = PROMPTS) -> dict[str, dict[str, dict[str, float]]]:
+    """The spread of each engine's seconds over rounds in which they take turns."""
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
         model().save_pretrained(folder / "my-rm")
         lot = random.Random(2)
         rows = [
-            {"prompt": text(lot, 20), "responses": [text(lot, 40) for _ in range(RESPONSES)]} for _ in range(prompts[1])
+            {"prompt": text(lot, 20), "responses": [text(lot, 40) for _ in range(RESPONSES)]} for _ in range(prompts)
         ]
-        for count in prompts:
-            write_rows(folder / f"{count}.jsonl", rows[:count])
-        taken: dict[str, dict[int, list[tuple[float, float]]]] = {name: {n: [] for n in prompts} for name in ENGINES}
+        write_rows(folder / "rows.jsonl", rows)
+        taken: dict[str, list[tuple[float, float]]] = {name: [] for name in ENGINES}
         for _ in range(rounds):
-            for count in prompts:
-                for name, engine in ENGINES.items():
-                    taken[name][count].append(seconds_of(engine, folder, count))
-    found = {}
-    for name, own in taken.items():
-        clock, (few, many) = zip(*(map(statistics.median, zip(*own[n], strict=True)) for n in prompts), strict=True)
-        each = (many - few) / (RESPONSES * (prompts[1] - prompts[0]))
-        found[name] = {
-            "seconds_by_the_clock": clock[1],
-            "processor_seconds": many,
-            "of_them_in_any_case": few - each * RESPONSES * prompts[0],
-            "of_them_a_response": each,
-        }
-    return found
+            for name, engine in ENGINES.items():
+                taken[name].append(seconds_of(engine, folder))
+    measured = ("seconds_by_the_clock", "processor_seconds")
+    return {
+        name: {what: _spread(list(values)) for what, values in zip(measured, zip(*own, strict=True), strict=True)}
+        for name, own in taken.items()
+    }
+
+
+def _spread(values: list[float]) -> dict[str, float]:
+    return {"median": statistics.median(values), "least": min(values), "most": max(values)}
 
 
 def main() -> None:
     """Run and print."""
     ctypes.CDLL(None).prctl(BECOME_SUBREAPER, 1)
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--output", type=Path)
     given = parser.parse_args()
     before = {"ray": version("ray"), "load_before": os.getloadavg()[0]}

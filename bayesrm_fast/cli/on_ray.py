@@ -7,7 +7,10 @@ to one another are bytes, because a file's rows need not fit a schema of Arrow.
 import contextlib
 import itertools
 import logging
+import os
 import pickle
+import signal
+import socket
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -15,11 +18,14 @@ from typing import Any, Generic, Self, TypeVar
 
 import ray
 import ray.data
+from ray._private.services import canonicalize_bootstrap_address
 from ray.data import ActorPoolStrategy
+from ray.exceptions import NodeDiedError, OutOfMemoryError, RayActorError, WorkerCrashedError
 
+from bayesrm_fast.cli.terminal import show_line
 from bayesrm_fast.cli.work import Facts, LoadedWork, Row, Work
 from bayesrm_fast.errors import InputError
-from bayesrm_fast.integrations.ray import WorkerRoom
+from bayesrm_fast.integrations.ray import MOST_DEATHS, WorkerRoom
 
 T = TypeVar("T")
 Said = dict[str, list[bytes]]
@@ -27,6 +33,15 @@ Said = dict[str, list[bytes]]
 
 EACH_CHUNK_ITS_BLOCK = 1
 """Bytes that a block has at most, but for one row: a block is what goes to an actor, and what is lost with one."""
+
+SECONDS_TO_ANSWER = 10.0
+"""Of a cluster's address, before Ray tries it for minutes."""
+
+SECONDS_BETWEEN_LINES = 60.0
+"""While a worker is waited for."""
+
+DEATHS = (RayActorError, WorkerCrashedError, OutOfMemoryError, NodeDiedError)
+"""What Ray raises where a process ends without a word; whatever else a worker raises is its own."""
 
 
 class OnRay(Generic[T]):
@@ -37,7 +52,7 @@ class OnRay(Generic[T]):
         workers: actors; None for as many as there is room for.
 
     Raises:
-        InputError: the cluster has no room for so many workers.
+        InputError: there is no cluster, or it has no room for so many workers.
     """
 
     def __init__(self, work: Work[T], workers: int | None) -> None:
@@ -45,23 +60,37 @@ class OnRay(Generic[T]):
         self._folder = Path.cwd()
         self._is_our_cluster = not ray.is_initialized()
         if self._is_our_cluster:
-            ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-        logging.getLogger("ray.data").setLevel(logging.ERROR)
+            _connect()
+        logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # errors are raised too
         room = WorkerRoom.of_cluster()
-        self._each, self._workers = room.each, workers or room.workers
+        self._room, self._workers = room, workers or room.workers
         if self._workers > room.most:
             self.__exit__()
-            what = ", ".join(name.removeprefix("num_").upper() for name, taken in room.each.items() if taken)
-            raise InputError(f"--workers {workers} is too many: each takes one of the cluster's {room.most} {what}")
+            if not room.most:
+                raise InputError("the cluster has neither a GPU nor a CPU for a worker")
+            raise InputError(
+                f"--workers {workers} is too many: each takes one of the cluster's {room.most} {room.kind}s"
+            )
 
     def facts(self, input_sha256: str) -> Facts:
         """Of the work on this input, by a model that a worker loads.
 
         Raises:
-            InputError: what `Work.load` raises there.
+            InputError: what `Work.load` raises there, or every worker dies of it.
         """
-        told = ray.remote(**self._each)(_facts).remote(self._work, self._folder, input_sha256)
-        found: Facts = _heard(ray.get(told))
+        told = ray.remote(max_retries=MOST_DEATHS, **self._room.each)(_facts).remote(
+            self._work, self._folder, input_sha256
+        )
+        while not ray.wait([told], timeout=SECONDS_BETWEEN_LINES)[0]:
+            kind, most = self._room.kind, self._room.most
+            free = int(ray.available_resources().get(kind, 0))
+            show_line(f"waiting for a worker to load the model ({free} of the cluster's {most} {kind}s are free)")
+        try:
+            found: Facts = _heard(ray.get(told))
+        except DEATHS as error:
+            raise InputError(
+                f"workers died, {MOST_DEATHS + 1} of them, while they loaded the model: {_first_line(error)}"
+            ) from error
         return found
 
     def results(
@@ -69,7 +98,7 @@ class OnRay(Generic[T]):
     ) -> Iterator[tuple[list[T], list[Row]]]:
         """The results of each chunk's records, one each, in the order of the chunks.
 
-        A worker that dies is started again, and so is the chunk that it was at.
+        A worker that dies is started again, and so is the chunk that it was at, unless all die of it.
 
         Args:
             chunks: of the records that are left.
@@ -77,7 +106,7 @@ class OnRay(Generic[T]):
             done: that have their results already.
 
         Raises:
-            InputError: what a worker raises, or records that are not those of the chunks.
+            InputError: what a worker raises, a chunk at which every worker dies, or records that are not the chunks'.
         """
         from bayesrm_fast.cli.resumable import CHUNK
 
@@ -98,9 +127,10 @@ class OnRay(Generic[T]):
             fn_constructor_args=(self._work, self._folder),
             compute=ActorPoolStrategy(size=self._workers),
             batch_size=1,
-            **self._each,
+            ray_remote_args_fn=lambda: {"max_task_retries": MOST_DEATHS},
+            **self._room.each,
         )
-        for chunk, row in itertools.zip_longest(itertools.chain([first], left), dataset.iter_rows()):
+        for chunk, row in itertools.zip_longest(itertools.chain([first], left), _rows(dataset)):
             found = [] if row is None else _heard(row["said"])
             if chunk is None or len(found) != len(chunk):
                 raise InputError("the input has changed while it was read: run again")
@@ -112,6 +142,55 @@ class OnRay(Generic[T]):
     def __exit__(self, *_: object) -> None:
         if self._is_our_cluster:
             ray.shutdown()
+
+
+def _connect() -> None:
+    """To the cluster that there is, or to one that is started.
+
+    Raises:
+        InputError: it does not answer, or this machine is none of its nodes.
+    """
+    address = os.environ.get("RAY_ADDRESS", "")
+    if "://" in address:
+        raise InputError(
+            f"RAY_ADDRESS={address} is for Ray's client: run the command on a node of the cluster, without it"
+        )
+    on_termination = signal.getsignal(signal.SIGTERM)
+    try:
+        _check_answers(canonicalize_bootstrap_address(None))
+        ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    except InputError:
+        raise
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        where = f" at RAY_ADDRESS={address}" if address else ""
+        raise InputError(f"Ray has no cluster{where} for this process: {_first_line(error)}") from error
+    finally:
+        signal.signal(signal.SIGTERM, on_termination)  # Ray's own dumps a stack, and leaves no time to clean up
+
+
+def _check_answers(address: str | None) -> None:
+    """Raise InputError where nothing listens at a cluster's address, which Ray would try for minutes."""
+    if address is None:
+        return
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), SECONDS_TO_ANSWER).close()
+    except (OSError, OverflowError) as error:
+        raise InputError(
+            f"no Ray cluster answers at {address} ({error}): set RAY_ADDRESS to one that does, "
+            "or `ray stop` where it is what is left of one"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
+
+
+def _rows(dataset: ray.data.Dataset) -> Iterator[dict[str, Any]]:
+    try:
+        yield from dataset.iter_rows()
+    except DEATHS as error:
+        raise InputError(f"workers died, {MOST_DEATHS + 1} of them at the same rows: {_first_line(error)}") from error
 
 
 class _Read(Generic[T]):
@@ -156,7 +235,11 @@ def _loaded(work: Work[T], folder: Path) -> LoadedWork[T]:
     if not folder.is_dir():
         raise InputError(f"a worker's node has no folder {folder}: it must have the files that the command names")
     with contextlib.chdir(folder):
-        return work.load()
+        try:
+            return work.load()
+        except InputError as error:
+            where = f"in {folder} on the worker's node {ray.util.get_node_ip_address()}"
+            raise InputError(f"{error} ({where})") from error
 
 
 def _facts(work: Work[Any], folder: Path, input_sha256: str) -> bytes:

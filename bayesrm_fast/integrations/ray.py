@@ -1,6 +1,7 @@
 """Reward models on a Ray cluster: rows of a dataset by Ray Data, requests by Ray Serve."""
 
 import os
+import reprlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -30,11 +31,11 @@ if TYPE_CHECKING:  # a worker of Ray Data needs none of it
 Row = dict[str, Any]
 OfRow = Callable[[Row], Row]
 
-SOURCE = "the dataset's batch"
-"""What errors call its rows."""
-
 MOST_REQUESTS = 1024
 """That a replica has at once: more than trainers have in flight, so that its engine has all of them for its batches."""
+
+MOST_DEATHS = 3
+"""Of workers at the same batch, after which another one tries it; one more ends the run: no worker would survive it."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,7 @@ def build_processor(
             batch_size=config.batch_size,
             compute=ActorPoolStrategy(min_size=fewest, max_size=most),
             udf_modifying_row_count=False,
+            ray_remote_args_fn=lambda: {"max_task_retries": MOST_DEATHS},
             **room.each,
         )
         return dataset if postprocess is None else dataset.map(postprocess)
@@ -113,12 +115,12 @@ class WorkerRoom:
     """What a cluster has for workers, which hold a model each.
 
     Attributes:
-        each: what a worker takes: a GPU, or a core where the cluster has no GPU.
+        kind: what Ray calls that of which a worker takes one: GPU, or CPU where the cluster has no GPU.
         most: workers that there is room for.
         workers: where nobody says how many: all, but for a core that is left to reading and writing.
     """
 
-    each: dict[str, float]
+    kind: Literal["GPU", "CPU"]
     most: int
     workers: int
 
@@ -127,9 +129,12 @@ class WorkerRoom:
         """That of the cluster that this process is connected to."""
         there = ray.cluster_resources()
         gpus, cores = int(there.get("GPU", 0)), int(there.get("CPU", 0))
-        if gpus:
-            return cls({"num_gpus": 1, "num_cpus": 0}, gpus, gpus)
-        return cls({"num_gpus": 0, "num_cpus": 1}, cores, max(1, cores - 1))
+        return cls("GPU", gpus, gpus) if gpus else cls("CPU", cores, max(1, cores - 1))
+
+    @property
+    def each(self) -> dict[str, float]:
+        """What a worker takes, as arguments of Ray's."""
+        return {"num_gpus": float(self.kind == "GPU"), "num_cpus": float(self.kind == "CPU")}
 
 
 def _bounds(count: int | tuple[int, int], name: str) -> tuple[int, int]:
@@ -167,12 +172,13 @@ class _Scorer:
 
     def _results(self, rows: list[Row]) -> list[Row]:
         config = self._config
+        source = f"the batch from {reprlib.repr(rows[0])} on"  # a dataset's rows have no numbers
         if config.rule is None:
             scoring = scoring_of(rows[0], bool(config.relative))
-            return scoring(self._rm, list(scoring.read(rows, SOURCE)))
+            return scoring(self._rm, list(scoring.read(rows, source)))
         relative = config.relative is None or config.relative
         rule = rule_of(config.rule, self._rm.penalty_weight(config.k, relative, config.rule))
-        sets = list(iter_candidate_sets(rows, SOURCE))
+        sets = list(iter_candidate_sets(rows, source))
         return chosen_rows(self._rm, sets, rule, self._rm.best_of_each(sets, rule, relative=relative))
 
 

@@ -64,7 +64,7 @@ def test_a_deployment_needs_a_model_and_replicas():
 
 
 def test_a_core_is_left_to_reading_and_writing(ray_cluster):
-    assert on_ray.WorkerRoom.of_cluster() == on_ray.WorkerRoom({"num_gpus": 0, "num_cpus": 1}, 4, 3)
+    assert on_ray.WorkerRoom.of_cluster() == on_ray.WorkerRoom("CPU", 4, 3)
 
 
 def test_rows_of_a_dataset_get_the_scores_of_the_model_and_keep_their_columns(ray_cluster, rm, model_folder, tmp_path):
@@ -95,6 +95,23 @@ def test_the_best_response_of_every_row_is_that_of_the_model(ray_cluster, rm, mo
     for row, best in zip(found, rm.best_of_each(rows, "std", 0.5), strict=True):
         assert (row["index"], row["response"]) == (best.index, best.response)
         assert row["std"] == pytest.approx(float(best.variance[best.index].sqrt()), rel=1e-3)
+
+
+def test_a_row_that_cannot_be_scored_is_told_by_the_rows_beside_it(ray_cluster, model_folder):
+    rows = [
+        {"prompt": p, "responses": r, "id": f"row {i}"} for i, (p, r) in enumerate(zip(PROMPTS, RESPONSES, strict=True))
+    ]
+    rows[13]["responses"] = []
+    score = on_ray.build_processor(on_ray.ScoringConfig(model_folder, batch_size=8, concurrency=1))
+    with pytest.raises(ray.exceptions.RayTaskError, match=r"'id': 'row 8'.*, row 6: responses is empty"):
+        score(ray.data.from_items(rows, override_num_blocks=1)).materialize()
+
+
+def test_blocks_without_rows_are_no_trouble(ray_cluster, model_folder):
+    score = on_ray.build_processor(on_ray.ScoringConfig(model_folder, concurrency=1))
+    rows = [{"prompt": p, "responses": r, "id": i} for i, (p, r) in enumerate(zip(PROMPTS, RESPONSES, strict=True))]
+    few = ray.data.from_items(rows, override_num_blocks=5).filter(lambda row: row["id"] >= COUNT // 2)
+    assert sorted(row["id"] for row in score(few).take_all()) == list(range(COUNT // 2, COUNT))
 
 
 def test_a_killed_replica_costs_no_request_of_a_client_that_asks_again(ray_cluster, rm, model_folder):
