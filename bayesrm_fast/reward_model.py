@@ -220,9 +220,11 @@ class BayesianRewardModel(ChoosingRewardModel):
         Raises:
             InputError: no posterior, or what `fit` raises.
         """
-        if self.posterior is None:
-            raise InputError("there is no posterior to refresh: call fit first")
-        return self.fit(pairs, options_of(self.posterior), group=group, progress=progress)
+        with ranks_of(group, self.collator.device) as ranks:
+            if self.posterior is None:
+                raise InputError("there is no posterior to refresh: call fit first")
+            options = self._options(options_of(self.posterior), {}, is_labelled=True)
+            return self._fit(self._labelled(pairs, "pairs"), None, options, ranks, is_labelled=True, progress=progress)
 
     def _labelled(self, rows: Iterable[Any], source: str) -> Sequence[LabelledExample]:
         """Pairs, or of a token classifier steps, tokenized."""
@@ -308,8 +310,8 @@ class BayesianRewardModel(ChoosingRewardModel):
     ) -> tuple[VirtualAdapter | None, Posterior]:
         if ranks.size > 1:
             given = {"pairs": digest_of(tokenized), "validation pairs": digest_of(validation or ())}
-            asked = {"options": repr((options, self.virtual_options, is_labelled, self.output_weights.tolist()))}
-            ranks.check_same(given | asked | self.fingerprint(None))
+            asked = (options, self.virtual_options, is_labelled, self.output_weights.tolist(), self.encoder.max_length)
+            ranks.check_same(given | {"options": repr(asked), "dtypes": self._dtypes()} | self.fingerprint(None))
         virtual = None
         if self.virtual_options is not None:
             virtual = make_virtual_adapter(self.passes_over(self.lora), tokenized, self.virtual_options, options, ranks)
@@ -328,6 +330,10 @@ class BayesianRewardModel(ChoosingRewardModel):
         return virtual, fit_posterior(
             passes, tokenized, validation, options, record, is_labelled=is_labelled, progress=progress, ranks=ranks
         )
+
+    def _dtypes(self) -> str:
+        """Those of the model's weights, which no fingerprint has."""
+        return repr(sorted({str(weight.dtype) for weight in self.model.parameters()}))
 
     @exclusive
     def calibrate(
@@ -355,5 +361,7 @@ class BayesianRewardModel(ChoosingRewardModel):
         with ranks_of(group, self.collator.device) as ranks:
             tokenized, fitted = self._labelled(pairs, "pairs"), self.fitted
             if ranks.size > 1:
-                ranks.check_same({"pairs": digest_of(tokenized), "posterior": repr((fitted.record, fitted.prior))})
+                asked = {"pairs": digest_of(tokenized), "options": repr(prior_precision), "dtypes": self._dtypes()}
+                found = (options_of(fitted), fitted.record, fitted.prior, fitted.temperature)
+                ranks.check_same(asked | {"posterior": repr(found)})
             return calibrate_posterior(self.passes(), tokenized, fitted, prior_precision, progress, ranks)

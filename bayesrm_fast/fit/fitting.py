@@ -12,6 +12,7 @@ from bayesrm_fast.fit.options import FitOptions
 from bayesrm_fast.fit.prior import GRID, by_evidence, by_margins, by_validation, margins_and_norms, variance_curve
 from bayesrm_fast.fit.progress import PassCounter
 from bayesrm_fast.fit.ranks import ALONE, Ranks
+from bayesrm_fast.model.offloaded import bringing
 from bayesrm_fast.model.passes import Passes, Progress, drawn
 from bayesrm_fast.posterior.base import FitRecord, ModelRecord, Posterior, PriorChoice
 from bayesrm_fast.posterior.ggn import GgnPosterior
@@ -98,7 +99,8 @@ def _gathered(
     sites = passes.tapped.sites
 
     def record(differences: Tensor) -> FitRecord:
-        weights = [weight.detach().double() for tap in passes.tapped.taps for weight in tap.weights]
+        bring = bringing(passes.forward.model)
+        weights = [bring(weight).detach().double() for tap in passes.tapped.taps for weight in tap.weights]
         likelihood = float(torch.nn.functional.logsigmoid(differences.double()).sum())
         return FitRecord(
             **vars(model),

@@ -87,12 +87,13 @@ class FitOptions:
 def options_of(posterior: Posterior) -> FitOptions:
     """What a posterior was fitted by, as far as it says; λ as a number where nothing in a fit chooses it."""
     record, prior = posterior.record, posterior.prior
+    stored = next(iter(posterior.bases.values())).values.dtype if isinstance(posterior, GgnPosterior) else None
     return FitOptions(
         record.structure,
         record.rank,
         cast(Precision, prior.method) if prior.method in CHOICES else prior.precision,
         record.include_head,
-        basis_dtype=next(iter(posterior.bases.values())).values.dtype if isinstance(posterior, GgnPosterior) else None,
+        basis_dtype=stored if stored in BASIS_DTYPES else None,  # float64 is the model's
     )
 
 

@@ -132,7 +132,7 @@ class Ranks:
         if self.size == 1:
             return
         tensors = list(tensors)
-        with self._exchanging():
+        with self._exchanging(tensors):
             for bucket in _buckets(tensors):
                 self._with_buffer(bucket, lambda flat: dist.all_reduce(flat, group=self.group))
 
@@ -150,7 +150,7 @@ class Ranks:
             own if own.shape == shape else torch.empty(shape, dtype=own.dtype, device=self.device)
             for own, shape in zip(distinct.values(), shapes, strict=True)
         ]
-        with self._exchanging():
+        with self._exchanging(received):
             for bucket in _buckets(received):
                 self._with_buffer(bucket, lambda flat: dist.broadcast(flat, group=self.group, group_src=0))
         by_id = dict(zip(distinct, received, strict=True))
@@ -211,9 +211,13 @@ class Ranks:
         return [self._store.get(key).decode() for key in keys]
 
     @contextlib.contextmanager
-    def _exchanging(self) -> Iterator[None]:
-        """Run collectives once all ranks are here; where one of them breaks off, find out who is no longer there."""
-        self.meet()
+    def _exchanging(self, tensors: Sequence[Tensor] = ()) -> Iterator[None]:
+        """Run collectives once all ranks are here; where one of them breaks off, find out who is no longer there.
+
+        With tensors of other sizes gloo would end the process.
+        """
+        kinds = repr([(tensor.dtype, tensor.shape) for tensor in tensors])
+        self.check_same({"shapes or dtypes of sums": hashlib.sha256(kinds.encode()).hexdigest()})
         try:
             yield
         except RuntimeError as error:  # what torch raises of a connection that was closed, and of much else

@@ -90,8 +90,14 @@ def input_directions(
             total[number].merge(moment)
     ranks.add(sums for moment in total.values() for sums in moment.sums())
     dtype = passes.forward.dtype
-    found = {str(n): moment.eigenbasis(rank).vectors.T.to(dtype) for n, moment in total.items()}
+    found = {str(n): _with_one_sign(moment.eigenbasis(rank).vectors.T).to(dtype) for n, moment in total.items()}
     return {int(number): directions for number, directions in ranks.from_first(found).items()}
+
+
+def _with_one_sign(rows: Tensor) -> Tensor:  # shape: (rank, d_in)
+    """Eigenvectors whose largest number is positive: rounding alone turns their signs, which a sketch's Ω does see."""
+    largest = rows.gather(1, rows.abs().argmax(1, keepdim=True))
+    return rows * largest.sign()
 
 
 def _adding(

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from bayesrm_fast.locks import lock_of
-from bayesrm_fast.model.offloaded import input_device
+from bayesrm_fast.model.offloaded import input_device, staying_weight
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -51,7 +51,7 @@ def exclusively(model: nn.Module) -> Iterator[None]:
     The lock goes by the model's first weight, which models on one base share, whatever wraps it; of those that stay,
     because an offloaded one is another after each call.
     """
-    weight = next((weight for weight in model.parameters() if not weight.is_meta), None)
+    weight = staying_weight(model)
     with lock_of(model if weight is None else weight), in_own_state(input_device(model).type):
         yield
 

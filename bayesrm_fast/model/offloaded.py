@@ -30,6 +30,18 @@ def input_device(model: nn.Module) -> torch.device:
     return torch.device("cpu")
 
 
+def staying_weight(model: nn.Module) -> Tensor | None:
+    """The first weight that no call brings; None where all are brought.
+
+    It goes by the modules, because a weight that another thread's call has just brought looks like one that stays.
+    """
+    for module in model.modules():
+        if not any(_offloading_hooks(module)):
+            for weight in module.parameters(recurse=False):
+                return weight
+    return None
+
+
 def bringing(model: nn.Module) -> Callable[[Tensor], Tensor]:
     """A function from a weight of the model to its numbers: itself, or where it is offloaded what is kept of it.
 
@@ -37,8 +49,8 @@ def bringing(model: nn.Module) -> Callable[[Tensor], Tensor]:
     """
     kept: dict[int, tuple[Mapping[str, Tensor], str]] = {}
     for module in model.modules():
-        for hook in _hooks(module):
-            if hook.offload and hook.weights_map is not None:
+        for hook in _offloading_hooks(module):
+            if hook.weights_map is not None:
                 for name, weight in module.named_parameters(recurse=hook.place_submodules):
                     kept[id(weight)] = (hook.weights_map, name)
 
@@ -49,6 +61,10 @@ def bringing(model: nn.Module) -> Callable[[Tensor], Tensor]:
         return weights[name].to(weight.dtype)
 
     return bring
+
+
+def _offloading_hooks(module: nn.Module) -> Iterator[Any]:
+    yield from (hook for hook in _hooks(module) if getattr(hook, "offload", False))
 
 
 def _hooks(module: nn.Module) -> Iterator[Any]:

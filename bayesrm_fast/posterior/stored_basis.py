@@ -27,11 +27,11 @@ class StoredBasis:
 
     @classmethod
     def of(cls, rows: Tensor, dtype: torch.dtype) -> "StoredBasis":  # shape: (K, r, d)
-        """Rounded to a dtype; to int8 in steps of a 127th of each row's largest number."""
+        """Rounded to a dtype; to int8 in steps of a 127th of each row's largest number, which is NaN where one is."""
         if dtype != torch.int8:
             return cls(rows.to(dtype))
         largest = rows.flatten(1).abs().amax(1).double()
-        scale = torch.where(largest > 0, largest / LARGEST, 1.0)
+        scale = torch.where(largest == 0, 1.0, largest / LARGEST)
         return cls((rows / scale[:, None, None].to(rows.dtype)).round().clamp(-LARGEST, LARGEST).to(dtype), scale)
 
     @classmethod

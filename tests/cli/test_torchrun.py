@@ -1,8 +1,10 @@
 """Commands that torchrun starts on several processes."""
 
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +14,8 @@ from bayesrm_fast import BayesianRewardModel, InputError
 from bayesrm_fast.cli import torchrun
 from bayesrm_fast.text.files import write_rows
 
+DOCS = Path(__file__).parents[2] / "docs"
+
 
 @pytest.fixture
 def launched(monkeypatch):
@@ -20,14 +24,19 @@ def launched(monkeypatch):
         monkeypatch.setenv(name, value)
 
 
-def run(*arguments, processes=2):
-    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", processes, "-m", "bayesrm_fast.cli"]
+def run(*arguments):
+    return on_two_processes("-m", "bayesrm_fast.cli", *arguments)
+
+
+def on_two_processes(*program, cwd=None):
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run(
-        [sys.executable, *map(str, command), *map(str, arguments)],
+        [sys.executable, *command, *map(str, program)],
         capture_output=True,
         text=True,
         env=os.environ | {"GLOO_SOCKET_IFNAME": "lo"},
         timeout=240,
+        cwd=cwd,
     )
     return done.returncode, done.stdout, done.stderr
 
@@ -50,6 +59,20 @@ def test_a_fit_and_a_calibration_under_torchrun_are_those_of_one_process(adapter
     alone.calibrate(tiny_pairs(6, 300))
     calibrated = BayesianRewardModel.from_pretrained(tmp_path / "rm", device="cpu").posterior
     assert calibrated.temperature == alone.posterior.temperature
+
+
+def test_the_program_of_the_docs_fits_in_a_group(adapter_folder, tmp_path):
+    """Ranks that have other pairs show that they are in one: alone, each would fit its own."""
+    (example,) = re.findall(r"```python\n(.*?)```", (DOCS / "scale.md").read_text(), re.DOTALL)
+    for rank in range(2):
+        (tmp_path / str(rank)).mkdir()
+        (tmp_path / str(rank) / "my-rm").symlink_to(adapter_folder)
+        write_rows(tmp_path / str(rank) / "pairs.jsonl", tiny_pairs(3, rank))
+    (tmp_path / "program.py").write_text(f"import os\nos.chdir(os.environ['RANK'])\n{example}")
+    code, _, err = on_two_processes(tmp_path / "program.py", cwd=tmp_path)
+    assert code != 0
+    assert "rank 1 was given other pairs than rank 0" in err
+    assert not list(tmp_path.glob("*/fitted"))
 
 
 def test_without_torchrun_there_is_no_group_and_this_process_writes(monkeypatch):

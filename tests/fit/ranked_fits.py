@@ -12,6 +12,7 @@ from ranked import SHORT
 from tiny import tiny_adapter, tiny_pairs, tiny_step_model, tiny_steps, tiny_tokenizer, words
 
 from bayesrm_fast import BayesianRewardModel, InputError
+from bayesrm_fast.fit.ranks import Ranks
 from bayesrm_fast.model.passes import Passes
 from bayesrm_fast.model.taps import TappedModel
 
@@ -147,6 +148,15 @@ def failures(at):
         told("other options", lambda: rm.fit(tiny_pairs(5), group=some, rank=4 + int(at.rank == 2)))
         broken = tiny_pairs(5) if at.rank != 1 else [*tiny_pairs(4), {"prompt": "a"}]
         told("unreadable", lambda: rm.fit(broken, group=some, rank=4))
+        fitted = model_of().fit(tiny_pairs(5), rank=4)
+        chosen = 1.0 if at.rank == 1 else "validation"
+        told("other calibration", lambda: fitted.calibrate(tiny_pairs(5, 100), chosen, group=some))
+        refreshed = fitted if at.rank != 1 else rm
+        told("nothing to refresh", lambda: refreshed.refresh(tiny_pairs(5), group=some))
+        if at.rank == 2:
+            fitted.model.to(torch.float32)
+        told("other dtypes", lambda: fitted.fit(tiny_pairs(5), group=some, rank=4))
+        told("other sums", lambda: Ranks(some, torch.device("cpu")).add([torch.zeros(2 + at.rank // 2)]))
         with _before_a_pass(_raise) if at.rank == 2 else contextlib.nullcontext():
             told("raises", lambda: rm.fit(tiny_pairs(5), group=some, rank=4))
         at.keep("kept nothing", rm.posterior is None)

@@ -67,6 +67,10 @@ def test_a_rank_that_fits_without_a_group_waits_for_nobody(fitted):
         ("other pairs", ["rank 1 was given other pairs than rank 0"] * 3),
         ("other options", ["rank 2 was given other options than rank 0"] * 3),
         ("unreadable", ["rank 1 failed: pairs, row 5", "pairs, row 5", "rank 1 failed: pairs, row 5"]),
+        ("other calibration", ["rank 1 was given other options than rank 0"] * 3),
+        ("nothing to refresh", ["rank 1 failed: there is no", "there is no posterior", "rank 1 failed: there is no"]),
+        ("other dtypes", ["rank 2 was given other dtypes"] * 3),
+        ("other sums", ["rank 2 was given other shapes or dtypes of sums than rank 0"] * 3),
         ("afterwards", ["nothing"] * 3),
     ],
 )

@@ -16,8 +16,8 @@ def trained_further(rm):
                 weight.mul_(1.1)
 
 
-def made():
-    return BayesianRewardModel(tiny_adapter("llama"), tiny_tokenizer("llama"))
+def made(dtype=torch.float32):
+    return BayesianRewardModel(tiny_adapter("llama", dtype=dtype), tiny_tokenizer("llama"))
 
 
 @pytest.mark.parametrize(
@@ -44,6 +44,12 @@ def test_a_refresh_is_the_fit_of_the_model_as_it_is(options):
     for name in ("structure", "rank", "include_head"):
         assert getattr(rm.posterior.record, name) == getattr(expected.posterior.record, name)
     assert rm.posterior.prior.method == expected.posterior.prior.method
+
+
+def test_a_ggn_of_a_float64_model_stays_in_float64():
+    found = made(torch.float64).fit(tiny_pairs(), rank=4).refresh(tiny_pairs(8))
+    expected = made(torch.float64).fit(tiny_pairs(8), rank=4)
+    assert all(torch.equal(found.posterior.tensors()[n], tensor) for n, tensor in expected.posterior.tensors().items())
 
 
 def test_a_lambda_that_was_set_stays():

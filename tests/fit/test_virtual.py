@@ -135,6 +135,12 @@ def test_layers_on_one_input_share_its_a():
     assert a[f"{first}.self_attn.q_proj"] is not a[f"{first}.mlp.gate_proj"]
 
 
+def test_an_a_has_one_sign_whatever_the_batches_were():
+    """Their rounding turns an eigenvector about; a sketch of the GGN has its test matrix in the coordinates of A."""
+    for directions in a_by_layer(fitted("llama")).values():
+        assert directions.amax(1).equal(directions.abs().amax(1))
+
+
 def test_rewards_are_those_of_the_model_and_the_model_is_left_as_it_was():
     rm = virtual_model("llama", dtype=torch.float32)
     rm.model.train()

@@ -1,5 +1,7 @@
 """Weights that accelerate has offloaded: the same numbers, the same fingerprint, and none kept by a pass."""
 
+from concurrent.futures import ThreadPoolExecutor, wait
+
 import pytest
 import torch
 from accelerate.hooks import AlignDevicesHook, SequentialHook, add_hook_to_module
@@ -7,11 +9,13 @@ from tiny import tiny_base, tiny_pairs, words
 from torch import nn
 
 from bayesrm_fast import BayesianRewardModel, InputError
+from bayesrm_fast.model.exclusive import exclusively
 from bayesrm_fast.model.offloaded import bringing, input_device, offloaded_weights
 
 TEXTS = [words(3, 1)] * 4, [words(5, i) for i in range(4)]
 NAMES = ["model.embed_tokens", "model.layers.0", "model.layers.1", "model.norm", "model.rotary_emb", "score"]
 LAST_LAYER = {name: "disk" if name == "model.layers.1" else "cpu" for name in NAMES}
+EMBEDDINGS = {name: "disk" if name == "model.embed_tokens" else "cpu" for name in NAMES}
 ALL = {name: "cpu" if name == "model.rotary_emb" else "disk" for name in NAMES}
 
 
@@ -36,6 +40,37 @@ def test_offloaded_weights_give_the_same_posterior(base_folder, tmp_path, struct
     variance = rm.score(*TEXTS).variance
     again = load(tmp_path / "fitted", ALL, tmp_path)
     assert torch.equal(again.score(*TEXTS).variance, variance)
+
+
+def test_an_offloaded_head_is_part_of_the_posterior(base_folder, tmp_path):
+    options = dict(rank=4, include_head=True, prior_precision="evidence")
+    expected = BayesianRewardModel.from_pretrained(base_folder, virtual_rank=2, device="cpu")
+    expected.fit(tiny_pairs(), **options)
+    rm = load(base_folder, ALL, tmp_path, virtual_rank=2).fit(tiny_pairs(), **options)
+    assert rm.posterior.record == expected.posterior.record
+    assert torch.equal(rm.score(*TEXTS).variance, expected.score(*TEXTS).variance)
+
+
+@pytest.mark.parametrize("device_map", [EMBEDDINGS, ALL], ids=["embeddings", "all"])
+def test_another_thread_waits_also_while_the_first_weight_is_brought(base_folder, tmp_path, device_map):
+    rm = load(base_folder, device_map, tmp_path, virtual_rank=2)
+    embeddings, asked = rm.model.model.embed_tokens, []
+    forward = embeddings._old_forward  # what accelerate calls once the weight is there
+
+    def ask():
+        with exclusively(rm.model):
+            pass
+
+    def asking(*args):
+        assert not embeddings.weight.is_meta
+        asked.append(others.submit(ask))
+        assert not wait(asked, timeout=0.1).done
+        return forward(*args)
+
+    embeddings._old_forward = asking
+    with ThreadPoolExecutor() as others:
+        rm.rewards(TEXTS[0][:1], TEXTS[1][:1])
+    assert asked
 
 
 def test_another_offloaded_model_is_told_by_its_fingerprint(base_folder, tmp_path):

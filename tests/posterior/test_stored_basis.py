@@ -34,6 +34,13 @@ def test_int8_of_zeros_is_zero():
     assert basis.scale.isfinite().all()
 
 
+@pytest.mark.parametrize("broken", [torch.nan, torch.inf])
+def test_int8_of_a_row_that_is_not_finite_has_a_scale_that_says_so(broken):
+    made = torch.ones(2, 3, 4)
+    made[1, 0, 0] = broken
+    assert StoredBasis.of(made, torch.int8).scale.isfinite().tolist() == [True, False]
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_products_and_gram_are_of_what_is_stored(dtype):
     basis = StoredBasis.of(rows(), dtype)
