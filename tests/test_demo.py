@@ -1,6 +1,8 @@
 """The demo's data, its gold, what it measures, and the whole of it on a small scale."""
 
 import random
+import runpy
+import sys
 
 import pytest
 import tiny
@@ -117,6 +119,13 @@ def test_the_whole_demo_on_a_small_scale(tmp_path):
     assert gold_table(outcome).row_count == len(outcome.curves)
     draw(outcome, 0, tmp_path / "report.png")
     assert (tmp_path / "report.png").stat().st_size > 10_000
+
+
+def test_without_matplotlib_the_extra_is_named_before_the_work(monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    monkeypatch.setattr(sys, "argv", ["demo"])
+    with pytest.raises(SystemExit, match=r"demo: .*pip install 'bayesrm_fast\[eval\]'"):
+        runpy.run_module("demo", run_name="__main__")
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ import logging
 import signal
 import sys
 import warnings
+from typing import Annotated
 
 import typer
 
@@ -23,6 +24,7 @@ from bayesrm_fast.cli import (
 from bayesrm_fast.cli.terminal import ShownWarnings, show_line
 from bayesrm_fast.cli.torchrun import name_of_process
 from bayesrm_fast.errors import InputError
+from bayesrm_fast.versions import library_versions
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Reward models with uncertainty."
@@ -38,6 +40,21 @@ app.command()(report.report)
 app.command()(rewardbench.rewardbench)
 app.command()(serve.serve)
 app.command()(info.info)
+
+
+def _show_version(is_asked: bool) -> None:
+    if is_asked:
+        typer.echo(f"bayesrm_fast {library_versions()['bayesrm_fast']}")
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Take the options that stand before a command."""
 
 
 def main() -> None:
