@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from rich.table import Table
+from rich.text import Text
 
 from bayesrm_fast.plots import figure_in
 from bayesrm_fast.select.estimators import best_of_n_kl, mean_and_standard_error, sizes_up_to
@@ -34,12 +35,12 @@ def prompt_table(outcome: Outcome, at: int) -> Table:
     )
     headings = ("candidate", "reward", "std", "reward − std", "chosen by", "gold")
     what = f"the best of {len(distinct)} different candidates by either rule, relative to their mean"
-    table = Table(*headings, title=f"“{outcome.prompts[at]} …”: {what}")
+    table = Table(*headings, title=Text(f"“{outcome.prompts[at]} …”: {what}"))
     for i in by_reward:
         if i in by_reward[:ROWS] + by_score[:ROWS]:
             numbers = (best.mean[i], best.variance[i].sqrt(), best.scores[i])
             chosen = " and ".join(name for name, index in winners.items() if texts[index] == texts[i])
-            table.add_row(texts[i], *(f"{value:.2f}" for value in numbers), chosen, f"{outcome.gold[at, i]:.2f}")
+            table.add_row(Text(texts[i]), *(f"{value:.2f}" for value in numbers), chosen, f"{outcome.gold[at, i]:.2f}")
     return table
 
 
