@@ -15,7 +15,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from bayesrm_fast.cli.terminal import quiet_transformers
+from bayesrm_fast.cli.terminal import quiet_transformers, show_in_any_encoding
 from bayesrm_fast.errors import InputError
 from bayesrm_fast.plots import new_figure
 from benchmarks.data import GEMMA_TERMS, embedded_decoder
@@ -77,6 +77,7 @@ def show(task: Task, learner: Learner, scale: Scale, folder: Path, console: Cons
 
 
 if __name__ == "__main__":
+    show_in_any_encoding()
     try:
         typer.run(main)
     except (InputError, OSError) as error:

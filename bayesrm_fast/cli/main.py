@@ -21,7 +21,7 @@ from bayesrm_fast.cli import (
     serve,
     train,
 )
-from bayesrm_fast.cli.terminal import ShownWarnings, show_line
+from bayesrm_fast.cli.terminal import ShownWarnings, show_in_any_encoding, show_line
 from bayesrm_fast.cli.torchrun import name_of_process
 from bayesrm_fast.errors import InputError
 from bayesrm_fast.versions import library_versions
@@ -62,6 +62,7 @@ def main() -> None:
 
     A run that is told to terminate removes its locks and scratch files first, as one that is interrupted does.
     """
+    show_in_any_encoding()
     warnings.showwarning = ShownWarnings()
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("bayesrm_fast").setLevel(logging.INFO)

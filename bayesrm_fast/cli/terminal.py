@@ -1,7 +1,9 @@
 """What the command shows: tables, progress, warnings; on a terminal only where only a person wants it."""
 
+import io
 import json
 import re
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,6 +19,12 @@ stderr = Console(stderr=True)
 
 SHOWN_AFTER = 2.0
 """Seconds before a progress bar appears."""
+
+
+def show_in_any_encoding() -> None:
+    """Have standard output replace what its encoding does not hold, as standard error does by itself."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
 
 
 @contextmanager

@@ -45,6 +45,12 @@ def test_the_installed_command_tells_bad_input_in_one_line(tmp_path):
     assert line.startswith(f"bayesrm: {tmp_path}/posterior.json cannot be read: ")
 
 
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_a_terminal_that_is_not_of_utf8_is_told_all_that_it_can_show(encoding, monkeypatch):
+    monkeypatch.setenv("PYTHONIOENCODING", encoding)
+    assert "torchrun --nproc-per-node 8 -m bayesrm_fast.cli fit ?" in run(COMMAND, "fit", "--help").stdout
+
+
 def test_the_version_is_told():
     assert run(COMMAND, "--version").stdout == f"bayesrm_fast {importlib.metadata.version('bayesrm_fast')}\n"
 
