@@ -22,7 +22,11 @@ def check_plot(path: Path) -> None:
     kinds = new_figure(1, 1).canvas.get_supported_filetypes()
     if path.suffix.removeprefix(".").lower() not in kinds:
         raise InputError(f"{path} cannot be written: its name must end in one of {', '.join(sorted(kinds))}")
-    if path.is_dir():
+    try:
+        is_folder = path.is_dir()
+    except OSError as error:  # of a name that is too long
+        raise cannot_write(path, error) from error
+    if is_folder:
         raise InputError(f"{path} is a folder")
     check_place(path, path.absolute().parent)
 

@@ -15,7 +15,9 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from bayesrm_fast.cli.terminal import quiet_transformers
+from bayesrm_fast.cli.terminal import quiet_transformers, show_in_any_encoding
+from bayesrm_fast.errors import InputError
+from bayesrm_fast.plots import new_figure
 from benchmarks.data import GEMMA_TERMS, embedded_decoder
 from demo import experiment
 from demo.experiment import GEMMA_SCALE, Learner, Scale, minilm, run
@@ -32,6 +34,7 @@ def main(
     ] = False,
 ) -> None:
     """Run the whole job and tell."""
+    new_figure(1, 1)  # which raises where the extra is not installed, before the work
     console = Console()
     quiet_transformers()
     warnings.filterwarnings("ignore", category=FutureWarning)
@@ -74,4 +77,8 @@ def show(task: Task, learner: Learner, scale: Scale, folder: Path, console: Cons
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    show_in_any_encoding()
+    try:
+        typer.run(main)
+    except (InputError, OSError) as error:
+        raise SystemExit(f"demo: {error}") from error

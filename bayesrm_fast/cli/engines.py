@@ -15,7 +15,8 @@ EngineName = Annotated[
     Literal["local", "ray"], typer.Option(help="Where the model runs: in this process, or in Ray's actors.")
 ]
 Workers = Annotated[
-    int | None, typer.Option(min=1, help="Of Ray, a model each. Default: one a GPU of the cluster, or one a core.")
+    int | None,
+    typer.Option(min=1, help="Of Ray, a model each. Default: one a GPU of the cluster, or one a core but one."),
 ]
 
 

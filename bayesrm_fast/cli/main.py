@@ -4,6 +4,7 @@ import logging
 import signal
 import sys
 import warnings
+from typing import Annotated
 
 import typer
 
@@ -20,9 +21,10 @@ from bayesrm_fast.cli import (
     serve,
     train,
 )
-from bayesrm_fast.cli.terminal import ShownWarnings, show_line
+from bayesrm_fast.cli.terminal import ShownWarnings, show_in_any_encoding, show_line
 from bayesrm_fast.cli.torchrun import name_of_process
 from bayesrm_fast.errors import InputError
+from bayesrm_fast.versions import library_versions
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Reward models with uncertainty."
@@ -40,11 +42,27 @@ app.command()(serve.serve)
 app.command()(info.info)
 
 
+def _show_version(is_asked: bool) -> None:
+    if is_asked:
+        typer.echo(f"bayesrm_fast {library_versions()['bayesrm_fast']}")
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Take the options that stand before a command."""
+
+
 def main() -> None:
     """Run the command line; bad input and errors of the file system end with one line and exit code 2.
 
     A run that is told to terminate removes its locks and scratch files first, as one that is interrupted does.
     """
+    show_in_any_encoding()
     warnings.showwarning = ShownWarnings()
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("bayesrm_fast").setLevel(logging.INFO)

@@ -37,7 +37,7 @@ def score(
     as_json: AsJson = False,
 ) -> None:
     """Reward, variance and std of every response, of the difference of every pair, or of every step of a response."""
-    from bayesrm_fast.integrations.result_rows import scoring_of
+    from bayesrm_fast.integrations.result_rows import TELLING_FORMS, scoring_of
     from bayesrm_fast.text.files import iter_rows
 
     check_output(output, input_file, model)
@@ -46,7 +46,7 @@ def score(
     scoring = scoring_of(first, relative)
     records = partial(_records, scoring, input_file)
     total = sum(1 for _ in records())
-    kept = KeptColumns(input_file, scoring.columns)
+    kept = KeptColumns(input_file, scoring.columns | TELLING_FORMS)
     kept.check_fit(output)
     work = Score(model, max_batch_tokens, relative, scoring)
     with started(work, engine, workers) as running:

@@ -1,7 +1,9 @@
 """What the command shows: tables, progress, warnings; on a terminal only where only a person wants it."""
 
+import io
 import json
 import re
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -10,12 +12,19 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 stdout = Console()
 stderr = Console(stderr=True)
 
 SHOWN_AFTER = 2.0
 """Seconds before a progress bar appears."""
+
+
+def show_in_any_encoding() -> None:
+    """Have standard output replace what its encoding does not hold, as standard error does by itself."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
 
 
 @contextmanager
@@ -55,24 +64,24 @@ def progress_bar(what: str, console: Console = stderr) -> Iterator[Callable[[int
 
 
 def show_summary(values: Mapping[str, Any], as_json: bool) -> None:
-    """Print names and values, as a table or as JSON."""
+    """Print names and values as they are, as a table or as JSON."""
     if as_json:
         stdout.print_json(json.dumps(values))
         return
     table = Table(show_header=False, box=None, pad_edge=False)
     for name, value in values.items():
         shown = f"{value:.6g}" if isinstance(value, float) else str(value)
-        table.add_row(name.replace("_", " "), shown)
+        table.add_row(*map(Text, (name.replace("_", " "), shown)))
     stdout.print(table)
 
 
 def show_table(columns: Sequence[str], rows: Iterable[Sequence[str]], texts: int = 1) -> None:
-    """Print rows under the names of their columns; those after the first `texts` are numbers."""
+    """Print rows as they are under the names of their columns; those after the first `texts` are numbers."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for i, name in enumerate(columns):
         table.add_column(name, justify="left" if i < texts else "right")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(Text, row))
     stdout.print(table)
     stdout.print()
 

@@ -112,7 +112,8 @@ def _checked_line(row: Mapping[str, Any], kind: Kind, where: str) -> ScoredLine:
         values = row.get(name)
         values = values if kind != "pairs" else [values]
         if not is_list(values) or not values or not all(map(_is_number, values)):
-            raise InputError(f"{where}: {name} must be {'a number' if kind == 'pairs' else 'a list of numbers'}")
+            wanted = "a finite number" if kind == "pairs" else "a list of finite numbers"
+            raise InputError(f"{where}: {name} must be {wanted}")
         if len(values) != len(found.get("mean", values)):
             raise InputError(f"{where} has {len(found['mean'])} means and {len(values)} values of {name}")
         found[name] = [float(value) for value in values]

@@ -25,6 +25,9 @@ OF_CANDIDATES = frozenset({"prompt", "responses", "tools", "log_probabilities", 
 OF_PAIRS = frozenset({"prompt", "chosen", "rejected", "tools"})
 OF_STEPS = frozenset({"prompt", "completions"})
 
+TELLING_FORMS = frozenset({"baseline", "first_error", "aggregates"})
+"""Columns by which the forms of results are told apart: an input's own would make results look like others."""
+
 
 @dataclass(frozen=True)
 class Scoring(Generic[R, T]):

@@ -175,7 +175,7 @@ class JointRewards:
             rewards.plot(mean, places, "o", color=POSTERIOR, ms=5)
             rewards.set_yticks(places, order.tolist())
             rewards.set_ylim(len(order) - 0.5, -0.5)
-            rewards.set(xlabel="reward less the candidates’ mean, ± std", ylabel="position of the candidate")
+            rewards.set(xlabel="reward less the candidates’ mean, ± std", ylabel="candidate")
             best.barh(places, probability[order].numpy(), color=POSTERIOR)
             best.set(xlabel="probability of being the best", xlim=(0, 1))
             if len(order) < count:

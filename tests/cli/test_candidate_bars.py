@@ -19,11 +19,11 @@ def chosen(mean, std, index):
     return BestOfN(index, "", mean - std, mean, std.square(), *whole_rows(len(mean)), len(mean))
 
 
-def shown(*prompts):
+def shown(*prompts, width=150):
     bars = CandidateBars()
     for one, best in prompts:
         bars.add(one, best)
-    console = Console(file=io.StringIO(), force_terminal=True, color_system=None, width=150)
+    console = Console(file=io.StringIO(), force_terminal=True, color_system=None, width=width)
     bars.show(console)
     return console.file.getvalue()
 
@@ -76,6 +76,16 @@ def test_bars_are_for_a_terminal_alone(model_folder, candidates_file, tmp_path, 
         monkeypatch.setattr(best_of_n, "stdout", console)
         best_of_n.best_of_n(model_folder, candidates_file, tmp_path / "best.jsonl", as_json=as_json)
         assert ("●" in console.file.getvalue()) == (is_terminal and not as_json)
+
+
+@pytest.mark.parametrize(("width", "bar"), [(300, BAR_WIDTH), (76, BAR_WIDTH), (60, 16), (54, 10), (53, 0), (43, 0)])
+def test_a_narrow_terminal_has_shorter_bars_or_none_and_whole_numbers(width, bar):
+    one = Candidates("p", ["one response " * 30, "another"])
+    heading, first, second = shown((one, chosen([1.5, 0.25], [1.23e-5, 0.0], 0)), width=width).splitlines()[1:4]
+    assert first.startswith("→")
+    assert all(f" {number} " in f"{first} " for number in ("1.5", "1.23e-05"))
+    assert ("mean ± std" in heading) == (bar > 0)
+    assert not bar or first.index("●") - second.index("●") == bar - 1
 
 
 def test_a_text_does_not_command_the_terminal():

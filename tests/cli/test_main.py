@@ -1,5 +1,6 @@
 """The installed command from outside, and what all commands have in common."""
 
+import importlib.metadata
 import json
 import os
 import signal
@@ -42,6 +43,16 @@ def test_the_installed_command_tells_bad_input_in_one_line(tmp_path):
     assert done.stdout == ""
     (line,) = done.stderr.splitlines()
     assert line.startswith(f"bayesrm: {tmp_path}/posterior.json cannot be read: ")
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_a_terminal_that_is_not_of_utf8_is_told_all_that_it_can_show(encoding, monkeypatch):
+    monkeypatch.setenv("PYTHONIOENCODING", encoding)
+    assert "torchrun --nproc-per-node 8 -m bayesrm_fast.cli fit ?" in run(COMMAND, "fit", "--help").stdout
+
+
+def test_the_version_is_told():
+    assert run(COMMAND, "--version").stdout == f"bayesrm_fast {importlib.metadata.version('bayesrm_fast')}\n"
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["score", "--help"]])

@@ -4,6 +4,7 @@ import pytest
 from tiny import tiny_steps
 
 from bayesrm_fast import BayesianRewardModel
+from bayesrm_fast.evaluate.scored_file import read_scored_file
 from bayesrm_fast.text.files import read_rows, write_rows
 
 pytest.importorskip("matplotlib", reason="the extra `eval` is not installed")
@@ -26,6 +27,14 @@ def test_a_scored_file_becomes_a_page(model_folder, judged_file, pairs_file, tmp
     told = summary("report", tmp_path / "pair-scores.jsonl", output, "--input", pairs_file)
     assert (told["kind"], told["labelled"]) == ("pairs", 6)
     assert 0 <= told["accuracy"] <= 1
+
+
+def test_a_column_of_the_input_does_not_change_what_the_scores_are_of(model_folder, candidates_file, tmp_path, bayesrm):
+    own = {"baseline": [0.5, 0.5, 0.5], "first_error": 1, "aggregates": {"mean": 2}}
+    write_rows(tmp_path / "rows.jsonl", [row | own for row in read_rows(candidates_file)])
+    bayesrm("score", model_folder, tmp_path / "rows.jsonl", tmp_path / "scores.jsonl")
+    scored = read_scored_file(tmp_path / "scores.jsonl")
+    assert (scored.kind, scored.is_relative) == ("responses", False)
 
 
 def test_steps_are_told(step_adapter_folder, tmp_path, bayesrm, summary):

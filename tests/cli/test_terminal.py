@@ -62,6 +62,14 @@ def test_a_summary_is_a_table_or_json(capsys):
     assert [line.split() for line in lines] == [["prior", "precision", "0.333333"], ["pairs", "6"]]
 
 
+@pytest.mark.parametrize("text", ["a [bold]name", "a [/name]"])
+def test_tables_show_texts_as_they_are(text, capsys):
+    show_summary({"output": text, text: 1}, as_json=False)
+    assert capsys.readouterr().out.count(text) == 2
+    show_table(("subset",), [(text,)])
+    assert text in capsys.readouterr().out
+
+
 def test_a_line_is_one_line_on_standard_error_whatever_it_holds(capsys):
     line = "a [bold]line[/bold] " + "that is longer than any terminal " * 20
     show_line(line)

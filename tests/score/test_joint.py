@@ -211,4 +211,7 @@ def test_a_plot_tells_who_is_best_with_what_probability(n, tmp_path, monkeypatch
     assert [bar.get_width() for bar in best.patches] == pytest.approx(probability[shown].tolist())
     assert probability[shown].tolist() == sorted(probability.tolist(), reverse=True)[:MOST_PLOTTED]
     assert rewards.lines[0].get_xdata().tolist() == pytest.approx(one.relative().mean[shown].tolist())
+    figure[0].draw_without_rendering()
+    label = rewards.yaxis.label.get_window_extent()
+    assert figure[0].bbox.y0 <= label.y0 < label.y1 <= figure[0].bbox.y1
     assert (tmp_path / "joint.png").is_file()
