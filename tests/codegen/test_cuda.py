@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SOURCES = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
 TRITON = importlib.util.find_spec("triton")
 # R of 16, 32, 64 by K of 16, 64. p and bases are in float32 or bfloat16.
-KERNELS = {"projection_sm80": 6, "projection_sm90": 6, "finish": 6, "halves": 2, "ggn": 7}
+KERNELS = {"projection": 6, "projection_sm80": 6, "projection_sm90": 6, "halves": 2, "ggn": 7}
 # The one CUDA disassembler that comes from the package index.
 CUOBJDUMP = TRITON and Path(TRITON.origin).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 
