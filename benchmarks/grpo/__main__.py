@@ -2,6 +2,7 @@
 
     python -m benchmarks.grpo                            # about eight minutes a seed on one core; five seeds
     python -m benchmarks.grpo --pairs 150 --seeds 3      # another condition, into a file of its own; --noise 0 likewise
+    python -m benchmarks.grpo --kl-weight 0.01           # every arm has a KL weight
     python -m benchmarks.grpo --quick                    # a minute; shows that it runs
 
 The policy is a word-level Llama of three layers that has read samples of the demo's Markov chain. The gold is a
@@ -12,7 +13,7 @@ not work there, is in `docs/training.md`.
 
 import json
 import tempfile
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -41,6 +42,7 @@ def main(
     seeds: Annotated[int, typer.Option(min=1, help="Policies and reward models to train, from seed 0 on.")] = 5,
     pairs: Annotated[int, typer.Option(min=1, help="That the reward model learns from.")] = Scale.pairs,
     noise: Annotated[float, typer.Option(min=0, max=0.5, help="Share of their labels that is wrong.")] = Scale.noise,
+    kl_weight: Annotated[float, typer.Option(min=0, help="Of every arm; the arm of the KL has no less.")] = 0.0,
     work: Annotated[Path | None, typer.Option(help="Folder that keeps what each run found, to go on from.")] = None,
     output: Annotated[Path, typer.Option(help="Folder for the results.")] = RESULTS,
 ) -> None:
@@ -50,15 +52,17 @@ def main(
     torch.set_num_threads(1)
     scale, seeds = (QUICK, 2) if quick else (Scale(pairs=pairs, noise=noise), seeds)
     condition = "" if scale in (QUICK, Scale()) else f"-pairs{pairs}-noise{noise:g}"
+    condition += f"-kl{kl_weight:g}" * (kl_weight > 0)
+    arms = {name: replace(arm, kl_weight=max(kl_weight, arm.kl_weight)) for name, arm in ARMS.items()}
     with tempfile.TemporaryDirectory() as scratch:
         kept = (work or Path(scratch)) / f"grpo{condition}"
-        found = [courses(seed, scale, kept / str(seed), console) for seed in range(seeds)]
-    asked = f" --pairs {pairs} --noise {noise:g}" if condition else ""
+        found = [courses(seed, scale, arms, kept / str(seed), console) for seed in range(seeds)]
+    asked = f" --pairs {pairs} --noise {noise:g} --kl-weight {kl_weight:g}" if condition else ""
     results = {
         "command": f"python -m benchmarks.grpo --seeds {seeds}{asked}" + " --quick" * quick,
         "machine": machine.describe(),
         "scale": asdict(scale),
-        "arms": {name: {"penalty": asdict(arm), **summary([one[name] for one in found])} for name, arm in ARMS.items()},
+        "arms": {name: {"penalty": asdict(arm), **summary([one[name] for one in found])} for name, arm in arms.items()},
     }
     name = f"grpo{condition}{'-quick' * quick}"
     (output / f"{name}.json").write_text(json.dumps(results, indent=1) + "\n")
@@ -66,11 +70,11 @@ def main(
     show(results, console)
 
 
-def courses(seed: int, scale: Scale, folder: Path, console: Console) -> dict[str, list[Look]]:
+def courses(seed: int, scale: Scale, arms: dict[str, Arm], folder: Path, console: Console) -> dict[str, list[Look]]:
     """By arm what the policy was worth on the way; what the folder has is not done again."""
     folder.mkdir(parents=True, exist_ok=True)
     found, rm = {}, None
-    for name, arm in ARMS.items():
+    for name, arm in arms.items():
         path = folder / f"{name}.json"
         if not path.is_file():
             rm = rm or prepared(seed, scale, folder)
