@@ -3,16 +3,16 @@
 import itertools
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any, Literal, get_args
 
-import torch
 from torch import Tensor
 
-from bayesrm_fast.errors import InputError
+from bayesrm_fast.errors import InputError, shown
 from bayesrm_fast.model.exclusive import exclusive
 from bayesrm_fast.model.fingerprint import ADAPTER, adapter_fingerprint
 from bayesrm_fast.model.passes import Passes, Progress
-from bayesrm_fast.model.readout import PooledReadout
+from bayesrm_fast.model.readout import AggregateReadout, OnePassAggregate, PooledReadout, TokenReadout
 from bayesrm_fast.model.reward_model import RewardModel
 from bayesrm_fast.model.state import ModelState
 from bayesrm_fast.posterior.base import Posterior
@@ -20,7 +20,7 @@ from bayesrm_fast.score.features import Outside
 from bayesrm_fast.score.joint import JointRewards, joint_rewards
 from bayesrm_fast.score.means import rewards_of
 from bayesrm_fast.score.outputs import OutputScores, output_scores
-from bayesrm_fast.score.relative import Comparison, positions_of_equals, score_differences, within_prompts
+from bayesrm_fast.score.relative import Comparison, compared_scores, positions_of_equals, within_prompts
 from bayesrm_fast.score.segments import SegmentScores, segment_scores
 from bayesrm_fast.score.variances import PairScores, RewardScores, score_examples, truncated_and_tokens
 from bayesrm_fast.text.examples import SegmentedRow, TokenizedPair, TokenizedRow
@@ -33,7 +33,7 @@ from bayesrm_fast.text.records import (
     single_responses,
 )
 from bayesrm_fast.text.segments import Span
-from bayesrm_fast.text.steps import StepwiseResponse, checked_steps
+from bayesrm_fast.text.steps import StepwiseResponse, checked_steps, stepwise_responses
 from bayesrm_fast.text.texts import Text, checked_text, key_of
 
 STREAM_WINDOW = 256
@@ -158,10 +158,7 @@ class FittedRewardModel(RewardModel):
             InputError: nothing to score, or a reward that is NaN or infinite.
         """
         _refuse_nothing(rows)
-        order = [i for one in comparisons for i in one.rows]
-        back = torch.tensor(order, dtype=torch.int64, device="cpu").argsort()
-        found = score_differences(self.passes(), rows, comparisons, self.fitted, progress).at(back)
-        return RewardScores(found.mean, found.variance, *truncated_and_tokens(rows[: len(found.mean)]), found.baseline)
+        return compared_scores(self.passes(), rows, comparisons, self.fitted, progress)
 
     @exclusive
     def score_tokenized(self, rows: Sequence[TokenizedRow], *, progress: Progress | None = None) -> RewardScores:
@@ -268,6 +265,53 @@ class FittedRewardModel(RewardModel):
             InputError: what `score_segments` raises, by row.
         """
         return self.score_tokenized_segments(self.tokenize_steps(responses))
+
+    def score_aggregates(
+        self,
+        responses: Iterable[Any],
+        by: OnePassAggregate = "log_product",
+        *,
+        relative_to: Literal["prompt"] | None = None,
+    ) -> RewardScores:
+        """One number for each of N responses in steps, by one backward pass each, however many steps there are.
+
+        Where `score_steps` takes a backward pass for each step, the number's own gradient is that of its steps' scores
+        z put together. "mean" and "last" are exact so, and the same as there. "min" and "log_product" are taken to
+        first order at the MAP scores: the variance of "min" is that of the least step's z.
+
+        Args:
+            responses: rows with `prompt` and `completions`.
+            by: "mean", "last" or "min" of the z, or "log_product", `Σ log σ(z / T)`.
+            relative_to: "prompt" for the difference to the mean over all responses to the same prompt, which is what a
+                choice among them risks; None for the number's own variance.
+
+        Raises:
+            InputError: what `score_steps` raises, by row, or an unknown `by` or `relative_to`.
+        """
+        if by not in get_args(OnePassAggregate):
+            raise InputError(f"by must be one of {', '.join(get_args(OnePassAggregate))}, not {shown(by)}")
+        if relative_to not in (None, "prompt"):
+            raise InputError(f'relative_to must be "prompt" or None here, not {shown(relative_to)}')
+        given = stepwise_responses(responses, labelled=False)
+        rows = self.segment_encoder.encode_steps(given)
+        comparisons = None
+        if relative_to == "prompt":
+            comparisons = within_prompts(positions_of_equals([key_of(one.prompt) for one in given]))
+        return self._score_tokenized_aggregates(rows, by, comparisons)
+
+    @exclusive
+    def _score_tokenized_aggregates(
+        self, rows: Sequence[SegmentedRow], by: OnePassAggregate, comparisons: Sequence[Comparison] | None
+    ) -> RewardScores:
+        passes = self.passes()
+        forward, posterior = passes.forward, self.fitted
+        assert isinstance(forward.readout, TokenReadout)
+        readout = AggregateReadout(forward.readout, by, posterior.temperature)
+        of_aggregates = replace(passes, tapped=passes.tapped.with_forward(forward.reading(readout)))
+        whole = [row.whole(forward.shortcuts.no_mask) for row in rows]
+        if comparisons is not None:
+            return compared_scores(of_aggregates, whole, comparisons, posterior)
+        return RewardScores(*score_examples(of_aggregates, whole, posterior), *truncated_and_tokens(whole))
 
     @exclusive
     def score_tokenized_segments(

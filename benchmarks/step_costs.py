@@ -4,13 +4,14 @@
     python -m benchmarks.step_costs --quick    # seconds; shows that everything runs
 
 One row of random tokens, a quarter of it the prompt, in S = 8 segments of equal length; a Llama and a BERT with random
-weights, LoRA on all linear layers, processor time of one thread. All ways take turns and give the same variances.
+weights, LoRA on all linear layers, processor time of one thread. All ways take turns and give the same variances; one
+backward pass gives that of an aggregate alone.
 """
 
 import json
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,12 +28,13 @@ from bayesrm_fast.fit.options import FitOptions
 from bayesrm_fast.model.forward import Forward
 from bayesrm_fast.model.lora import find_lora_taps
 from bayesrm_fast.model.passes import Passes, unit_cotangent
-from bayesrm_fast.model.readout import TokenReadout
+from bayesrm_fast.model.readout import AggregateReadout, TokenReadout
 from bayesrm_fast.model.shortcut_trials import RowFrame, find_shortcuts
 from bayesrm_fast.model.taps import TappedModel
 from bayesrm_fast.model.token_budget import TokenBudget
 from bayesrm_fast.posterior.base import ModelRecord, Posterior
 from bayesrm_fast.score.joint import joint_rewards, joint_scores
+from bayesrm_fast.score.variances import score_examples
 from bayesrm_fast.text.batches import Collator
 from bayesrm_fast.text.examples import SegmentedRow, TokenizedRow
 from benchmarks import machine
@@ -105,6 +107,11 @@ def ways(passes: Passes, row: SegmentedRow, posteriors: Mapping[str, Posterior])
         with torch.no_grad():
             passes.forward.model(**batch.model_inputs())
 
+    readout = passes.forward.readout
+    assert isinstance(readout, TokenReadout)
+    of_means = passes.forward.reading(AggregateReadout(readout, "mean", 1.0))
+    aggregated = replace(passes, tapped=passes.tapped.with_forward(of_means))
+
     def variances(posterior: Posterior) -> torch.Tensor:
         (found,) = passes.over([whole], unit_cotangent, posterior.variance_consumer)
         return torch.cat([consumer.variance for consumer in found.consumers])
@@ -119,6 +126,9 @@ def ways(passes: Passes, row: SegmentedRow, posteriors: Mapping[str, Posterior])
             f"{name}: covariance, a row each": lambda posterior=posterior: (
                 joint_rewards(passes, reads, posterior, "exact").covariance
             ),
+            f"{name}: variance of the mean, one backward pass": lambda posterior=posterior: score_examples(
+                aggregated, [whole], posterior
+            )[1],
         }
     return found
 
@@ -139,6 +149,7 @@ def of_model(kind: str, scale: Scale) -> dict[str, float]:
         own = [compared[name]() for name in compared if name.startswith(structure)]
         torch.testing.assert_close(own[0], own[1].diagonal(), rtol=1e-3, atol=0)
         torch.testing.assert_close(own[1], own[2], rtol=1e-3, atol=1e-3 * float(own[1].max()))
+        torch.testing.assert_close(own[1].mean()[None], own[3], rtol=1e-3, atol=0)
     return medians(compared, scale.rounds, clock=time.process_time)
 
 

@@ -6,7 +6,8 @@
 
 MiniLM with LoRA learns the labels of PRMBench's steps, whose wrong solutions are edits of right ones. Whole problems
 are held out. The best of n is the solution with the largest aggregate of its steps; it is right where every step is.
-Wrong solutions differ from right ones in length, so the one with the fewest steps stands beside.
+Wrong solutions differ from right ones in length, so the one with the fewest steps stands beside. Penalties are by each
+aggregate's own std, and by the std of its difference to the mean of the problem's solutions (`score_aggregates`).
 
 Of qa_feedback the steps are the sentences of an answer, each correct where no error that people marked touches it. One
 answer to each question is marked, so nothing is chosen there. The model sees the question, and not the passages.
@@ -20,7 +21,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import numpy as np
 import torch
@@ -34,7 +35,9 @@ from bayesrm_fast import BayesianRewardModel, InputError
 from bayesrm_fast.cli.terminal import quiet_transformers
 from bayesrm_fast.evaluate.uncertainty import auroc
 from bayesrm_fast.fit.reliability import Reliability, reliability
+from bayesrm_fast.model.readout import OnePassAggregate
 from bayesrm_fast.score.segments import Aggregate, SegmentScores
+from bayesrm_fast.score.variances import RewardScores
 from bayesrm_fast.text.encoder import TextEncoder
 from bayesrm_fast.text.segments import SegmentEncoder
 from bayesrm_fast.text.steps import stepwise_responses
@@ -192,17 +195,24 @@ def of_labels(
     return reliability(torch.cat(given))
 
 
-def best_of_n(groups: Sequence[Sequence[Any]], scores: Sequence[SegmentScores]) -> dict[str, float]:
+def best_of_n(
+    groups: Sequence[Sequence[Any]], scores: Sequence[SegmentScores], relative: Mapping[str, RewardScores]
+) -> dict[str, float]:
     """Share of the problems whose chosen solution is right, by each aggregate and penalty."""
-    waiting = iter(scores)
+    moments: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    for by in AGGREGATES:
+        aggregates = [one.aggregate(by) for one in scores]
+        moments[by] = np.array([one.mean for one in aggregates]), np.array([one.std for one in aggregates])
+    for name, own in relative.items():
+        moments[f"{name}, relative"] = own.mean.numpy(), own.std.numpy()
     found: dict[str, list[bool]] = {}
-    for rows in groups:
-        own = [next(waiting) for _ in rows]
-        for by in AGGREGATES:
-            aggregates = [one.aggregate(by) for one in own]
-            for k in PENALTIES:
-                best = int(np.argmax([one.mean - k * one.std for one in aggregates]))
-                found.setdefault(f"{by}, k = {k:g}", []).append(all(rows[best]["labels"]))
+    for name, (mean, std) in moments.items():
+        for k in PENALTIES:
+            penalised, before = mean - k * std, 0
+            for rows in groups:
+                best = int(np.argmax(penalised[before : before + len(rows)]))
+                found.setdefault(f"{name}, k = {k:g}", []).append(all(rows[best]["labels"]))
+                before += len(rows)
     chance = [np.mean([all(row["labels"]) for row in rows]) for rows in groups]
     fewest = [min(rows, key=lambda row: len(row["labels"])) for rows in groups]
     return {
@@ -221,6 +231,7 @@ def one_seed(part: Part, scale: Scale, seed: int) -> dict[str, Any]:
     rm.fit(rows, structure="ggn")
     tested = [row for group in held_out for row in group]
     scores = rm.score_steps(tested)
+    relative = {by: rm.score_aggregates(tested, by, relative_to="prompt") for by in get_args(OnePassAggregate)}
     is_correct = torch.tensor([label for row in tested for label in row["labels"]])
     labels = {
         "MAP": of_labels(scores, tested, lambda one: torch.sigmoid(one.mean)),
@@ -232,7 +243,7 @@ def one_seed(part: Part, scale: Scale, seed: int) -> dict[str, Any]:
         "correct": float(is_correct.double().mean()),
         "prior_precision": rm.fitted.prior_precision,
         "labels": {name: {figure: getattr(one, figure) for figure in FIGURES} for name, one in labels.items()},
-        "best_of_n": best_of_n(held_out, scores) if part.best_of_n else None,
+        "best_of_n": best_of_n(held_out, scores, relative) if part.best_of_n else None,
     }
 
 
@@ -245,7 +256,7 @@ def show(seeds: Sequence[Any], has_choices: bool) -> None:
     if not has_choices:
         return
     table = Table("", *(f"k = {k:g}" for k in PENALTIES), title="share of right solutions among the best of n")
-    for by in AGGREGATES:
+    for by in (*AGGREGATES, *(f"{by}, relative" for by in get_args(OnePassAggregate))):
         shares = [np.mean([one["best_of_n"][f"{by}, k = {k:g}"] for one in seeds]) for k in PENALTIES]
         table.add_row(by, *(f"{share:.3f}" for share in shares))
     for name in ("fewest steps", "chance"):

@@ -1,5 +1,7 @@
 """The numbers of steps against `dense_reference`: every structure, a decoder and an encoder."""
 
+from typing import get_args
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,7 @@ from tiny import ARCHITECTURES, tiny_step_model, tiny_steps, tiny_token_classifi
 from tolerances import FLOAT32_INSIDE, RELATIVE
 
 from bayesrm_fast import BayesianRewardModel, InputError
+from bayesrm_fast.model.readout import OnePassAggregate
 
 PRECISION = 0.7
 WEIGHTS = {1: (1.0,), 2: (-1.0, 1.0)}
@@ -29,14 +32,25 @@ def ids_and_ends(rm, row):
     return ids, ends
 
 
-def dense_of(rm, rows, outputs, **options):
+def dense_of(rm, rows, outputs, dense=DenseSteps, **options):
     steps = []
     for row in rows:
         ids, ends = ids_and_ends(rm, row)
         for end, label in zip(ends, row["labels"], strict=True):
             # Of a decoder, no token after a step belongs to it: KFAC's mean of activations is over those before.
             steps.append((ids[: end + 1] if rm.tokenizer.bos_token_id else ids, end, label))
-    return DenseSteps(rm.model, steps, output_weights=WEIGHTS[outputs], **options)
+    return dense(rm.model, steps, output_weights=WEIGHTS[outputs], **options)
+
+
+class DenseAggregates(DenseSteps):
+    """A row may be `(ids, ends, by)` too, whose number is made of the log-odds at its ends."""
+
+    def reward(self, row):
+        if len(row) == 2:
+            return super().reward(row)
+        ids, ends, by = row
+        z = self.model(input_ids=torch.tensor([ids])).logits[0, ends] @ self.output_weights
+        return {"mean": z.mean(), "last": z[-1], "min": z.min(), "log_product": torch.sigmoid(z).log().sum()}[by]
 
 
 def assert_numbers_agree(rm, dense, row, structure, rank, relative):
@@ -100,6 +114,30 @@ def test_virtual_adapters(architecture, structure, rank):
     rm.fit(rows, structure=structure, rank=rank, prior_precision=PRECISION)
     dense = dense_of(rm, rows, 2, virtual={tap.name: tap.down for tap in rm.virtual.taps})
     assert_numbers_agree(rm, dense, tiny_steps(1, seed=7)[0], structure, rank, FLOAT32_INSIDE)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "structure", "rank"),
+    [("llama", "kfac", 5), ("llama", "ekfac", None), ("llama", "ggn", 32), ("bert", "kfac", None), ("bert", "ggn", 32)],
+)
+def test_aggregates_of_responses_with_other_numbers_of_steps(architecture, structure, rank):
+    rm = BayesianRewardModel(*tiny_step_model(architecture, dtype=torch.float64))
+    rows = tiny_steps()
+    rm.fit(rows, structure=structure, rank=rank, prior_precision=PRECISION)
+    dense = dense_of(rm, rows, 2, DenseAggregates)
+    compared = [row | {"prompt": "able act"} for row in tiny_steps(5, seed=7)]
+    assert len({len(row["completions"]) for row in compared}) == 3
+    for by in get_args(OnePassAggregate):
+        own, relative = (rm.score_aggregates(compared, by, relative_to=to) for to in (None, "prompt"))
+        asked = [(*ids_and_ends(rm, row), by) for row in compared]
+        mean = torch.stack([dense.reward(one).detach() for one in asked])
+        covariance = torch.as_tensor(dense.covariance(asked, structure, rank, PRECISION))
+        centre = torch.eye(5, dtype=torch.float64) - 1 / 5
+        close = {"rtol": RELATIVE[torch.float64], "atol": RELATIVE[torch.float64] * float(covariance.abs().max())}
+        torch.testing.assert_close(own.mean, mean, **close)
+        torch.testing.assert_close(own.variance, covariance.diagonal(), **close)
+        torch.testing.assert_close(relative.mean, mean - mean.mean(), **close)
+        torch.testing.assert_close(relative.variance, (centre @ covariance @ centre).diagonal(), **close)
 
 
 @pytest.mark.parametrize("architecture", ["llama", "bert"])

@@ -82,9 +82,10 @@ class Forward:
 
     def keys_and_values(self, batch: TokenBatch) -> DynamicCache:
         """The same as autograd sees them; to be called inside `prepared`, for every token."""
-        cache = self.model(**batch.model_inputs(), use_cache=True).past_key_values
-        if not isinstance(cache, DynamicCache):
-            raise TypeError(f"the model keeps its keys and values in {type(cache).__name__}, not in a DynamicCache")
+        cache = DynamicCache()  # not the output's own: that of a token classifier has none
+        self.model(**batch.model_inputs(), past_key_values=cache, use_cache=True)
+        if not cache.layers:
+            raise TypeError("the model keeps no keys and values in the DynamicCache that it is given")
         return cache
 
     def scalars_after(

@@ -140,7 +140,7 @@ class Passes:
     ) -> Tensor | None:  # shape: (N, S)
         """The scalars; None where a batch did not fit, and the next try has smaller ones."""
         found: dict[int, Tensor] = {}
-        for positions in plan_batches(examples, self.budget.batch_tokens):
+        for positions in self._planned(examples):
             try:
                 scalars, _ = self.run(examples, positions, cotangent, lambda: consumer)
             except Exception as error:
@@ -185,7 +185,7 @@ class Passes:
             has_backward: whether gradient checkpointing could help.
             before: tokens that every row has in memory before its own.
         """
-        waiting = list(reversed(plan_batches(examples, self.budget.batch_tokens, before)))
+        waiting = list(reversed(self._planned(examples, before)))
         while waiting:
             positions = waiting.pop()
             results: list[R] = []
@@ -198,10 +198,21 @@ class Passes:
             if not results:  # here, because the exception's frames hold what the batch has allocated
                 release_memory(self.device)
                 left = sorted(i for batch in [*waiting, positions] for i in batch)
-                replanned = plan_batches([examples[i] for i in left], self.budget.batch_tokens, before)
+                replanned = self._planned([examples[i] for i in left], before)
                 waiting = [[left[i] for i in batch] for batch in reversed(replanned)]
                 continue
             yield positions, results[0]
+
+    def _planned(self, examples: Sequence[Example], before: int = 0) -> list[list[int]]:
+        """`plan_batches` of rows that are read at as many tokens."""
+        by_reads: dict[int, list[int]] = {}
+        for i, example in enumerate(examples):
+            by_reads.setdefault(example.reads, []).append(i)
+        return [
+            [own[i] for i in batch]
+            for own in by_reads.values()
+            for batch in plan_batches([examples[i] for i in own], self.budget.batch_tokens, before)
+        ]
 
     def shared_inputs(self, example: Example) -> dict[str, str]:
         """`TappedModel.shared_inputs` of one example."""

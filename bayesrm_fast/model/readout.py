@@ -1,10 +1,10 @@
 """What turns a model's output into the scalars that are scored."""
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bayesrm_fast.errors import InputError
 from bayesrm_fast.text.batches import TokenBatch
@@ -106,6 +106,36 @@ class TokenReadout:
         at = batch.read_at.to(logits.device)
         own = torch.arange(rows, dtype=torch.int64, device=logits.device)[:, None]
         return _weighted(logits[own, at], self.output_weights)
+
+
+OnePassAggregate = Literal["mean", "last", "min", "log_product"]
+"""One number for a row, of its tokens' scores; what is not linear in them is taken to first order."""
+
+
+class AggregateReadout:
+    """One number for each row, made of its log-odds z at S tokens.
+
+    Args:
+        scores: reads the z.
+        by: "mean", "last" or "min" of the z, or "log_product", `Σ log σ(z / T)`.
+        temperature: T.
+    """
+
+    reads_one_token = True
+
+    def __init__(self, scores: TokenReadout, by: OnePassAggregate, temperature: float) -> None:
+        self.scores, self.by, self.temperature = scores, by, temperature
+
+    def scalars(self, output: Any, batch: TokenBatch) -> Tensor:  # shape: (B, 1)
+        """See `TokenReadout`; through the least z alone autograd sees the minimum."""
+        z = self.scores.scalars(output, batch)
+        if self.by == "mean":
+            return z.mean(1, keepdim=True)
+        if self.by == "last":
+            return z[:, -1:]
+        if self.by == "min":
+            return z.min(1, keepdim=True).values
+        return nn.functional.logsigmoid(z / self.temperature).sum(1, keepdim=True)
 
 
 class TensorReadout:

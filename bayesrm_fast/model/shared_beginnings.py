@@ -34,7 +34,7 @@ def shared_beginnings(rows: Sequence[TokenizedRow], pad_token_id: int | None) ->
 def groups_that_save(
     rows: Sequence[TokenizedRow], pad_token_id: int | None, worth: float, least_saved: float
 ) -> list[Group]:
-    """The groups of rows that save the most tokens by sharing their beginning.
+    """The groups of rows that save the most tokens by sharing their beginning, read at as many tokens each.
 
     A row keeps at least the last token that is no padding token and those at which it is read.
 
@@ -45,11 +45,14 @@ def groups_that_save(
         least_saved: tokens that it must save at least.
     """
     inputs = [_inputs(row) for row in rows]
-    order = sorted(range(len(rows)), key=lambda i: inputs[i])
+    order = sorted(range(len(rows)), key=lambda i: (rows[i].reads, inputs[i]))
     kept = [min((_last_real(rows[i].input_ids, pad_token_id), *(rows[i].read_at or ()))) for i in order]
     lengths = [len(rows[i].input_ids) for i in order]
+    common = [
+        _common(inputs[a], inputs[b]) if rows[a].reads == rows[b].reads else 0 for a, b in itertools.pairwise(order)
+    ]
     chosen: list[tuple[int, int, int, float]] = []  # start, stop, shared and saved tokens, in their order
-    for depth, start, stop in _alike([_common(inputs[a], inputs[b]) for a, b in itertools.pairwise(order)]):
+    for depth, start, stop in _alike(common):
         inside = []
         while chosen and chosen[-1][0] >= start:
             inside.append(chosen.pop())

@@ -24,6 +24,7 @@ from bayesrm_fast.model.tap_pass import feed_gradients
 from bayesrm_fast.model.token_budget import free_bytes, is_out_of_memory, release_memory
 from bayesrm_fast.ops import segment_outer
 from bayesrm_fast.posterior.base import Posterior
+from bayesrm_fast.score.variances import RewardScores, truncated_and_tokens
 from bayesrm_fast.sites import Consumer, Site
 from bayesrm_fast.text.examples import TokenizedRow, distinct
 
@@ -129,6 +130,20 @@ def score_differences(
     found = found.at(torch.cat([batch.positions for batch in batches]).argsort())
     check_finite_variances(found.variance, [rows[i] for one in comparisons for i in one.rows])
     return found
+
+
+def compared_scores(
+    passes: Passes,
+    rows: Sequence[TokenizedRow],
+    comparisons: Sequence[Comparison],
+    posterior: Posterior,
+    progress: Progress | None = None,
+) -> RewardScores:
+    """`score_differences` of the first N rows, each of which is compared once, in their order."""
+    order = [i for one in comparisons for i in one.rows]
+    back = torch.tensor(order, dtype=torch.int64, device="cpu").argsort()
+    found = score_differences(passes, rows, comparisons, posterior, progress).at(back)
+    return RewardScores(found.mean, found.variance, *truncated_and_tokens(rows[: len(order)]), found.baseline)
 
 
 def over_differences(

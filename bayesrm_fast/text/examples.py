@@ -48,6 +48,11 @@ class Example(ABC):
         return sum(len(row.input_ids) for row in self.rows)
 
     @property
+    def reads(self) -> int:
+        """Tokens at which each row is read."""
+        return len(self.rows[0].read_at or (0,))
+
+    @property
     def is_truncated(self) -> bool:
         """Whether `max_length` cut any row."""
         return any(row.truncated for row in self.rows)

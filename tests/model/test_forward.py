@@ -48,10 +48,10 @@ def test_what_follows_a_beginning_has_the_rewards_of_whole_rows(architecture):
         torch.testing.assert_close(found, expected, rtol=FLOAT32_INSIDE, atol=FLOAT32_INSIDE)
 
 
-def test_a_cache_of_another_kind_is_told():
+def test_a_model_that_leaves_the_cache_empty_is_told():
     model = tiny_base("llama")
     model.forward = lambda **inputs: SimpleNamespace(past_key_values=[1])
-    with pytest.raises(TypeError, match="in list, not in a DynamicCache"):
+    with pytest.raises(TypeError, match="keeps no keys and values in the DynamicCache"):
         forward_of(model).prefill(batch_of(ROWS))
 
 

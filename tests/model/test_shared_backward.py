@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny import DECODERS, tiny_adapter, tiny_pairs, tiny_tokenizer, words
+from tiny import DECODERS, tiny_adapter, tiny_pairs, tiny_step_model, tiny_steps, tiny_tokenizer, words
 
 from bayesrm_fast import BayesianRewardModel, InputError
 from bayesrm_fast.model import shared_backward
@@ -71,6 +71,16 @@ def test_variances_are_those_of_whole_rows(architecture, options, shares, passed
         rounding = 2e-6 if architecture == "gemma2" else 1e-9  # its float64 attention is in float32 inside
         torch.testing.assert_close(found, expected, rtol=0, atol=rounding * float(expected.abs().max()))
     assert not passed
+
+
+def test_aggregates_of_steps_share_among_rows_of_as_many_steps(shares, passed, monkeypatch):
+    rm = BayesianRewardModel(*tiny_step_model("llama", dtype=torch.float64)).fit(tiny_steps(), prior_precision=1.0)
+    rows = [row | {"prompt": PROMPT} for row in tiny_steps(7, seed=5)]
+    found = rm.score_aggregates(rows, relative_to="prompt")
+    assert sorted(following[0] for _, following in passed[1:]) == [2, 3]
+    monkeypatch.setattr(shared_backward, "_groups", lambda *_: [])
+    expected = rm.score_aggregates(rows, relative_to="prompt").variance
+    torch.testing.assert_close(found.variance, expected, rtol=0, atol=1e-9 * float(expected.max()))
 
 
 def test_virtual_adapters_too(shares, passed, monkeypatch):

@@ -1,5 +1,7 @@
 """Which rows share the beginning that they have in common, by counted tokens."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from tiny import tiny_adapter, tiny_pairs, tiny_tokenizer, words
@@ -51,6 +53,15 @@ def test_rows_of_equal_tokens_and_other_types_do_not_share_them():
     first, second = (TokenizedRow([*ids, 7], [0] * 20 + [kind] * (len(ids) - 19), False) for kind in (0, 1))
     assert not shared_beginnings([first, second], 0)
     assert shared_beginnings([first, first, second], 0) == [Group([0, 1], len(ids))]
+
+
+def test_rows_that_are_read_at_other_numbers_of_tokens_do_not_share():
+    def read(length, *at):
+        return replace(row(*[1] * LEAST_SAVED, *[2] * length), read_at=tuple(LEAST_SAVED + i for i in at))
+
+    rows = [read(4, 1, 3), read(6, 2), read(4, 2, 3), read(4, 3), read(5, 1, 2, 4)]
+    groups = shared_beginnings(rows, 0)
+    assert [(group.rows, group.shared) for group in groups] == [([1, 3], LEAST_SAVED + 2), ([0, 2], LEAST_SAVED + 1)]
 
 
 def test_many_rows_of_which_each_begins_with_another_one_are_grouped_without_a_deep_recursion():

@@ -84,6 +84,45 @@ def test_responses_of_as_many_steps_share_their_passes(rm, monkeypatch, most, si
         assert (one.joint.sketch_error is None) == (outside == "exact")
 
 
+@pytest.mark.parametrize("by", ["mean", "last", "min", "log_product"])
+def test_an_aggregate_by_one_backward_pass_is_that_of_the_steps_to_first_order(rm, monkeypatch, by):
+    monkeypatch.setattr(rm.fitted, "temperature", 1.7)
+    rows = tiny_steps(8, seed=4)
+    passes = []
+    grad = torch.autograd.grad
+    with monkeypatch.context() as counting:
+        counting.setattr(torch.autograd, "grad", lambda *args, **kept: (passes.append(1), grad(*args, **kept))[1])
+        found = rm.score_aggregates(rows, by)
+    assert len(passes) == 3  # a batch of the rows with two steps, with three and with four
+    temperature = 1.7
+    for mean, variance, one in zip(found.mean, found.variance, rm.score_steps(rows), strict=True):
+        z, steps = one.mean, len(one.mean)
+        value, weights = {
+            "mean": (z.mean(), torch.full_like(z, 1 / steps)),
+            "last": (z[-1], torch.eye(steps, dtype=z.dtype)[-1]),
+            "min": (z.min(), torch.eye(steps, dtype=z.dtype)[z.argmin()]),
+            "log_product": (torch.sigmoid(z / temperature).log().sum(), torch.sigmoid(-z / temperature) / temperature),
+        }[by]
+        torch.testing.assert_close(mean, value, rtol=FLOAT32_INSIDE, atol=FLOAT32_INSIDE)
+        torch.testing.assert_close(variance, weights @ one.covariance @ weights, rtol=FLOAT32_INSIDE, atol=0)
+
+
+def test_aggregates_relative_to_the_prompt_are_those_of_its_own_responses(rm):
+    own = [row | {"prompt": PROMPT} for row in tiny_steps(12, seed=5)]
+    others = tiny_steps(3, seed=6)
+    mixed = [*own[:5], *others[:2], *own[5:], others[2]]
+    whole = [*range(5), *range(7, 14)]
+    with pytest.warns(UserWarning, match=r"3 prompt\(s\) with a single response"):
+        found = rm.score_aggregates(mixed, "mean", relative_to="prompt")
+    alone = rm.score_aggregates(own, "mean", relative_to="prompt")
+    close = {"rtol": FLOAT32_INSIDE, "atol": FLOAT32_INSIDE * float(alone.variance.max())}
+    torch.testing.assert_close(found.mean[whole], alone.mean, **close)
+    torch.testing.assert_close(found.variance[whole], alone.variance, **close)
+    assert found.variance[[5, 6, 14]].tolist() == [0.0] * 3
+    plain = rm.score_aggregates(own, "mean")
+    torch.testing.assert_close(alone.baseline, plain.mean.mean().expand(12), **close)
+
+
 def test_mean_and_last_are_linear():
     found = scores()
     covariance = found.covariance.double()
@@ -155,6 +194,12 @@ def test_what_cannot_be_asked_is_refused(rm):
     for k in ("a", None, float("nan"), float("inf")):
         with pytest.raises(InputError, match="k must be a finite number"):
             scores().token_rewards(k)
+    with pytest.raises(InputError, match="by must be one of mean, last, min, log_product, not 'product'"):
+        rm.score_aggregates([STEPS], "product")
+    with pytest.raises(InputError, match='relative_to must be "prompt" or None here'):
+        rm.score_aggregates([STEPS], relative_to=["act"])
+    with pytest.raises(InputError, match="there are no rows"):
+        rm.score_aggregates([])
     with pytest.raises(InputError, match="without ends, must be a list of steps, not str"):
         rm.score_segments(PROMPT, "act add")
     with pytest.raises(InputError, match=r"completions\[1\] is an empty step"):
@@ -164,3 +209,5 @@ def test_what_cannot_be_asked_is_refused(rm):
     pooled = BayesianRewardModel(tiny_adapter("llama"), tiny_tokenizer("llama"))
     with pytest.raises(InputError, match="LlamaForSequenceClassification scores whole responses"):
         pooled.score_segments(PROMPT, COMPLETIONS)
+    with pytest.raises(InputError, match="LlamaForSequenceClassification scores whole responses"):
+        pooled.score_aggregates([STEPS])
