@@ -50,7 +50,7 @@ def calibrate(
     if plot is not None:
         found.plot(plot)
     shown: dict[str, Any] = {
-        "pairs": found.pairs,
+        "steps" if is_stepwise(rows[0]) else "pairs": found.pairs,
         "prior_precision": found.prior_precision,
         "temperature": found.temperature,
     }

@@ -34,6 +34,8 @@ def posterior_summary(folder: Path) -> dict[str, Any]:
     record = FILES.read_record(folder)
     names = ("structure", "rank", "pairs", "prior_precision", "temperature", "log_evidence", "effective_parameters")
     shown = {name: held for name in names if (held := getattr(record, name)) is not None or name == "rank"}
+    if record.step_separator is not None:
+        shown = {"steps" if name == "pairs" else name: held for name, held in shown.items()}
     shown |= {"prior_chosen_by": record.prior.method}
     virtual = read_virtual_record(folder)
     if virtual is not None:

@@ -71,7 +71,7 @@ def reliability(probability: Tensor) -> Reliability:  # shape: (M,)
         )
     return Reliability(
         accuracy=float(right.mean()),
-        nll=float(-probability.clamp(min=torch.finfo(probability.dtype).tiny).log().mean()),
+        nll=float(probability.clamp(min=torch.finfo(probability.dtype).tiny).log().neg().mean()),
         brier=float((1 - probability).square().mean()),
         ece=sum(b.count * abs(b.confidence - b.accuracy) for b in bins if b.count) / len(probability),
         bins=bins,

@@ -99,6 +99,6 @@ def test_steps_calibrate_a_token_classifier(folder, step_adapter_folder, tmp_pat
         write_rows(tmp_path / f"{name}.jsonl", tiny_steps(seed=seed))
     summary("fit", step_adapter_folder, tmp_path / "steps.jsonl", "--output", tmp_path / "steps")
     found = summary("calibrate", tmp_path / "steps", tmp_path / "held-out.jsonl", "--prior-precision", "2")
-    assert found["pairs"] == sum(len(row["completions"]) for row in tiny_steps(seed=11))
+    assert found["steps"] == sum(len(row["completions"]) for row in tiny_steps(seed=11))
     assert found["prior_precision"] == 2.0
     assert "scores whole responses" in refused("calibrate", folder, tmp_path / "held-out.jsonl")

@@ -124,7 +124,7 @@ def test_steps_are_fitted_by_a_token_classifier(
 ):
     write_rows(tmp_path / "steps.jsonl", tiny_steps())
     told = summary("fit", step_adapter_folder, tmp_path / "steps.jsonl", "--output", tmp_path / "rm")
-    assert told["pairs"] == sum(len(row["completions"]) for row in tiny_steps())
+    assert told["steps"] == sum(len(row["completions"]) for row in tiny_steps())
     assert json.loads((tmp_path / "rm" / "posterior.json").read_text())["step_separator"] == "\n"
     options = ("--output", tmp_path / "other")
     summary("fit", step_adapter_folder, tmp_path / "steps.jsonl", *options, "--step-separator", "art")

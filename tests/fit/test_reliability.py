@@ -18,3 +18,7 @@ def test_reliability_of_known_probabilities():
     assert found.ece == pytest.approx((0.38 + 0.82 + 2 * 0.08) / 4)
     assert sum(b.count for b in found.bins) == 4
     assert len(found.bins) == BINS
+
+
+def test_certain_and_right_is_a_nll_of_zero_without_a_sign():
+    assert str(reliability(torch.ones(3, dtype=torch.float64)).nll) == "0.0"
