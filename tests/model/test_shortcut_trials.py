@@ -117,6 +117,24 @@ def test_a_window_shorter_than_a_row_forbids_sharing():
     assert "slides over 32 tokens" in dict(rm.shortcuts.reasons)["shared_prefix"]
 
 
+def test_what_only_a_long_beginning_shows_forbids_sharing():
+    """A price of each token, less than bfloat16 rounds for the few of a short trial row."""
+
+    def shortcuts(model, max_length):
+        return BayesianRewardModel(model, tiny_tokenizer("llama"), max_length=max_length).shortcuts
+
+    base = tiny_base("llama", max_position_embeddings=1024, dtype=torch.bfloat16)
+    assert shortcuts(tiny_adapter("llama", base=base), 1024).shared_prefix
+    priced = replaced(
+        tiny_adapter("llama", base=base),
+        lambda inputs, outputs: nudge(outputs, -1e-3 * (inputs["input_ids"] != 0).sum(1, keepdim=True)),
+    )
+    assert shortcuts(priced, 64).shared_prefix
+    refused = shortcuts(priced, 1024)
+    assert not refused.shared_prefix
+    assert "rewards differ by" in refused.told()["beginnings that rows share"]
+
+
 def test_rewards_that_tell_nothing_allow_nothing():
     base = tiny_base("llama")
     torch.nn.init.zeros_(base.score.weight)
