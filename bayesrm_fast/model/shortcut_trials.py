@@ -154,7 +154,9 @@ def _exact(
         else:
             reasons["scored_token"] = "; ".join(f"the {token} token: {refusals[token]}" for token in tokens)
 
-    if seen_in_part:
+    if without_mask is not None:  # as of BERT in bfloat16, whose cache alone may differ by less than rounding
+        reasons["shared_prefix"] = "what follows a token may change it, as without a mask padding does"
+    elif seen_in_part:
         reasons["shared_prefix"] = f"its attention slides over {seen_in_part[0]} tokens, fewer than a row may have"
     elif plain.switches:
         reasons["shared_prefix"] = f"its position embeddings change past {plain.switches[0]} tokens"
