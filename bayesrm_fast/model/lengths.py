@@ -22,9 +22,8 @@ def most_tokens(model: nn.Module) -> int | None:
     The least of what its configuration says, of the rows of its position table that hold positions, and of the length
     up to which its rewards do not depend on the rows that it has seen before (dynamic rotary embeddings, BigBird).
     """
-    config = text_config(model)
-    said = getattr(config, "max_position_embeddings", None)
-    limits = [table_positions(model), *_lengths_with_memory(config)]
+    said = getattr(text_config(model), "max_position_embeddings", None)
+    limits = [table_positions(model), *_lengths_with_memory(model)]
     if isinstance(said, int) and said > 0:
         limits.append(said)
     return min((limit for limit in limits if limit is not None), default=None)
@@ -47,7 +46,7 @@ def check_length(model: nn.Module, max_length: int) -> None:
     positions = table_positions(model)
     if positions is not None and max_length > positions:
         raise InputError(f"max_length is {max_length}, and the model has embeddings for {positions} positions")
-    past = min(_lengths_with_memory(text_config(model)), default=None)
+    past = min(_lengths_with_memory(model), default=None)
     if past is not None and max_length > past:
         raise InputError(
             f"max_length is {max_length}, and past {past} tokens the model's rewards depend on the rows that it has "
@@ -57,30 +56,38 @@ def check_length(model: nn.Module, max_length: int) -> None:
 
 def switches(model: nn.Module) -> tuple[int, ...]:
     """Lengths past which all rows of a call get other position embeddings, ascending."""
-    config = text_config(model)
     found = set()
-    for rope in _rotary_parameters(config):
-        if rope.get("rope_type", rope.get("type")) in ("longrope", "su"):
-            found.add(rope.get("original_max_position_embeddings") or config.original_max_position_embeddings)
+    for config in _configs(model):
+        for rope in _rotary_parameters(config):
+            if rope.get("rope_type", rope.get("type")) in ("longrope", "su"):
+                found.add(rope.get("original_max_position_embeddings") or config.original_max_position_embeddings)
     return tuple(sorted(int(length) for length in found))
 
 
 def windows(model: nn.Module) -> tuple[int, ...]:
     """Numbers of tokens beyond which some layer's attention does not see the whole row, ascending."""
-    config = text_config(model)
     found = set()
-    for name in dir(config) if config is not None else ():  # ModernBERT's window is a property
-        if WINDOWS.search(name) and not name.startswith(("_", "use_", "max_")):
-            found |= set(_whole_numbers(getattr(config, name, None)))
+    for config in _configs(model):
+        for name in dir(config):  # ModernBERT's window is a property
+            if WINDOWS.search(name) and not name.startswith(("_", "use_", "max_")):
+                found |= set(_whole_numbers(getattr(config, name, None)))
     return tuple(sorted(number for number in found if number > 1))
 
 
-def _lengths_with_memory(config: Any) -> Iterator[int]:
-    for rope in _rotary_parameters(config):
-        if "dynamic" in str(rope.get("rope_type", rope.get("type"))):
-            yield int(config.max_position_embeddings)
-    if getattr(config, "attention_type", None) == "block_sparse":  # given up for good at the first short row
-        yield (5 + 2 * config.num_random_blocks) * config.block_size
+def _configs(model: nn.Module) -> list[Any]:
+    """The configuration of the part of a model that reads text; of a model without one, those of what it is made of."""
+    own = text_config(model)
+    found = [own] if own is not None else [text_config(module) for module in model.modules()]
+    return list({id(config): config for config in found if config is not None}.values())
+
+
+def _lengths_with_memory(model: nn.Module) -> Iterator[int]:
+    for config in _configs(model):
+        for rope in _rotary_parameters(config):
+            if "dynamic" in str(rope.get("rope_type", rope.get("type"))):
+                yield int(config.max_position_embeddings)
+        if getattr(config, "attention_type", None) == "block_sparse":  # given up for good at the first short row
+            yield (5 + 2 * config.num_random_blocks) * config.block_size
 
 
 def _rotary_parameters(config: Any) -> list[dict[str, Any]]:

@@ -25,8 +25,15 @@ from bayesrm_fast.text.examples import TokenizedRow
 LENGTHS = (23, 9, 16, 23, 9, 16)
 """Of the trial rows: ragged, so that padding and positions matter, and each twice, for calls of equal lengths."""
 
-SHARED = 7
-"""Tokens with which all trial rows begin."""
+BEGINNINGS = (7, 5)
+"""Tokens with which the trial rows of each of the two groups begin."""
+
+LONG_TRIAL = range(128, 521)
+"""Tokens of the long trial row, for models that take so many.
+
+What a shared beginning does to a reward may grow with its length, or with how much longer another's is, and be less
+than rounding for a few tokens.
+"""
 
 DRAWS = 4
 """Of rounding errors, of which the largest counts."""
@@ -109,7 +116,17 @@ def find_shortcuts(
         return _nothing_but(plain, "rows share a call with rows of their own length alone", padding=padding)
     if not trials[0].tells_rows_apart:
         return _nothing_but(plain, "its rewards of trial rows do not differ by more than their rounding")
-    return _exact(model, readout, trials, plain, seen_in_part)
+    found = _exact(model, readout, trials, plain, seen_in_part)
+    if not found.shared_prefix or max_length < LONG_TRIAL.start:
+        return found
+    longest = min(max_length, LONG_TRIAL[-1])
+    long_trial = _Trial(
+        model, readout, collate, frame, [longest, longest // 8 + 8], 1, beginnings=(longest - 8, longest // 8)
+    )
+    prefix = _refusal([long_trial], partial(_Trial.after_prefixes, shortcuts=found))
+    if prefix is None:
+        return found
+    return replace(found, shared_prefix=False, reasons=(*found.reasons, ("shared_prefix", prefix)))
 
 
 def _exact(
@@ -137,7 +154,9 @@ def _exact(
         else:
             reasons["scored_token"] = "; ".join(f"the {token} token: {refusals[token]}" for token in tokens)
 
-    if seen_in_part:
+    if without_mask is not None:  # as of BERT in bfloat16, whose cache alone may differ by less than rounding
+        reasons["shared_prefix"] = "what follows a token may change it, as without a mask padding does"
+    elif seen_in_part:
         reasons["shared_prefix"] = f"its attention slides over {seen_in_part[0]} tokens, fewer than a row may have"
     elif plain.switches:
         reasons["shared_prefix"] = f"its position embeddings change past {plain.switches[0]} tokens"
@@ -187,9 +206,11 @@ class _Trial:
         frame: RowFrame,
         lengths: Sequence[int],
         copies: int,
+        beginnings: tuple[int, int] = BEGINNINGS,
     ) -> None:
         self.model, self.readout, self.collate = model, readout, collate
-        self.rows = random_rows(frame, lengths, collate)
+        self.beginnings = beginnings
+        self.rows = random_rows(frame, lengths, collate, beginnings)
         self.is_told_where = frame.is_told_where
         self.tokens_first = False
         plain = Forward(model, readout)
@@ -242,7 +263,7 @@ class _Trial:
 
     def after_prefixes(self, shortcuts: Shortcuts) -> Tensor:
         forward = Forward(self.model, self.readout, shortcuts)
-        beginnings = [SHARED, SHARED - 2]
+        beginnings = self.beginnings
         cache = forward.prefill(self.collate([self.rows[g].part(0, length) for g, length in enumerate(beginnings)]))
         device = self.collate.device
         owners = torch.arange(len(self.rows), dtype=torch.int64, device=device) % 2
@@ -251,7 +272,9 @@ class _Trial:
         return forward.scalars_after(cache, lengths, owners, rest)
 
 
-def random_rows(frame: RowFrame, lengths: Sequence[int], collate: Collator) -> list[TokenizedRow]:
+def random_rows(
+    frame: RowFrame, lengths: Sequence[int], collate: Collator, beginnings: tuple[int, int] = BEGINNINGS
+) -> list[TokenizedRow]:
     """Rows of random tokens within a frame, which begin alike in two groups; the same ones every time."""
     own = {collate.pad_token_id, *frame.reserved, *frame.begins, *frame.ends}
     ids = [i for i in range(1, collate.vocab_size) if i not in own] or [0]
@@ -260,7 +283,7 @@ def random_rows(frame: RowFrame, lengths: Sequence[int], collate: Collator) -> l
     shape = (len(lengths), max(lengths))
     places = torch.randint(len(free), shape, generator=generator, dtype=torch.int64, device="cpu")
     drawn = free[places].tolist()
-    drawn = [drawn[i % 2][: SHARED - 2 * (i % 2)] + ids[SHARED - 2 * (i % 2) :] for i, ids in enumerate(drawn)]
+    drawn = [drawn[i % 2][: beginnings[i % 2]] + ids[beginnings[i % 2] :] for i, ids in enumerate(drawn)]
     rows = []
     for ids, length in zip(drawn, lengths, strict=True):
         inner = max(length - len(frame.begins) - len(frame.ends), 1)

@@ -48,6 +48,15 @@ def test_a_length_past_which_rewards_depend_on_earlier_rows_is_refused():
     check_length(tiny_base("big_bird", attention_type="original_full"), 64)
 
 
+def test_what_is_inside_a_model_without_a_configuration_counts():
+    assert windows(nn.Sequential(tiny_base("mistral", sliding_window=9))) == (9,)
+    assert switches(nn.Sequential(tiny_base("llama", **LONGROPE))) == (16,)
+    dynamic = nn.Sequential(tiny_base("llama", **DYNAMIC))
+    assert most_tokens(dynamic) == 32
+    with pytest.raises(InputError, match="take max_length=32 or less"):
+        check_length(dynamic, 33)
+
+
 def test_switches_and_windows_are_those_of_the_configuration():
     assert switches(tiny_base("llama", **LONGROPE)) == (16,)
     assert switches(tiny_base("llama", **DYNAMIC)) == ()

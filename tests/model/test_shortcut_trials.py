@@ -2,7 +2,17 @@
 
 import pytest
 import torch
-from tiny import ARCHITECTURES, DECODERS, tiny_adapter, tiny_base, tiny_pairs, tiny_tokenizer, words
+from tiny import (
+    ARCHITECTURES,
+    DECODERS,
+    tiny_adapter,
+    tiny_base,
+    tiny_pairs,
+    tiny_step_model,
+    tiny_token_classifier,
+    tiny_tokenizer,
+    words,
+)
 from tolerances import RELATIVE
 
 from bayesrm_fast import BayesianRewardModel
@@ -115,6 +125,32 @@ def test_a_window_shorter_than_a_row_forbids_sharing():
     base = tiny_base("mistral", sliding_window=32)
     rm = BayesianRewardModel(tiny_adapter("mistral", base=base), tiny_tokenizer("mistral"))
     assert "slides over 32 tokens" in dict(rm.shortcuts.reasons)["shared_prefix"]
+
+
+def test_what_only_a_long_beginning_shows_forbids_sharing():
+    """A price of each token, less than bfloat16 rounds for the few of a short trial row."""
+
+    def shortcuts(model, max_length):
+        return BayesianRewardModel(model, tiny_tokenizer("llama"), max_length=max_length).shortcuts
+
+    base = tiny_base("llama", max_position_embeddings=1024, dtype=torch.bfloat16)
+    model = tiny_adapter("llama", base=base)
+    assert shortcuts(model, 1024).shared_prefix
+    priced = replaced(
+        model, lambda inputs, outputs: nudge(outputs, -1e-3 * (inputs["input_ids"] != 0).sum(1, keepdim=True))
+    )
+    assert shortcuts(priced, 64).shared_prefix
+    refused = shortcuts(priced, 1024)
+    assert not refused.shared_prefix
+    assert "rewards differ by" in refused.told()["beginnings that rows share"]
+
+
+def test_an_encoder_does_not_share_in_bfloat16():
+    base = tiny_token_classifier("bert", dtype=torch.bfloat16)
+    model, tokenizer = tiny_step_model("bert", dtype=torch.bfloat16, base=base)
+    shortcuts = BayesianRewardModel(model, tokenizer).shortcuts
+    assert not shortcuts.no_mask
+    assert not shortcuts.shared_prefix
 
 
 def test_rewards_that_tell_nothing_allow_nothing():
