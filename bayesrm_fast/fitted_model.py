@@ -292,16 +292,20 @@ class FittedRewardModel(RewardModel):
             raise InputError(f"by must be one of {', '.join(get_args(OnePassAggregate))}, not {shown(by)}")
         if relative_to not in (None, "prompt"):
             raise InputError(f'relative_to must be "prompt" or None here, not {shown(relative_to)}')
+        return self._score_tokenized_aggregates(*self._tokenize_wholes(responses, relative_to), by)
+
+    def _tokenize_wholes(
+        self, responses: Iterable[Any], relative_to: Literal["prompt"] | None
+    ) -> tuple[list[SegmentedRow], list[Comparison] | None]:
         given = stepwise_responses(responses, labelled=False)
         rows = self.segment_encoder.encode_steps(given)
-        comparisons = None
-        if relative_to == "prompt":
-            comparisons = within_prompts(positions_of_equals([key_of(one.prompt) for one in given]))
-        return self._score_tokenized_aggregates(rows, by, comparisons)
+        if relative_to is None:
+            return rows, None
+        return rows, within_prompts(positions_of_equals([key_of(one.prompt) for one in given]))
 
     @exclusive
     def _score_tokenized_aggregates(
-        self, rows: Sequence[SegmentedRow], by: OnePassAggregate, comparisons: Sequence[Comparison] | None
+        self, rows: Sequence[SegmentedRow], comparisons: Sequence[Comparison] | None, by: OnePassAggregate
     ) -> RewardScores:
         passes = self.passes()
         forward, posterior = passes.forward, self.fitted

@@ -112,8 +112,9 @@ def test_aggregates_relative_to_the_prompt_are_those_of_its_own_responses(rm):
     others = tiny_steps(3, seed=6)
     mixed = [*own[:5], *others[:2], *own[5:], others[2]]
     whole = [*range(5), *range(7, 14)]
-    with pytest.warns(UserWarning, match=r"3 prompt\(s\) with a single response"):
+    with pytest.warns(UserWarning, match=r"3 prompt\(s\) with a single response") as told:
         found = rm.score_aggregates(mixed, "mean", relative_to="prompt")
+    assert told[0].filename == __file__
     alone = rm.score_aggregates(own, "mean", relative_to="prompt")
     close = {"rtol": FLOAT32_INSIDE, "atol": FLOAT32_INSIDE * float(alone.variance.max())}
     torch.testing.assert_close(found.mean[whole], alone.mean, **close)
