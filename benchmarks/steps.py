@@ -7,7 +7,8 @@
 MiniLM with LoRA learns the labels of PRMBench's steps, whose wrong solutions are edits of right ones. Whole problems
 are held out. The best of n is the solution with the largest aggregate of its steps; it is right where every step is.
 Wrong solutions differ from right ones in length, so the one with the fewest steps stands beside. Penalties are by each
-aggregate's own std, and by the std of its difference to the mean of the problem's solutions (`score_aggregates`).
+aggregate's own std, and by the std of its difference to the mean of the problem's solutions (`score_aggregates`), by
+the posterior and by the prior alone.
 
 Of qa_feedback the steps are the sentences of an answer, each correct where no error that people marked touches it. One
 answer to each question is marked, so nothing is chosen there. The model sees the question, and not the passages.
@@ -18,7 +19,7 @@ import random
 import re
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, get_args
@@ -38,6 +39,7 @@ from bayesrm_fast.fit.reliability import Reliability, reliability
 from bayesrm_fast.model.readout import OnePassAggregate
 from bayesrm_fast.score.segments import Aggregate, SegmentScores
 from bayesrm_fast.score.variances import RewardScores
+from bayesrm_fast.select.estimators import mean_and_standard_error
 from bayesrm_fast.text.encoder import TextEncoder
 from bayesrm_fast.text.segments import SegmentEncoder
 from bayesrm_fast.text.steps import stepwise_responses
@@ -45,6 +47,7 @@ from bayesrm_fast.train.adapter import TrainOptions
 from bayesrm_fast.train.steps import train_step_adapter
 from benchmarks import machine
 from benchmarks.data import RESULTS, embedded_encoder
+from benchmarks.overoptimisation.steps import PRIOR
 from benchmarks.overoptimisation.tasks import QA_FEEDBACK, read
 
 SEPARATOR = "[SEP]"
@@ -53,6 +56,7 @@ SEPARATOR = "[SEP]"
 FIGURES = ("accuracy", "nll", "brier", "ece")
 AGGREGATES: tuple[Aggregate, ...] = ("mean", "last", "min", "product")
 PENALTIES = (0.0, 0.5, 1.0, 2.0)
+FEWEST_STEPS = "fewest steps"
 
 
 @dataclass(frozen=True)
@@ -197,29 +201,44 @@ def of_labels(
 
 def best_of_n(
     groups: Sequence[Sequence[Any]], scores: Sequence[SegmentScores], relative: Mapping[str, RewardScores]
-) -> dict[str, float]:
-    """Share of the problems whose chosen solution is right, by each aggregate and penalty."""
+) -> dict[str, list[float]]:
+    """Whether each problem's chosen solution is right, 0 or 1, by each aggregate and penalty; the share for chance."""
     moments: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     for by in AGGREGATES:
         aggregates = [one.aggregate(by) for one in scores]
         moments[by] = np.array([one.mean for one in aggregates]), np.array([one.std for one in aggregates])
     for name, own in relative.items():
-        moments[f"{name}, relative"] = own.mean.numpy(), own.std.numpy()
-    found: dict[str, list[bool]] = {}
+        moments[name] = own.mean.numpy(), own.std.numpy()
+    found: dict[str, list[float]] = {
+        "chance": [float(np.mean([all(row["labels"]) for row in rows])) for rows in groups],
+        FEWEST_STEPS: [float(all(min(rows, key=lambda row: len(row["labels"]))["labels"])) for rows in groups],
+    }
     for name, (mean, std) in moments.items():
         for k in PENALTIES:
             penalised, before = mean - k * std, 0
             for rows in groups:
                 best = int(np.argmax(penalised[before : before + len(rows)]))
-                found.setdefault(f"{name}, k = {k:g}", []).append(all(rows[best]["labels"]))
+                found.setdefault(f"{name}, k = {k:g}", []).append(float(all(rows[best]["labels"])))
                 before += len(rows)
-    chance = [np.mean([all(row["labels"]) for row in rows]) for rows in groups]
-    fewest = [min(rows, key=lambda row: len(row["labels"])) for rows in groups]
-    return {
-        "chance": float(np.mean(chance)),
-        "fewest steps": float(np.mean([all(row["labels"]) for row in fewest])),
-        **{name: float(np.mean(right)) for name, right in found.items()},
-    }
+    return found
+
+
+def gained(seeds: Sequence[Any], name: str, base: str) -> tuple[float, float]:
+    """Mean gain of one way to choose over another, and its standard error over problems (of each's mean of seeds)."""
+    ours, theirs = (np.mean([one["best_of_n"][way] for one in seeds], 0) for way in (name, base))
+    return mean_and_standard_error((ours - theirs).tolist())
+
+
+def relative_scores(rm: BayesianRewardModel, rows: Sequence[Any]) -> dict[str, RewardScores]:
+    """By each aggregate, and as a control by the prior alone, whose mean variance is made that of the posterior."""
+    found: dict[str, RewardScores] = {}
+    for by in get_args(OnePassAggregate):
+        found[f"{by}, relative"] = own = rm.score_aggregates(rows, by, relative_to="prompt")
+        precision, rm.fitted.prior_precision = rm.fitted.prior_precision, PRIOR
+        prior = rm.score_aggregates(rows, by, relative_to="prompt").variance
+        rm.fitted.prior_precision = precision
+        found[f"{by}, relative, prior alone"] = replace(own, variance=prior * (own.variance.mean() / prior.mean()))
+    return found
 
 
 def one_seed(part: Part, scale: Scale, seed: int) -> dict[str, Any]:
@@ -231,7 +250,6 @@ def one_seed(part: Part, scale: Scale, seed: int) -> dict[str, Any]:
     rm.fit(rows, structure="ggn")
     tested = [row for group in held_out for row in group]
     scores = rm.score_steps(tested)
-    relative = {by: rm.score_aggregates(tested, by, relative_to="prompt") for by in get_args(OnePassAggregate)}
     is_correct = torch.tensor([label for row in tested for label in row["labels"]])
     labels = {
         "MAP": of_labels(scores, tested, lambda one: torch.sigmoid(one.mean)),
@@ -243,7 +261,7 @@ def one_seed(part: Part, scale: Scale, seed: int) -> dict[str, Any]:
         "correct": float(is_correct.double().mean()),
         "prior_precision": rm.fitted.prior_precision,
         "labels": {name: {figure: getattr(one, figure) for figure in FIGURES} for name, one in labels.items()},
-        "best_of_n": best_of_n(held_out, scores, relative) if part.best_of_n else None,
+        "best_of_n": best_of_n(held_out, scores, relative_scores(rm, tested)) if part.best_of_n else None,
     }
 
 
@@ -252,16 +270,21 @@ def show(seeds: Sequence[Any], has_choices: bool) -> None:
     table = Table("", *FIGURES, title=f"{seeds[0]['steps']} held-out steps, mean of {len(seeds)} seeds")
     for name in seeds[0]["labels"]:
         table.add_row(name, *(f"{np.mean([one['labels'][name][figure] for one in seeds]):.3f}" for figure in FIGURES))
-    Console(width=120).print(table)
+    Console(width=140).print(table)
     if not has_choices:
         return
-    table = Table("", *(f"k = {k:g}" for k in PENALTIES), title="share of right solutions among the best of n")
-    for by in (*AGGREGATES, *(f"{by}, relative" for by in get_args(OnePassAggregate))):
-        shares = [np.mean([one["best_of_n"][f"{by}, k = {k:g}"] for one in seeds]) for k in PENALTIES]
-        table.add_row(by, *(f"{share:.3f}" for share in shares))
-    for name in ("fewest steps", "chance"):
+    title = "share of right solutions among the best of n; gain over k = 0"
+    table = Table("", *(f"k = {k:g}" for k in PENALTIES), title=title)
+    for by in [name.removesuffix(", k = 0") for name in seeds[0]["best_of_n"] if name.endswith(", k = 0")]:
+        first, *others = (f"{by}, k = {k:g}" for k in PENALTIES)
+        shares = {name: f"{np.mean([one['best_of_n'][name] for one in seeds]):.3f}" for name in (first, *others)}
+        gains = ("{:+.3f} ± {:.3f}".format(*gained(seeds, name, first)) for name in others)
+        table.add_row(
+            by, shares[first], *(f"{shares[name]} ({gain})" for name, gain in zip(others, gains, strict=True))
+        )
+    for name in (FEWEST_STEPS, "chance"):
         table.add_row(name, f"{np.mean([one['best_of_n'][name] for one in seeds]):.3f}")
-    Console(width=120).print(table)
+    Console(width=140).print(table)
 
 
 def main(

@@ -13,14 +13,17 @@ NEEDS_DATA = pytest.mark.skipif(data_folder() is None, reason="the real data is 
 
 @NEEDS_DATA
 @pytest.mark.parametrize(
-    ("part", "name", "choices"), [("prm", "steps", 2 + 4 * 4), ("qa_feedback", "steps-qa_feedback", 0)]
+    ("part", "name", "choices"), [("prm", "steps", 2 + 3 * 4 * 4), ("qa_feedback", "steps-qa_feedback", 0)]
 )
 def test_steps_quick(part, name, choices, tmp_path):
     quick_run("steps", tmp_path, "--part", part)
     (found,) = json.loads((tmp_path / f"{name}-quick.json").read_text())["by_seed"]
     assert found["steps"] > 0
     assert found["labels"]["MAP"]["accuracy"] == found["labels"]["posterior"]["accuracy"]
-    assert len(found["best_of_n"] or ()) == choices
+    best = found["best_of_n"] or {}
+    assert len(best) == choices
+    for by in ("mean", "last") if best else ():  # relative to the same problem's, the order is the same
+        assert best[f"{by}, k = 0"] == best[f"{by}, relative, k = 0"] == best[f"{by}, relative, prior alone, k = 0"]
 
 
 def test_a_sentence_is_correct_where_no_marked_error_touches_it():
