@@ -138,6 +138,7 @@ def test_the_commands_of_a_page_run(page, folder, monkeypatch, request):
     [
         ("HumanEval, one policy", "humaneval-noise0.25"),
         ("the same with clean labels", "humaneval-noise0"),
+        ("the same with LoRA on all linear layers", "all_linear-noise0.25"),
         ("HumanEval, a decoder", "gemma-noise0.25"),
         ("answers of one policy", "qa_feedback-noise0"),
         ("AlpacaEval, a pool", "pool-noise0"),
