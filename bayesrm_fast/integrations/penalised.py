@@ -172,7 +172,7 @@ class PenalisedReward:
         try:
             self.rm.rewards([prompts[i] for i in rows], [responses[i] for i in rows])
         except InputError:
-            if len(rows) == 1:
+            if len(rows) < 2:
                 return set(rows)
             half = len(rows) // 2
             return self._unreadable(prompts, responses, rows[:half]) | self._unreadable(prompts, responses, rows[half:])

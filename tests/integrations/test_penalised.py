@@ -65,6 +65,11 @@ def test_what_concerns_all_rows_is_an_error(rm):
         PenalisedReward(rm).of(PROMPTS[:2], ["\ud800", None])
 
 
+def test_no_rows_are_nothing_to_score(rm):
+    with pytest.raises(InputError, match="nothing to score"):
+        PenalisedReward(rm).of([], [])
+
+
 def test_metrics_tell_whose_advantage_changes_its_sign():
     mean, penalty = torch.tensor([1.0, 0.0, 0.4, math.nan]).double(), torch.tensor([2.0, 0.0, 0.0, math.nan]).double()
     found = PenalisedRewards(mean - penalty, mean, penalty, penalty, [0, 0, 0, 0])
