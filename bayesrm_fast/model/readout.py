@@ -1,6 +1,6 @@
 """What turns a model's output into the scalars that are scored."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 import torch
@@ -158,6 +158,22 @@ class TensorReadout:
 
 LOG_ODDS = (-1.0, 1.0)
 """Output weights of a token classifier with two outputs, of which the second is that of a correct step."""
+
+CORRECT = frozenset({"+", "correct", "good", "no error", "ok", "pos", "positive", "right", "true", "valid", "yes"})
+WRONG = frozenset({"-", "bad", "error", "false", "incorrect", "invalid", "neg", "negative", "no", "wrong"})
+"""What configurations call the two outputs."""
+
+
+def checked_log_odds(id2label: Mapping[int, str] | None) -> tuple[float, float]:
+    """`LOG_ODDS`; raises InputError where a configuration calls the first of two outputs that of a correct step."""
+    names = [str((id2label or {}).get(i, "")) for i in (0, 1)]
+    first, second = (name.strip().lower() for name in names)
+    if first in CORRECT or second in WRONG:
+        raise InputError(
+            f"the model's id2label calls its outputs {names[0]!r} and {names[1]!r}, and by default the second is that "
+            "of a correct step: give output_weights, [1, -1] where it is the first, or name them otherwise"
+        )
+    return LOG_ODDS
 
 
 def checked_output_weights(weights: Sequence[float] | Tensor | None, labels: int) -> Tensor:
