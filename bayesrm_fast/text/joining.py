@@ -20,8 +20,12 @@ Joining = JoiningName | Callable[[Text, Text], str]
 TRAINED_JOINING = "trained_joining"
 """Key of a tokenizer's configuration that says how the rows were joined that a reward model was trained on."""
 
+TRAINED_ON_MESSAGES = "trained_on_messages"
+"""Key that says whether any of those rows was a conversation."""
+
 TRL = "trl"
-"""Its value where trl trained: conversations by the chat template; plain text with nothing between, and eos after."""
+"""The first one's value where trl trained: conversations by the chat template; plain text with nothing between, and eos
+after."""
 
 A_FUNCTION = "a function"
 """What records and warnings call a joining of one's own."""
@@ -126,6 +130,13 @@ class Joiner:
                     stacklevel=stacklevel + 1,
                 )
                 return
+        knows_messages = self.joining is not None or self.tokenizer.init_kwargs.get(TRAINED_ON_MESSAGES)
+        if not all(are_plain) and not knows_messages and self.of(is_plain=False) != "template":
+            warnings.warn(
+                "messages are written as 'role: content' paragraphs, because the tokenizer has no chat template; a "
+                "model that was trained on plain text may score them otherwise: give strings, or a joining of your own",
+                stacklevel=stacklevel + 1,
+            )
 
     def join(self, prompt: Text | None, response: Text, where: str, tools: Tools | None) -> Joined:
         """One row.

@@ -22,7 +22,7 @@ from bayesrm_fast.saved.folders import check_target, save_folder
 from bayesrm_fast.text.batches import Collator
 from bayesrm_fast.text.encoder import TextEncoder, default_max_length
 from bayesrm_fast.text.examples import TokenizedPair, TokenizedRow
-from bayesrm_fast.text.joining import TRAINED_JOINING
+from bayesrm_fast.text.joining import TRAINED_JOINING, TRAINED_ON_MESSAGES, is_plain_text
 from bayesrm_fast.text.records import preference_pairs
 
 
@@ -91,7 +91,8 @@ def train_adapter(
     check_length(model, longest)
     tokenizer.init_kwargs.pop(TRAINED_JOINING, None)  # of how the base was trained
     encoder = TextEncoder(tokenizer, longest)
-    tokenizer.init_kwargs[TRAINED_JOINING] = encoder.joining
+    is_plain = all(is_plain_text(pair.prompt, side) for pair in checked for side in (pair.chosen, pair.rejected))
+    tokenizer.init_kwargs |= {TRAINED_JOINING: encoder.joining, TRAINED_ON_MESSAGES: not is_plain}
     if tokenizer.eos_token is None:  # trl asks every tokenizer for one; an encoder's rows end with its separator
         tokenizer.eos_token = tokenizer.sep_token or tokenizer.pad_token
     if tokenizer.pad_token is None:
