@@ -163,7 +163,8 @@ class PenalisedReward:
         if alone:
             raise InputError(
                 f"{named(alone)}: the only response to its prompt here, which a difference to its group says nothing "
-                "of. Where a group's responses are on several processes, give relative_to references, or None"
+                "of. Where a group has one response (trl's num_generations_eval=1), or its responses are on several "
+                "processes, give relative_to references, or None"
             )
         return self.rm.score(*own, relative_to="prompt")
 
