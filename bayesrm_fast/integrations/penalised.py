@@ -5,16 +5,16 @@ import warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
 
-from bayesrm_fast.errors import InputError, named
+from bayesrm_fast.errors import InputError, named, shown
 from bayesrm_fast.fitted_model import FittedRewardModel
 from bayesrm_fast.score.variances import RewardScores
 from bayesrm_fast.select.penalties import Penalty, PenaltyOfStd
-from bayesrm_fast.text.texts import Text, key_of
+from bayesrm_fast.text.texts import Text, as_list, is_list, key_of
 
 GROUP = "group"
 """What a reward's std is of the difference to, where it is the mean of the responses to the same prompt."""
@@ -94,11 +94,14 @@ class PenalisedReward:
         penalty, k: as for `PenaltyOfStd`.
 
     Raises:
-        InputError: an unknown penalty, a k that is no finite number of at least 0, or a model without a posterior.
+        InputError: an unknown penalty, a k that is no finite number of at least 0, or a model that is none or has no
+            posterior.
     """
 
     def __init__(self, rm: Scorer, penalty: Penalty = "std", k: float = 1.0) -> None:
         self.penalty = PenaltyOfStd(penalty, k)
+        if not hasattr(rm, "score"):
+            raise InputError(f"rm must be a BayesianRewardModel or a server's Client, not {shown(rm)}")
         if isinstance(rm, FittedRewardModel):
             rm.fitted  # noqa: B018  (raises where there is none)
         self.rm = rm
@@ -117,9 +120,13 @@ class PenalisedReward:
                 responses, of equal rows equal ones; None for the rewards' own stds.
 
         Raises:
-            InputError: what concerns all rows, or a group of one row. A row that cannot be scored has a warning and no
-                reward.
+            InputError: what concerns all rows, lists of different lengths among it, or a group of one row. A row that
+                cannot be scored has a warning and no reward.
         """
+        responses = _column(responses, "responses")
+        prompts = _column(prompts, "prompts", len(responses))
+        if relative_to is not None and not (isinstance(relative_to, str) and relative_to == GROUP):
+            relative_to = _column(relative_to, "references", len(responses))
         numbers = _numbers(prompts)
         rows = list(range(len(responses)))
         try:
@@ -178,6 +185,15 @@ class PenalisedReward:
             half = len(rows) // 2
             return self._unreadable(prompts, responses, rows[:half]) | self._unreadable(prompts, responses, rows[half:])
         return set()
+
+
+def _column(values: Any, name: str, rows: int | None = None) -> Sequence[Any]:
+    values = as_list(values)
+    if not is_list(values):
+        raise InputError(f"{name} must be a list, not {shown(values)}")
+    if rows is not None and len(values) != rows:
+        raise InputError(f"there are {rows} responses but {len(values)} {name}")
+    return values
 
 
 def _numbers(prompts: Sequence[Text]) -> list[int]:

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from bayesrm_fast.errors import InputError
+from bayesrm_fast.errors import InputError, shown
 from bayesrm_fast.integrations.penalised import GROUP, PenalisedReward, Scorer
 from bayesrm_fast.select.penalties import Penalty
 from bayesrm_fast.text.texts import Text
@@ -42,6 +42,8 @@ class reward_function:
         name: str = "bayesrm",
     ) -> None:
         self.scorer = PenalisedReward(rm, penalty, k)
+        if relative_to is not None and not isinstance(relative_to, str):
+            raise InputError(f"relative_to must be 'group', the name of a column or None, not {shown(relative_to)}")
         self.relative_to = relative_to
         self.__name__ = name
 

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from tiny import words
@@ -63,6 +64,32 @@ def test_a_response_without_others_of_its_group_is_refused_by_its_row(rm):
 def test_what_concerns_all_rows_is_an_error(rm):
     with pytest.raises(InputError, match="response"):
         PenalisedReward(rm).of(PROMPTS[:2], ["\ud800", None])
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ((PROMPTS, RESPONSES[:2]), "there are 2 responses but 5 prompts"),
+        ((PROMPTS[:2], RESPONSES), "there are 5 responses but 2 prompts"),
+        ((PROMPTS, RESPONSES, REFERENCES[:2]), "there are 5 responses but 2 references"),
+        ((PROMPTS, RESPONSES, "about"), "references must be a list, not 'about'"),
+        ((words(5), RESPONSES), "prompts must be a list"),
+    ],
+)
+def test_rows_that_do_not_fit_together_are_refused(rm, given, message):
+    with pytest.raises(InputError, match=message):
+        PenalisedReward(rm).of(*given)
+
+
+def test_arrays_are_lists(rm):
+    scorer = PenalisedReward(rm)
+    found = scorer.of(*(np.array(column, dtype=object) for column in (PROMPTS, RESPONSES, REFERENCES)))
+    assert found.as_list() == scorer.of(PROMPTS, RESPONSES, REFERENCES).as_list()
+
+
+def test_a_folder_is_no_model():
+    with pytest.raises(InputError, match="rm must be a BayesianRewardModel or a server's Client, not 'my-rm'"):
+        PenalisedReward("my-rm")
 
 
 def test_no_rows_are_nothing_to_score(rm):

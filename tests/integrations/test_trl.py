@@ -95,3 +95,5 @@ def test_a_column_that_is_not_there_is_named(rm):
     score = async_reward_function(rm, relative_to="greedy")
     with pytest.raises(InputError, match="relative_to names the column 'greedy'"):
         asyncio.run(score([words(3)], [words(2)]))
+    with pytest.raises(InputError, match="relative_to must be 'group', the name of a column or None"):
+        reward_function(rm, relative_to=["greedy"])
