@@ -6,7 +6,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from bayesrm_fast.errors import InputError
+from bayesrm_fast.errors import InputError, shown
 from bayesrm_fast.text.batches import TokenBatch
 
 
@@ -82,12 +82,15 @@ class TokenReadout:
     Args:
         output_weights: weight of each output in the log-odds, `[L]`: `(1,)`, or `(−1, 1)` where the second of two
             outputs is that of a correct step.
+
+    Raises:
+        InputError: weights that are no finite numbers.
     """
 
     reads_one_token = True
 
-    def __init__(self, output_weights: Tensor) -> None:
-        self.output_weights = output_weights
+    def __init__(self, output_weights: Sequence[float] | Tensor) -> None:
+        self.output_weights = _as_weights(output_weights)
 
     def scalars(self, output: Any, batch: TokenBatch) -> Tensor:  # shape: (B, S)
         """See `Readout`; `output.logits` is `[B, T, L]`, and `batch.read_at` `[B, S]`.
@@ -182,10 +185,20 @@ def checked_output_weights(weights: Sequence[float] | Tensor | None, labels: int
         if labels != 1:
             raise InputError(f"the model has {labels} outputs: give output_weights, the weight of each in the reward")
         return torch.ones(1, dtype=torch.float32, device="cpu")
-    checked = torch.as_tensor(weights, dtype=torch.float32, device="cpu")
-    if checked.shape != (labels,) or not checked.isfinite().all():
+    checked = _as_weights(weights)
+    if len(checked) != labels:
         raise InputError(f"output_weights must be {labels} finite numbers, one for each output of the model")
     return checked
+
+
+def _as_weights(weights: Sequence[float] | Tensor) -> Tensor:  # shape: (L,), float32
+    try:
+        found = torch.as_tensor(weights, dtype=torch.float32, device="cpu")
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"output_weights must be finite numbers, not {shown(weights)}") from error
+    if found.dim() != 1 or not found.isfinite().all():
+        raise InputError(f"output_weights must be finite numbers, one for each output, not {shown(weights)}")
+    return found
 
 
 def _weighted(logits: Tensor, weights: Tensor) -> Tensor:  # shapes: (…, L), (L,) -> (…)

@@ -198,9 +198,16 @@ def test_output_weights_are_one_for_each_output():
     assert checked_output_weights([1, -0.5], 2).tolist() == [1.0, -0.5]
     with pytest.raises(InputError, match="the model has 3 outputs: give output_weights"):
         checked_output_weights(None, 3)
-    for bad in ([1.0], [1.0, float("nan")], [[1.0, 2.0]]):
-        with pytest.raises(InputError, match="must be 2 finite numbers"):
+    for bad in ([1.0], [1.0, float("nan")], [[1.0, 2.0]], ["a", "b"], "ab"):
+        with pytest.raises(InputError, match=r"must be (2 )?finite numbers"):
             checked_output_weights(bad, 2)
+
+
+def test_weights_of_tokens_are_numbers_in_any_container():
+    assert TokenReadout((-1, 1)).output_weights.tolist() == [-1.0, 1.0]
+    for bad in ("ab", None, [[1.0]], [float("nan"), 1.0]):
+        with pytest.raises(InputError, match="output_weights must be finite numbers"):
+            TokenReadout(bad)
 
 
 class Negated(PooledReadout):
