@@ -8,7 +8,7 @@ from typing import Any
 from bayesrm_fast.errors import InputError
 from bayesrm_fast.text.encoder import TextEncoder
 from bayesrm_fast.text.examples import SegmentedRow, TokenizedRow
-from bayesrm_fast.text.joining import Joined
+from bayesrm_fast.text.joining import Joined, is_plain_text
 from bayesrm_fast.text.steps import StepwiseResponse
 from bayesrm_fast.text.texts import Text, as_list, checked_text, described, is_list
 
@@ -152,6 +152,7 @@ class SegmentEncoder:
 
     def _whole(self, prompt: Text, response: str, spans: Sequence[Span], where: str) -> tuple[TokenizedRow, list[int]]:
         """A row that is tokenized as a whole, and the tokens at which its segments are read."""
+        self.encoder.joiner.warn_of_another([is_plain_text(prompt, response)], stacklevel=4)
         joined = self.encoder.joiner.join(prompt, response, where, None)
         (encoding,) = self.encoder.encodings([joined])
         part = self.encoder.parts(encoding, joined.boundary)

@@ -262,6 +262,15 @@ def test_steps_that_are_laid_out_otherwise_than_for_training_are_told(separator,
     assert message is None or re.search(message, told[0])
 
 
+def test_spans_that_are_joined_otherwise_than_for_training_are_told():
+    encoder = segments()
+    with pytest.warns(UserWarning, match="messages are written as 'role: content' paragraphs"):
+        encoder.encode_spans([{"role": "user", "content": "able"}], "act add", [3, 7])
+    encoder.encoder.tokenizer.init_kwargs["trained_joining"] = "pair"
+    with pytest.warns(UserWarning, match="trained on rows joined by 'pair'"):
+        encoder.encode_spans("able", "act add", [3, 7])
+
+
 def test_a_separator_is_a_string():
     with pytest.raises(InputError, match="step_separator must be a string, not 3"):
         segments(separator=3)
