@@ -139,7 +139,9 @@ class PenalisedReward:
             if not unreadable or not rows:
                 raise
             where = named([f"row {i + 1}" for i in sorted(unreadable)])
-            warnings.warn(f"no reward for {where}, nor for what it leaves alone in a group: {error}", stacklevel=3)
+            warnings.warn(
+                f"no reward for {where}, nor for a response that is alone in its group without: {error}", stacklevel=3
+            )
             if relative_to == GROUP:
                 left = Counter(numbers[i] for i in rows)
                 rows = [i for i in rows if left[numbers[i]] > 1]

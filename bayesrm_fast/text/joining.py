@@ -57,7 +57,8 @@ class Joiner:
     - "pair": the tokenizer's own pair of two texts (BERT, RoBERTa, DeBERTa).
     - "blank line": prompt, a blank line and response.
     - "concatenate": prompt and response with nothing between.
-    - a function of prompt and response, as they were given, that returns the row's text.
+    - a function of prompt and response, as they were given, that returns the row's text. One that begins with the
+      tokenizer's bos or cls has its special tokens already, and is given no others.
 
     Without an instruction a tokenizer with a chat template has "template", one with a separator token "pair", any other
     "blank line". A model that trl trained has "template" for conversations; for plain text "concatenate", with eos.
@@ -157,7 +158,8 @@ class Joiner:
             if not isinstance(text, str):
                 raise InputError(f"{where}: the joining gave {type(text).__name__}, and must give a string")
             start = text.rfind(response) if isinstance(response, str) else 0
-            return Joined(self._ended(text, is_plain), boundary=max(start, 0))
+            firsts = tuple(filter(None, (self.tokenizer.bos_token, self.tokenizer.cls_token)))
+            return Joined(self._ended(text, is_plain), has_specials=text.startswith(firsts), boundary=max(start, 0))
         answer = as_plain(response, where)
         if prompt is None:
             bos = self.tokenizer.bos_token
