@@ -29,6 +29,7 @@ class PenalisedRewards:
         mean: MAP rewards `[N]`.
         std: posterior std `[N]`, of the difference to the baseline where there is one.
         penalty: what was subtracted `[N]`.
+        truncated: which rows `max_length` cut `[N]`, bool.
         prompts: of each row the number of its prompt, equal ones have the same.
     """
 
@@ -36,6 +37,7 @@ class PenalisedRewards:
     mean: Tensor
     std: Tensor
     penalty: Tensor
+    truncated: Tensor
     prompts: list[int]
 
     def as_list(self) -> list[float | None]:
@@ -46,7 +48,7 @@ class PenalisedRewards:
         """Of the rows with a reward: mean reward, posterior std and penalty, and what the penalty does to advantages.
 
         "penalised" is the share of rewards that have a penalty; "advantage_flips" the share of those on one side of
-        their prompt's mean without it and on the other side with it.
+        their prompt's mean without it and on the other side with it; "truncated" the share of a text that was cut.
         """
         there = ~self.rewards.isnan()
         if not there.any():
@@ -58,6 +60,7 @@ class PenalisedRewards:
             "penalty": float(self.penalty[there].mean()),
             "penalised": float((self.penalty[there] > 0).double().mean()),
             "advantage_flips": float((sides[0] != sides[1])[there].double().mean()),
+            "truncated": float(self.truncated[there].double().mean()),
         }
 
     def _above_their_mean(self, values: Tensor) -> Tensor:  # shape: (N,), bool
@@ -147,12 +150,14 @@ class PenalisedReward:
                 rows = [i for i in rows if left[numbers[i]] > 1]
             scores = self._scored(prompts, responses, relative_to, rows) if rows else None
         mean, std = (torch.full((len(responses),), torch.nan, dtype=torch.float64, device="cpu") for _ in range(2))
+        truncated = torch.zeros(len(responses), dtype=torch.bool, device="cpu")
         if scores is not None:
             own = scores.mean.double()
             mean[rows] = own if scores.baseline is None else own + scores.baseline.double()
             std[rows] = scores.variance.double().sqrt()
+            truncated[rows] = scores.truncated
         penalty = self.penalty.of(std)
-        return PenalisedRewards(mean - penalty, mean, std, penalty, numbers)
+        return PenalisedRewards(mean - penalty, mean, std, penalty, truncated, numbers)
 
     def _scored(
         self,

@@ -99,12 +99,20 @@ def test_no_rows_are_nothing_to_score(rm):
 
 def test_metrics_tell_whose_advantage_changes_its_sign():
     mean, penalty = torch.tensor([1.0, 0.0, 0.4, math.nan]).double(), torch.tensor([2.0, 0.0, 0.0, math.nan]).double()
-    found = PenalisedRewards(mean - penalty, mean, penalty, penalty, [0, 0, 0, 0])
+    found = PenalisedRewards(mean - penalty, mean, penalty, penalty, torch.tensor([True, False, False, True]), [0] * 4)
     told = found.metrics()
     assert told["advantage_flips"] == pytest.approx(1.0)
-    assert told["penalised"] == pytest.approx(1 / 3)
+    assert told["penalised"] == told["truncated"] == pytest.approx(1 / 3)
     assert told["mean"] == pytest.approx(1.4 / 3)
-    assert PenalisedRewards(mean[3:], mean[3:], mean[3:], mean[3:], [0]).metrics() == {}
+    assert PenalisedRewards(*[mean[3:]] * 4, torch.tensor([False]), [0]).metrics() == {}
+
+
+def test_rows_that_were_cut_are_told(rm):
+    responses = [words(200), "\ud800", words(3), words(4)]
+    with pytest.warns(UserWarning, match="no reward for row 2"):
+        found = PenalisedReward(rm).of([words(3)] * 4, responses)
+    assert found.truncated.tolist() == [True, False, False, False]
+    assert found.metrics()["truncated"] == pytest.approx(1 / 3)
 
 
 def test_a_penalty_that_means_nothing_is_refused(rm):

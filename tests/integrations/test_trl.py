@@ -73,7 +73,8 @@ def test_rows_are_logged_and_unreadable_ones_are_none(rm):
         )
     assert found[2] is None
     assert all(isinstance(found[i], float) for i in (0, 1, 3))
-    assert told.keys() == {f"bayesrm/{name}" for name in ("mean", "std", "penalty", "penalised", "advantage_flips")}
+    names = ("mean", "std", "penalty", "penalised", "advantage_flips", "truncated")
+    assert told.keys() == {f"bayesrm/{name}" for name in names}
     assert [len(column) for column in extra.values()] == [4, 4]
 
 
