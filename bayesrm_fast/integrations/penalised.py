@@ -14,6 +14,7 @@ from bayesrm_fast.errors import InputError, named, shown
 from bayesrm_fast.fitted_model import FittedRewardModel
 from bayesrm_fast.score.variances import RewardScores
 from bayesrm_fast.select.penalties import Penalty, PenaltyOfStd
+from bayesrm_fast.text.records import separated_rows
 from bayesrm_fast.text.texts import Text, as_list, is_list, key_of
 
 GROUP = "group"
@@ -171,7 +172,7 @@ class PenalisedReward:
             return self.rm.score(*own)
         if relative_to != GROUP:
             return self.rm.score(*own, relative_to=[relative_to[i] for i in rows])
-        numbers = _numbers(own[0])
+        numbers = _numbers([prompt for prompt, *_ in separated_rows(*own)])  # as `score` groups them
         sizes = Counter(numbers)
         alone = [f"row {row + 1}" for row, number in zip(rows, numbers, strict=True) if sizes[number] == 1]
         if alone:

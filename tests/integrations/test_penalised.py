@@ -61,6 +61,19 @@ def test_a_response_without_others_of_its_group_is_refused_by_its_row(rm):
         PenalisedReward(rm).of(PROMPTS[:4], RESPONSES[:4])
 
 
+def test_a_prompt_that_one_response_repeats_and_another_does_not_is_no_group(rm):
+    """`score` reads two prompts there, and a difference to nothing but itself would be no penalty at all."""
+    answer = [{"role": "assistant", "content": RESPONSES[0]}]
+    asked = [{"role": "user", "content": PROMPTS[0]}]
+    with pytest.raises(InputError, match="row 1, row 2: the only response to its prompt here"):
+        PenalisedReward(rm).of([PROMPTS[0]] * 2, [answer, asked + answer])
+
+
+def test_prompts_that_differ_in_empty_columns_are_one_group(rm):
+    prompts = [[{"role": "user", "content": PROMPTS[0]} | more] for more in ({}, {"tool_calls": None})]
+    assert (PenalisedReward(rm).of(prompts, RESPONSES[:2]).std > 0).all()
+
+
 def test_what_concerns_all_rows_is_an_error(rm):
     with pytest.raises(InputError, match="response"):
         PenalisedReward(rm).of(PROMPTS[:2], ["\ud800", None])
