@@ -130,7 +130,7 @@ class PenalisedReward:
         responses = _column(responses, "responses")
         prompts = _column(prompts, "prompts", len(responses))
         if relative_to is not None and not (isinstance(relative_to, str) and relative_to == GROUP):
-            relative_to = _column(relative_to, "references", len(responses))
+            relative_to = list(map(_alike, _column(relative_to, "references", len(responses)), responses))
         numbers = _numbers(prompts)
         rows = list(range(len(responses)))
         try:
@@ -202,6 +202,13 @@ def _column(values: Any, name: str, rows: int | None = None) -> Sequence[Any]:
     if rows is not None and len(values) != rows:
         raise InputError(f"there are {rows} responses but {len(values)} {name}")
     return values
+
+
+def _alike(reference: Any, response: Any) -> Any:
+    """A reference as a message, where the response is one: without a chat template only messages have their role."""
+    if isinstance(reference, str) and is_list(response):
+        return [{"role": "assistant", "content": reference}]
+    return reference
 
 
 def _numbers(prompts: Sequence[Text]) -> list[int]:

@@ -74,6 +74,13 @@ def test_prompts_that_differ_in_empty_columns_are_one_group(rm):
     assert (PenalisedReward(rm).of(prompts, RESPONSES[:2]).std > 0).all()
 
 
+def test_a_reference_is_written_as_the_responses_are(rm):
+    prompts = [[{"role": "user", "content": prompt}] for prompt in PROMPTS]
+    responses, references = ([[{"role": "assistant", "content": one}] for one in of] for of in (RESPONSES, REFERENCES))
+    scorer = PenalisedReward(rm)
+    assert scorer.of(prompts, responses, REFERENCES).as_list() == scorer.of(prompts, responses, references).as_list()
+
+
 def test_what_concerns_all_rows_is_an_error(rm):
     with pytest.raises(InputError, match="response"):
         PenalisedReward(rm).of(PROMPTS[:2], ["\ud800", None])
