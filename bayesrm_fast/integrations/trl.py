@@ -4,14 +4,12 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from bayesrm_fast.errors import InputError
+from bayesrm_fast.errors import InputError, shown
 from bayesrm_fast.integrations.penalised import GROUP, PenalisedReward, Scorer
 from bayesrm_fast.select.penalties import Penalty
 from bayesrm_fast.text.texts import Text
 
 Rewards = list[float | None]
-PREFIX = "bayesrm/"
-"""Of the names in the trainer's log."""
 
 
 class reward_function:
@@ -28,16 +26,26 @@ class reward_function:
         relative_to: "group" for stds of differences to the mean of a prompt's completions, each of whose groups must
             be whole on its process; the name of a column that holds a reference response to each prompt; None for the
             rewards' own.
+        name: of the rewards in the trainer's log, and before a slash of what is logged of them. A trainer mixes what
+            has one name, so of several functions each needs its own.
 
     Raises:
         InputError: as for `PenalisedReward`; from a call also a column that is not there.
     """
 
-    __name__ = "bayesian_reward"  # that of its rewards in the trainer's log
-
-    def __init__(self, rm: Scorer, penalty: Penalty = "std", k: float = 1.0, relative_to: str | None = GROUP) -> None:
+    def __init__(
+        self,
+        rm: Scorer,
+        penalty: Penalty = "std",
+        k: float = 1.0,
+        relative_to: str | None = GROUP,
+        name: str = "bayesrm",
+    ) -> None:
         self.scorer = PenalisedReward(rm, penalty, k)
+        if relative_to is not None and not isinstance(relative_to, str):
+            raise InputError(f"relative_to must be 'group', the name of a column or None, not {shown(relative_to)}")
         self.relative_to = relative_to
+        self.__name__ = name
 
     def __call__(
         self,
@@ -58,10 +66,10 @@ class reward_function:
             )
         if log_metric is not None:
             for name, value in found.metrics().items():
-                log_metric(PREFIX + name, value)
+                log_metric(f"{self.__name__}/{name}", value)
         if log_extra is not None:
-            log_extra(PREFIX + "mean", found.mean.tolist())
-            log_extra(PREFIX + "std", found.std.tolist())
+            log_extra(f"{self.__name__}/mean", found.mean.tolist())
+            log_extra(f"{self.__name__}/std", found.std.tolist())
         return found.as_list()
 
 

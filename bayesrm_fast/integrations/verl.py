@@ -13,7 +13,7 @@ from bayesrm_fast.reward_model import BayesianRewardModel
 from bayesrm_fast.select.penalties import Penalty, PenaltyOfStd
 from bayesrm_fast.serve.client import AsyncClient
 from bayesrm_fast.serve.engine import AsyncScorer
-from bayesrm_fast.text.texts import Text
+from bayesrm_fast.text.texts import Text, described, is_missing
 
 OPTIONS = "bayesrm"
 """Block of `reward` in verl's configuration that the manager reads."""
@@ -122,6 +122,9 @@ async def _scored(
 
 
 def _of(extra_info: Mapping[str, Any], key: str) -> Any:
-    if key not in extra_info:
+    if not isinstance(extra_info, Mapping):
+        raise InputError(f"the row's extra_info must be an object, not {described(extra_info)}")
+    # A table has None for a row without what others have; no reference would be another std.
+    if is_missing(extra_info.get(key)):
         raise InputError(f"the row's extra_info has no {key!r}")
     return extra_info[key]

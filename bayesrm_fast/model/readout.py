@@ -1,12 +1,12 @@
 """What turns a model's output into the scalars that are scored."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from bayesrm_fast.errors import InputError
+from bayesrm_fast.errors import InputError, shown
 from bayesrm_fast.text.batches import TokenBatch
 
 
@@ -82,12 +82,15 @@ class TokenReadout:
     Args:
         output_weights: weight of each output in the log-odds, `[L]`: `(1,)`, or `(−1, 1)` where the second of two
             outputs is that of a correct step.
+
+    Raises:
+        InputError: weights that are no finite numbers.
     """
 
     reads_one_token = True
 
-    def __init__(self, output_weights: Tensor) -> None:
-        self.output_weights = output_weights
+    def __init__(self, output_weights: Sequence[float] | Tensor) -> None:
+        self.output_weights = _as_weights(output_weights)
 
     def scalars(self, output: Any, batch: TokenBatch) -> Tensor:  # shape: (B, S)
         """See `Readout`; `output.logits` is `[B, T, L]`, and `batch.read_at` `[B, S]`.
@@ -159,6 +162,22 @@ class TensorReadout:
 LOG_ODDS = (-1.0, 1.0)
 """Output weights of a token classifier with two outputs, of which the second is that of a correct step."""
 
+CORRECT = frozenset({"+", "correct", "good", "no error", "ok", "pos", "positive", "right", "true", "valid", "yes"})
+WRONG = frozenset({"-", "bad", "error", "false", "incorrect", "invalid", "neg", "negative", "no", "wrong"})
+"""What configurations call the two outputs."""
+
+
+def checked_log_odds(id2label: Mapping[int, str] | None) -> tuple[float, float]:
+    """`LOG_ODDS`; raises InputError where a configuration calls the first of two outputs that of a correct step."""
+    names = [str((id2label or {}).get(i, "")) for i in (0, 1)]
+    first, second = (name.strip().lower() for name in names)
+    if first in CORRECT or second in WRONG:
+        raise InputError(
+            f"the model's id2label calls its outputs {names[0]!r} and {names[1]!r}, and by default the second is that "
+            "of a correct step: give output_weights, [1, -1] where it is the first, or name them otherwise"
+        )
+    return LOG_ODDS
+
 
 def checked_output_weights(weights: Sequence[float] | Tensor | None, labels: int) -> Tensor:
     """Weights of a model's outputs in the reward, `[labels]`; raises InputError where they do not fit the model."""
@@ -166,10 +185,20 @@ def checked_output_weights(weights: Sequence[float] | Tensor | None, labels: int
         if labels != 1:
             raise InputError(f"the model has {labels} outputs: give output_weights, the weight of each in the reward")
         return torch.ones(1, dtype=torch.float32, device="cpu")
-    checked = torch.as_tensor(weights, dtype=torch.float32, device="cpu")
-    if checked.shape != (labels,) or not checked.isfinite().all():
+    checked = _as_weights(weights)
+    if len(checked) != labels:
         raise InputError(f"output_weights must be {labels} finite numbers, one for each output of the model")
     return checked
+
+
+def _as_weights(weights: Sequence[float] | Tensor) -> Tensor:  # shape: (L,), float32
+    try:
+        found = torch.as_tensor(weights, dtype=torch.float32, device="cpu")
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"output_weights must be finite numbers, not {shown(weights)}") from error
+    if found.dim() != 1 or not found.isfinite().all():
+        raise InputError(f"output_weights must be finite numbers, one for each output, not {shown(weights)}")
+    return found
 
 
 def _weighted(logits: Tensor, weights: Tensor) -> Tensor:  # shapes: (…, L), (L,) -> (…)

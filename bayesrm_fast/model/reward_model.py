@@ -24,7 +24,14 @@ from bayesrm_fast.model.lengths import check_length, most_tokens
 from bayesrm_fast.model.lora import LoraTap, find_lora_taps
 from bayesrm_fast.model.offloaded import input_device, offloaded_weights
 from bayesrm_fast.model.passes import Passes, measured_budget
-from bayesrm_fast.model.readout import LOG_ODDS, PooledReadout, Readout, TokenReadout, checked_output_weights
+from bayesrm_fast.model.readout import (
+    LOG_ODDS,
+    PooledReadout,
+    Readout,
+    TokenReadout,
+    checked_log_odds,
+    checked_output_weights,
+)
 from bayesrm_fast.model.shortcut_trials import RowFrame, find_shortcuts, row_frame
 from bayesrm_fast.model.shortcuts import Shortcuts
 from bayesrm_fast.model.taps import Tap, TappedModel
@@ -52,7 +59,8 @@ class RewardModel:
         tokenizer: a fast tokenizer. With a chat template it renders conversations by it; otherwise see `Joiner`.
         output_weights: weight of each of the model's outputs in the reward, `[num_labels]`. Needed where the model has
             several outputs; 1 where it has one, or a `readout` of its own. Two outputs of a token classifier are those
-            of a wrong and of a correct step, and by default the log-odds are scored, (−1, 1).
+            of a wrong and of a correct step, and by default the log-odds are scored, (−1, 1); refused where the
+            configuration's `id2label` says that they are the other way round.
         readout: what of the model's output is scored: `TensorReadout()` for a model that gives its rewards as a tensor.
             Default: `PooledReadout(output_weights)` for sequence classifiers, `TokenReadout(output_weights)` for token
             classifiers.
@@ -105,7 +113,7 @@ class RewardModel:
             raise InputError("output_weights are for sequence classifiers; a readout of its own weighs by itself")
         of_tokens = is_token_classifier(model)
         if output_weights is None and of_tokens and labels == len(LOG_ODDS):
-            output_weights = LOG_ODDS
+            output_weights = checked_log_odds(getattr(model.config, "id2label", None))
         self.output_weights = checked_output_weights(output_weights, labels)
         by_default = TokenReadout(self.output_weights) if of_tokens else PooledReadout(self.output_weights)
         self.readout: Readout = by_default if readout is None else readout

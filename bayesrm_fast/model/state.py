@@ -135,6 +135,7 @@ class ModelState:
         return (
             tokenizer.chat_template,
             len(tokenizer),
+            (tokenizer.bos_token, tokenizer.eos_token, tokenizer.sep_token),  # by which rows are joined
             tuple(tokenizer.model_input_names),
             None if specials is None else specials.__getstate__(),
         )

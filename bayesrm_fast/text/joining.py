@@ -20,8 +20,12 @@ Joining = JoiningName | Callable[[Text, Text], str]
 TRAINED_JOINING = "trained_joining"
 """Key of a tokenizer's configuration that says how the rows were joined that a reward model was trained on."""
 
+TRAINED_ON_MESSAGES = "trained_on_messages"
+"""Key that says whether any of those rows was a conversation."""
+
 TRL = "trl"
-"""Its value where trl trained: conversations by the chat template; plain text with nothing between, and eos after."""
+"""The first one's value where trl trained: conversations by the chat template; plain text with nothing between, and eos
+after."""
 
 A_FUNCTION = "a function"
 """What records and warnings call a joining of one's own."""
@@ -53,7 +57,8 @@ class Joiner:
     - "pair": the tokenizer's own pair of two texts (BERT, RoBERTa, DeBERTa).
     - "blank line": prompt, a blank line and response.
     - "concatenate": prompt and response with nothing between.
-    - a function of prompt and response, as they were given, that returns the row's text.
+    - a function of prompt and response, as they were given, that returns the row's text. One that begins with the
+      tokenizer's bos or cls has its special tokens already, and is given no others.
 
     Without an instruction a tokenizer with a chat template has "template", one with a separator token "pair", any other
     "blank line". A model that trl trained has "template" for conversations; for plain text "concatenate", with eos.
@@ -126,6 +131,13 @@ class Joiner:
                     stacklevel=stacklevel + 1,
                 )
                 return
+        knows_messages = self.joining is not None or self.tokenizer.init_kwargs.get(TRAINED_ON_MESSAGES)
+        if not all(are_plain) and not knows_messages and self.of(is_plain=False) != "template":
+            warnings.warn(
+                "messages are written as 'role: content' paragraphs, because the tokenizer has no chat template; a "
+                "model that was trained on plain text may score them otherwise: give strings, or a joining of your own",
+                stacklevel=stacklevel + 1,
+            )
 
     def join(self, prompt: Text | None, response: Text, where: str, tools: Tools | None) -> Joined:
         """One row.
@@ -146,7 +158,8 @@ class Joiner:
             if not isinstance(text, str):
                 raise InputError(f"{where}: the joining gave {type(text).__name__}, and must give a string")
             start = text.rfind(response) if isinstance(response, str) else 0
-            return Joined(self._ended(text, is_plain), boundary=max(start, 0))
+            firsts = tuple(filter(None, (self.tokenizer.bos_token, self.tokenizer.cls_token)))
+            return Joined(self._ended(text, is_plain), has_specials=text.startswith(firsts), boundary=max(start, 0))
         answer = as_plain(response, where)
         if prompt is None:
             bos = self.tokenizer.bos_token

@@ -387,12 +387,17 @@ def checked_rows(prompts: Sequence[Any], responses: Sequence[Any]) -> tuple[list
         raise InputError(f"there are {len(prompts)} prompts but {len(responses)} responses")
     if not prompts:
         raise InputError("there is nothing to score: the list is empty")
-    rows, told = [], []
+    found = separated_rows(prompts, responses)
+    _warn_of_echoes([warning for *_, warning in found], "row 1")
+    return [prompt for prompt, *_ in found], [response for _, response, _ in found]
+
+
+def separated_rows(prompts: Sequence[Any], responses: Sequence[Any]) -> list[tuple[Text, Text, str | None]]:
+    """Prompt and response of each row as they are read, with the warning of that; raises InputError of no text."""
+    rows = []
     for i, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
         texts = checked_text(prompt, f"prompts[{i}]"), [checked_text(response, f"responses[{i}]")]
         found = separated(*texts, [f"responses[{i}]"], f"row {i + 1}")
         assert found.prompt is not None
-        told.append(found.warning)
-        rows.append((found.prompt, found.responses[0]))
-    _warn_of_echoes(told, "row 1")
-    return [prompt for prompt, _ in rows], [response for _, response in rows]
+        rows.append((found.prompt, found.responses[0], found.warning))
+    return rows

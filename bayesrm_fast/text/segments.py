@@ -1,5 +1,6 @@
 """Responses in segments to rows of token ids, with the token at which each segment is read."""
 
+import warnings
 from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 from bayesrm_fast.errors import InputError
 from bayesrm_fast.text.encoder import TextEncoder
 from bayesrm_fast.text.examples import SegmentedRow, TokenizedRow
-from bayesrm_fast.text.joining import Joined
+from bayesrm_fast.text.joining import Joined, is_plain_text
 from bayesrm_fast.text.steps import StepwiseResponse
 from bayesrm_fast.text.texts import Text, as_list, checked_text, described, is_list
 
@@ -41,10 +42,19 @@ class SegmentEncoder:
     """
 
     def __init__(self, encoder: TextEncoder, separator: str | None = None) -> None:
+        trained = encoder.tokenizer.init_kwargs.get(TRAINED_STEP_SEPARATOR)
         if separator is None:
-            separator = encoder.tokenizer.init_kwargs.get(TRAINED_STEP_SEPARATOR, STEP_SEPARATOR)
+            separator = STEP_SEPARATOR if trained is None else trained
         if not isinstance(separator, str):
             raise InputError(f"step_separator must be a string, not {separator!r}")
+        joining = encoder.joiner.recorded
+        if trained is not None and (separator != trained or joining is not None):
+            how = "" if joining is None else f" and joined by {joining!r}"
+            warnings.warn(
+                f"the model was trained on steps in trl's form with {trained!r} after each, and here they have "
+                f"{separator!r}{how}, so scores may differ",
+                stacklevel=3,
+            )
         self.encoder = encoder
         self.separator = separator
 
@@ -142,6 +152,7 @@ class SegmentEncoder:
 
     def _whole(self, prompt: Text, response: str, spans: Sequence[Span], where: str) -> tuple[TokenizedRow, list[int]]:
         """A row that is tokenized as a whole, and the tokens at which its segments are read."""
+        self.encoder.joiner.warn_of_another([is_plain_text(prompt, response)], stacklevel=4)
         joined = self.encoder.joiner.join(prompt, response, where, None)
         (encoding,) = self.encoder.encodings([joined])
         part = self.encoder.parts(encoding, joined.boundary)

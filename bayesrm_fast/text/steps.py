@@ -50,6 +50,8 @@ def iter_stepwise_responses(
         if isinstance(given, StepwiseResponse):
             where, given = given.where or where, vars(given)
         row = Row(given, ("prompt", "completions", "labels"), where)
+        if row.tools():
+            raise InputError(f"{where} has tools, which steps have no place for: write them into the prompt")
         prompt = checked_text(row.get("prompt"), f"{where}: prompt")
         steps = checked_steps(row.get("completions"), f"{where}: completions")
         if labelled:

@@ -22,7 +22,7 @@ from bayesrm_fast.saved.folders import check_target, save_folder
 from bayesrm_fast.text.batches import Collator
 from bayesrm_fast.text.encoder import TextEncoder, default_max_length
 from bayesrm_fast.text.examples import TokenizedPair, TokenizedRow
-from bayesrm_fast.text.joining import TRAINED_JOINING
+from bayesrm_fast.text.joining import TRAINED_JOINING, TRAINED_ON_MESSAGES, is_plain_text
 from bayesrm_fast.text.records import preference_pairs
 
 
@@ -91,7 +91,8 @@ def train_adapter(
     check_length(model, longest)
     tokenizer.init_kwargs.pop(TRAINED_JOINING, None)  # of how the base was trained
     encoder = TextEncoder(tokenizer, longest)
-    tokenizer.init_kwargs[TRAINED_JOINING] = encoder.joining
+    is_plain = all(is_plain_text(pair.prompt, side) for pair in checked for side in (pair.chosen, pair.rejected))
+    tokenizer.init_kwargs |= {TRAINED_JOINING: encoder.joining, TRAINED_ON_MESSAGES: not is_plain}
     if tokenizer.eos_token is None:  # trl asks every tokenizer for one; an encoder's rows end with its separator
         tokenizer.eos_token = tokenizer.sep_token or tokenizer.pad_token
     if tokenizer.pad_token is None:
@@ -137,7 +138,8 @@ def load_base(
         outputs: from its configuration to the number of outputs of its head.
 
     Raises:
-        InputError: a model that cannot be loaded, has code of its own, or lacks layers of its backbone.
+        InputError: a model that cannot be loaded, has code of its own or a head with other outputs, or lacks layers of
+            its backbone.
     """
     from transformers import AutoConfig, AutoTokenizer
 
@@ -145,12 +147,19 @@ def load_base(
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(base), **own_code)
         labels = outputs(AutoConfig.from_pretrained(str(base), **own_code))
-        model, loading = auto_class.from_pretrained(str(base), num_labels=labels, output_loading_info=True, **own_code)
+        telling = {"output_loading_info": True, "ignore_mismatched_sizes": True}
+        model, loading = auto_class.from_pretrained(str(base), num_labels=labels, **telling, **own_code)
     except Exception as error:
         if "trust_remote_code" in str(error):
             raise InputError(f"the base model {base} brings code of its own, which training does not run") from error
         files = (*MODEL_FILES, *TOKENIZER_FILES)
         raise cannot_load(f"the base model {base}", str(base), files, error) from error
+    other = sorted(name for name, *_ in loading["mismatched_keys"])
+    if other:
+        raise InputError(
+            f"the base model {base} holds {named(other)} in other sizes than a model with {labels} output(s) has: take "
+            "one without a head, or with as many outputs"
+        )
     return model, tokenizer, _new_layers(model, loading["missing_keys"], str(base))
 
 

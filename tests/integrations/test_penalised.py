@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from tiny import words
@@ -60,19 +61,78 @@ def test_a_response_without_others_of_its_group_is_refused_by_its_row(rm):
         PenalisedReward(rm).of(PROMPTS[:4], RESPONSES[:4])
 
 
+def test_a_prompt_that_one_response_repeats_and_another_does_not_is_no_group(rm):
+    """`score` reads two prompts there, and a difference to nothing but itself would be no penalty at all."""
+    answer = [{"role": "assistant", "content": RESPONSES[0]}]
+    asked = [{"role": "user", "content": PROMPTS[0]}]
+    with pytest.raises(InputError, match="row 1, row 2: the only response to its prompt here"):
+        PenalisedReward(rm).of([PROMPTS[0]] * 2, [answer, asked + answer])
+
+
+def test_prompts_that_differ_in_empty_columns_are_one_group(rm):
+    prompts = [[{"role": "user", "content": PROMPTS[0]} | more] for more in ({}, {"tool_calls": None})]
+    assert (PenalisedReward(rm).of(prompts, RESPONSES[:2]).std > 0).all()
+
+
+def test_a_reference_is_written_as_the_responses_are(rm):
+    prompts = [[{"role": "user", "content": prompt}] for prompt in PROMPTS]
+    responses, references = ([[{"role": "assistant", "content": one}] for one in of] for of in (RESPONSES, REFERENCES))
+    scorer = PenalisedReward(rm)
+    assert scorer.of(prompts, responses, REFERENCES).as_list() == scorer.of(prompts, responses, references).as_list()
+
+
 def test_what_concerns_all_rows_is_an_error(rm):
     with pytest.raises(InputError, match="response"):
         PenalisedReward(rm).of(PROMPTS[:2], ["\ud800", None])
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ((PROMPTS, RESPONSES[:2]), "there are 2 responses but 5 prompts"),
+        ((PROMPTS[:2], RESPONSES), "there are 5 responses but 2 prompts"),
+        ((PROMPTS, RESPONSES, REFERENCES[:2]), "there are 5 responses but 2 references"),
+        ((PROMPTS, RESPONSES, "about"), "references must be a list, not 'about'"),
+        ((words(5), RESPONSES), "prompts must be a list"),
+    ],
+)
+def test_rows_that_do_not_fit_together_are_refused(rm, given, message):
+    with pytest.raises(InputError, match=message):
+        PenalisedReward(rm).of(*given)
+
+
+def test_arrays_are_lists(rm):
+    scorer = PenalisedReward(rm)
+    found = scorer.of(*(np.array(column, dtype=object) for column in (PROMPTS, RESPONSES, REFERENCES)))
+    assert found.as_list() == scorer.of(PROMPTS, RESPONSES, REFERENCES).as_list()
+
+
+def test_a_folder_is_no_model():
+    with pytest.raises(InputError, match="rm must be a BayesianRewardModel or a server's Client, not 'my-rm'"):
+        PenalisedReward("my-rm")
+
+
+def test_no_rows_are_nothing_to_score(rm):
+    with pytest.raises(InputError, match="nothing to score"):
+        PenalisedReward(rm).of([], [])
+
+
 def test_metrics_tell_whose_advantage_changes_its_sign():
     mean, penalty = torch.tensor([1.0, 0.0, 0.4, math.nan]).double(), torch.tensor([2.0, 0.0, 0.0, math.nan]).double()
-    found = PenalisedRewards(mean - penalty, mean, penalty, penalty, [0, 0, 0, 0])
+    found = PenalisedRewards(mean - penalty, mean, penalty, penalty, torch.tensor([True, False, False, True]), [0] * 4)
     told = found.metrics()
     assert told["advantage_flips"] == pytest.approx(1.0)
-    assert told["penalised"] == pytest.approx(1 / 3)
+    assert told["penalised"] == told["truncated"] == pytest.approx(1 / 3)
     assert told["mean"] == pytest.approx(1.4 / 3)
-    assert PenalisedRewards(mean[3:], mean[3:], mean[3:], mean[3:], [0]).metrics() == {}
+    assert PenalisedRewards(*[mean[3:]] * 4, torch.tensor([False]), [0]).metrics() == {}
+
+
+def test_rows_that_were_cut_are_told(rm):
+    responses = [words(200), "\ud800", words(3), words(4)]
+    with pytest.warns(UserWarning, match="no reward for row 2"):
+        found = PenalisedReward(rm).of([words(3)] * 4, responses)
+    assert found.truncated.tolist() == [True, False, False, False]
+    assert found.metrics()["truncated"] == pytest.approx(1 / 3)
 
 
 def test_a_penalty_that_means_nothing_is_refused(rm):

@@ -41,7 +41,7 @@ def test_a_trainer_takes_two_steps(rm, tmp_path, trainer, config, make, conversa
         str(tmp_path), use_cpu=True, bf16=False, max_steps=2, num_generations=4, per_device_train_batch_size=8,
         max_completion_length=6, report_to=[], logging_steps=1, beta=0.0, save_strategy="no",
     )  # fmt: skip
-    rewards = [make(rm), make(rm, "entropic", 2.0, relative_to="greedy")]
+    rewards = [make(rm), make(rm, "entropic", 2.0, relative_to="greedy", name="second")]
     run = trainer(
         policy(),
         reward_funcs=rewards,
@@ -53,9 +53,12 @@ def test_a_trainer_takes_two_steps(rm, tmp_path, trainer, config, make, conversa
     logged = [one for one in run.state.log_history if "reward" in one]
     assert len(logged) == 2
     for one in logged:
-        assert one["rewards/bayesian_reward/mean"] == one["rewards/bayesian_reward/mean"]
-        assert one["bayesrm/std"] > 0
-        assert 0 <= one["bayesrm/advantage_flips"] <= 1
+        assert one["bayesrm/penalty"] == pytest.approx(one["bayesrm/std"], rel=1e-4)
+        for name in ("bayesrm", "second"):
+            assert one[f"{name}/std"] > 0
+            assert 0 <= one[f"{name}/advantage_flips"] <= 1
+            by_parts = one[f"{name}/mean"] - one[f"{name}/penalty"]
+            assert one[f"rewards/{name}/mean"] == pytest.approx(by_parts, rel=1e-4, abs=1e-6)
 
 
 def test_rows_are_logged_and_unreadable_ones_are_none(rm):
@@ -70,14 +73,15 @@ def test_rows_are_logged_and_unreadable_ones_are_none(rm):
         )
     assert found[2] is None
     assert all(isinstance(found[i], float) for i in (0, 1, 3))
-    assert told.keys() == {f"bayesrm/{name}" for name in ("mean", "std", "penalty", "penalised", "advantage_flips")}
+    names = ("mean", "std", "penalty", "penalised", "advantage_flips", "truncated")
+    assert told.keys() == {f"bayesrm/{name}" for name in names}
     assert [len(column) for column in extra.values()] == [4, 4]
 
 
 def test_a_function_is_pickled_with_its_scorer():
     again = pickle.loads(pickle.dumps(reward_function(Known(), k=0.5)))
     assert again(["a"] * 2, ["b", "cc"]) == [0.5, 1.5]
-    assert again.__name__ == "bayesian_reward"
+    assert again.__name__ == "bayesrm"
 
 
 class Known:
@@ -92,3 +96,5 @@ def test_a_column_that_is_not_there_is_named(rm):
     score = async_reward_function(rm, relative_to="greedy")
     with pytest.raises(InputError, match="relative_to names the column 'greedy'"):
         asyncio.run(score([words(3)], [words(2)]))
+    with pytest.raises(InputError, match="relative_to must be 'group', the name of a column or None"):
+        reward_function(rm, relative_to=["greedy"])

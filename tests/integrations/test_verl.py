@@ -84,6 +84,17 @@ def test_a_function_finds_the_prompt_in_the_rows_extra_info(verl, rm, model_fold
         asyncio.run(verl.compute_score("made", RESPONSE, None, {}, **options))
 
 
+def test_a_row_without_its_reference_is_refused_and_not_scored_by_its_own_std(verl, rm, model_folder):
+    options = {"model": str(model_folder), "reference": "greedy"}
+    with pytest.raises(InputError, match="extra_info has no 'greedy'"):
+        asyncio.run(verl.compute_score("made", RESPONSE, None, {"prompt": PROMPT, "greedy": None}, **options))
+    with pytest.raises(InputError, match="extra_info must be an object, not str"):
+        asyncio.run(verl.compute_score("made", RESPONSE, None, "{}", **options))
+    manager = verl.BayesianRewardManager(config(**options), rm.tokenizer)
+    with pytest.raises(InputError, match="extra_info has no 'greedy'"):
+        asyncio.run(manager.run_single(Data([sample(rm, greedy=None)])))
+
+
 CHAT = "{% for m in messages %}{{ m['role'] }} {{ m['content'] }} {% endfor %}"
 
 

@@ -1,5 +1,6 @@
 """What is scored of a model's output: a classifier's logits, or the tensor of a model of one's own."""
 
+import re
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -197,9 +198,16 @@ def test_output_weights_are_one_for_each_output():
     assert checked_output_weights([1, -0.5], 2).tolist() == [1.0, -0.5]
     with pytest.raises(InputError, match="the model has 3 outputs: give output_weights"):
         checked_output_weights(None, 3)
-    for bad in ([1.0], [1.0, float("nan")], [[1.0, 2.0]]):
-        with pytest.raises(InputError, match="must be 2 finite numbers"):
+    for bad in ([1.0], [1.0, float("nan")], [[1.0, 2.0]], ["a", "b"], "ab"):
+        with pytest.raises(InputError, match=r"must be (2 )?finite numbers"):
             checked_output_weights(bad, 2)
+
+
+def test_weights_of_tokens_are_numbers_in_any_container():
+    assert TokenReadout((-1, 1)).output_weights.tolist() == [-1.0, 1.0]
+    for bad in ("ab", None, [[1.0]], [float("nan"), 1.0]):
+        with pytest.raises(InputError, match="output_weights must be finite numbers"):
+            TokenReadout(bad)
 
 
 class Negated(PooledReadout):
@@ -285,6 +293,28 @@ def test_a_token_classifier_of_ones_own_is_read_by_the_same_readout(tmp_path):
         torch.testing.assert_close(scores[0].covariance, scores[1].covariance, rtol=FLOAT32_INSIDE, atol=FLOAT32_INSIDE)
     with pytest.raises(InputError, match="readout of its own cannot be saved"):
         own.save_pretrained(tmp_path / "own")
+
+
+@pytest.mark.parametrize(
+    ("labels", "is_refused"),
+    [
+        (("LABEL_0", "LABEL_1"), False),
+        (("wrong", "correct"), False),
+        (("Correct", "Wrong"), True),
+        (("O", "error"), True),
+        (("+", "LABEL_1"), True),
+    ],
+)
+def test_outputs_that_are_named_the_other_way_round_are_not_read_by_default(labels, is_refused):
+    model, tokenizer = tiny_step_model("llama")
+    model.config.id2label = dict(enumerate(labels))
+    if is_refused:
+        called = re.escape(f"calls its outputs {labels[0]!r} and {labels[1]!r}")
+        with pytest.raises(InputError, match=rf"{called}.*output_weights, \[1, -1\]"):
+            BayesianRewardModel(model, tokenizer)
+    else:
+        assert BayesianRewardModel(model, tokenizer).output_weights.tolist() == [-1.0, 1.0]
+    assert BayesianRewardModel(model, tokenizer, output_weights=[1, -1]).output_weights.tolist() == [1.0, -1.0]
 
 
 def test_a_separator_is_for_token_classifiers():

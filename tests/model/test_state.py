@@ -107,6 +107,8 @@ WRITTEN = [
         (new_head, "score head"),
         (lambda rm: setattr(rm.tokenizer, "chat_template", "{{ messages }}"), "tokenizer has changed"),
         (lambda rm: rm.tokenizer.add_tokens(["word"]), "tokenizer has changed"),
+        (lambda rm: setattr(rm.tokenizer, "bos_token", None), "tokenizer has changed"),
+        (lambda rm: setattr(rm.tokenizer, "eos_token", "again"), "tokenizer has changed"),
         (lambda rm: setattr(rm.tokenizer.backend_tokenizer, "post_processor", ENDS), "tokenizer has changed"),
         (lambda rm: rm.output_weights.mul_(2), "output weights"),
         (lambda rm: rm.model.to(torch.bfloat16), r"adapter weights, .*base weights"),

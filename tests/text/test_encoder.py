@@ -226,6 +226,9 @@ CONVERSATION = [{"role": "assistant", "content": "again"}]
         ("trl", CHAT, CONVERSATION, None),
         ("trl", None, CONVERSATION, "trained on rows joined by 'template', .* here .* by 'blank line'"),
         ("something else", None, "again", None),
+        (None, CHAT, CONVERSATION, None),
+        (None, None, CONVERSATION, "messages are written as 'role: content' paragraphs"),
+        ("blank line", None, CONVERSATION, "a model that was trained on plain text may score them otherwise"),
     ],
 )
 def test_rows_that_are_joined_otherwise_than_for_training_are_told(trained, template, response, message, recwarn):
@@ -236,6 +239,14 @@ def test_rows_that_are_joined_otherwise_than_for_training_are_told(trained, temp
     told = [str(warning.message) for warning in recwarn]
     assert len(told) == (message is not None)
     assert message is None or re.search(message, told[0])
+
+
+@pytest.mark.parametrize(("joining", "note"), [("blank line", {}), (None, {"trained_on_messages": True})])
+def test_messages_that_are_joined_as_told_or_as_for_training_have_no_warning(joining, note, recwarn):
+    tokenizer = tiny_tokenizer("llama")
+    tokenizer.init_kwargs |= note
+    TextEncoder(tokenizer, 64, joining).encode(["above"], [CONVERSATION])
+    assert not list(recwarn)
 
 
 def test_a_prompt_that_the_template_has_rendered_already_is_told():

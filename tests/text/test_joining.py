@@ -41,6 +41,18 @@ def test_a_function_is_given_messages_as_they_are():
     assert seen == [(MESSAGES, "again")]
 
 
+@pytest.mark.parametrize(("architecture", "last"), [("llama", ""), ("bert", " </s>")])
+def test_a_function_that_writes_the_special_tokens_is_given_no_others(architecture, last):
+    rows = [
+        TextEncoder(tiny_tokenizer(architecture), 64, joining).encode(["above"], ["again"])[0].input_ids
+        for joining in (
+            lambda prompt, response: f"{prompt} {response}",
+            lambda prompt, response: f"<s> {prompt} {response}{last}",
+        )
+    ]
+    assert rows[0] == rows[1]
+
+
 def test_what_trl_trained_ends_in_eos_where_text_is_plain_alone():
     tokenizer = tiny_tokenizer("llama")
     tokenizer.init_kwargs["trained_joining"] = "trl"

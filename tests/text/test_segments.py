@@ -1,5 +1,7 @@
 """Responses in segments as token ids, and where each segment is read."""
 
+import re
+
 import pytest
 from tiny import tiny_steps, tiny_tokenizer, words
 from tokenizers import normalizers
@@ -240,6 +242,33 @@ def test_every_response_has_its_own_row():
     found = segments().encode_steps([StepwiseResponse(**row) for row in rows])
     assert [len(one.ends) for one in found] == [len(row["completions"]) for row in rows]
     assert [one.labels for one in found] == [row["labels"] for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("separator", "joining", "message"),
+    [
+        (None, None, None),
+        ("", None, None),
+        ("\n", None, r"trained on steps in trl's form with '' after each, and here they have '\\n', so"),
+        (None, "concatenate", "here they have '' and joined by 'concatenate', so scores may differ"),
+    ],
+)
+def test_steps_that_are_laid_out_otherwise_than_for_training_are_told(separator, joining, message, recwarn):
+    tokenizer = tiny_tokenizer("llama", knows_line_breaks=True)
+    tokenizer.init_kwargs["trained_step_separator"] = ""
+    SegmentEncoder(TextEncoder(tokenizer, 64, joining), separator)
+    told = [str(warning.message) for warning in recwarn]
+    assert len(told) == (message is not None)
+    assert message is None or re.search(message, told[0])
+
+
+def test_spans_that_are_joined_otherwise_than_for_training_are_told():
+    encoder = segments()
+    with pytest.warns(UserWarning, match="messages are written as 'role: content' paragraphs"):
+        encoder.encode_spans([{"role": "user", "content": "able"}], "act add", [3, 7])
+    encoder.encoder.tokenizer.init_kwargs["trained_joining"] = "pair"
+    with pytest.warns(UserWarning, match="trained on rows joined by 'pair'"):
+        encoder.encode_spans("able", "act add", [3, 7])
 
 
 def test_a_separator_is_a_string():

@@ -62,6 +62,7 @@ def test_labels_may_be_absent_where_nothing_is_fitted():
         ({"completions": ["act", "\0"]}, r"completions\[1\] contains a NUL character"),
         ({"prompt": 3}, "prompt must be a string"),
         ({"system": "able"}, "has a column 'system'"),
+        ({"tools": [{"type": "function"}]}, "has tools, which steps have no place for"),
     ],
 )
 @pytest.mark.parametrize("labelled", [True, False])

@@ -31,7 +31,15 @@ def test_a_trained_adapter_is_fitted_and_scored(base_folder, tmp_path):
     rm = BayesianRewardModel.from_pretrained(tmp_path / "adapter", device="cpu").fit(tiny_pairs(), rank=4)
     assert rm.score([words(3)], [words(4)]).variance[0] > 0
     assert (rm.tokenizer.init_kwargs["trained_joining"], rm.encoder.joining) == ("blank line", "blank line")
+    assert not rm.tokenizer.init_kwargs["trained_on_messages"]
     assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
+
+
+def test_an_adapter_that_was_trained_on_messages_says_so(base_folder, tmp_path):
+    pairs = [pair | {"prompt": [{"role": "user", "content": pair["prompt"]}]} for pair in tiny_pairs(2)]
+    train_adapter(base_folder, pairs, tmp_path / "adapter", OPTIONS)
+    rm = BayesianRewardModel.from_pretrained(tmp_path / "adapter", device="cpu")
+    assert rm.tokenizer.init_kwargs["trained_on_messages"]
 
 
 def test_the_same_seed_gives_the_same_adapter(base_folder, tmp_path):

@@ -62,12 +62,13 @@ def test_a_base_without_a_head_gets_one_with_two_outputs_and_the_adapter_knows_i
     assert other.segment_encoder.separator == "\n"
 
 
-def test_what_cannot_be_trained_is_refused_and_leaves_no_folder(step_base_folder, tmp_path):
+def test_what_cannot_be_trained_is_refused_and_leaves_no_folder(step_base_folder, base_folder, tmp_path):
     three = save_base(tmp_path / "three", tiny_token_classifier("llama", 3), "llama")
     long = tiny_steps(1)[0]
     short = TrainOptions(max_length=8)
     for base, rows, options, separator, message in (
         (three, tiny_steps(), TrainOptions(), None, "classifies tokens with 3 outputs, and steps need one or two"),
+        (base_folder, tiny_steps(), TrainOptions(), None, r"holds score\.weight in other sizes than .* 2 output\(s\)"),
         ("/nothing/here", tiny_steps(), TrainOptions(), None, "the base model /nothing/here cannot be loaded"),
         (
             step_base_folder,
