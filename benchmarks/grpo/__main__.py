@@ -2,7 +2,7 @@
 
     python -m benchmarks.grpo                            # about eight minutes a seed on one core; five seeds
     python -m benchmarks.grpo --pairs 150 --seeds 3      # another condition, into a file of its own; --noise 0 likewise
-    python -m benchmarks.grpo --kl-weight 0.01           # every arm has a KL weight
+    python -m benchmarks.grpo --kl-weight 0.01 --first 3 --seeds 2   # every arm has a KL weight; seeds 3 and 4
     python -m benchmarks.grpo --quick                    # a minute; shows that it runs
 
 The policy is a word-level Llama of three layers that has read samples of the demo's Markov chain. The gold is a
@@ -39,7 +39,8 @@ QUICK = Scale(texts_a_prompt=1, reading_epochs=1, pairs=16, epochs=1, prompts_a_
 
 def main(
     quick: Annotated[bool, typer.Option(help="Small; shows that everything runs.")] = False,
-    seeds: Annotated[int, typer.Option(min=1, help="Policies and reward models to train, from seed 0 on.")] = 5,
+    seeds: Annotated[int, typer.Option(min=1, help="Policies and reward models to train.")] = 5,
+    first: Annotated[int, typer.Option(min=0, help="Seed of the first.")] = 0,
     pairs: Annotated[int, typer.Option(min=1, help="That the reward model learns from.")] = Scale.pairs,
     noise: Annotated[float, typer.Option(min=0, max=0.5, help="Share of their labels that is wrong.")] = Scale.noise,
     kl_weight: Annotated[float, typer.Option(min=0, help="Of every arm; the arm of the KL has no less.")] = 0.0,
@@ -56,8 +57,9 @@ def main(
     arms = {name: replace(arm, kl_weight=max(kl_weight, arm.kl_weight)) for name, arm in ARMS.items()}
     with tempfile.TemporaryDirectory() as scratch:
         kept = (work or Path(scratch)) / f"grpo{condition}"
-        found = [courses(seed, scale, arms, kept / str(seed), console) for seed in range(seeds)]
-    asked = f" --pairs {pairs} --noise {noise:g} --kl-weight {kl_weight:g}" if condition else ""
+        found = [courses(seed, scale, arms, kept / str(seed), console) for seed in range(first, first + seeds)]
+    asked = f" --first {first}" * (first > 0)
+    asked += f" --pairs {pairs} --noise {noise:g} --kl-weight {kl_weight:g}" if condition else ""
     results = {
         "command": f"python -m benchmarks.grpo --seeds {seeds}{asked}" + " --quick" * quick,
         "machine": machine.describe(),
