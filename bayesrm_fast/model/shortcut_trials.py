@@ -80,7 +80,8 @@ def find_shortcuts(
 
     Equal means: within twice what rounding errors of one unit in every layer's output make of a reward. For trial
     rewards that differ by no more than that, equality says nothing, and then no shortcut is taken. Where the model's
-    attention or its position embeddings change past a length, rows on both sides of it are tried.
+    attention or its position embeddings change past a length, rows on both sides of it are tried. Sharing, where short
+    rows may share, is tried on long ones too.
 
     Args:
         model, readout: as for `Forward`.
